@@ -1,0 +1,49 @@
+# `make help` lists what there is. Every target makes the environment first, if it is missing.
+SHELL := /bin/bash
+VENV ?= .venv
+PYTHON ?= python3
+PROFILE ?= demo
+READY := $(VENV)/.installed
+export PATH := $(abspath $(VENV))/bin:$(PATH)
+export PYTHONHASHSEED := 0
+export DVC_NO_ANALYTICS := 1
+
+.PHONY: help install repro test check profile faces lab clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
+
+install: $(READY)  ## the environment alone, in .venv
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "facelab needs Python 3.11 or newer: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
+	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	@if $(VENV)/bin/python -m pip install -q -c constraints.txt uv; \
+	 then VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install -q -c constraints.txt -e '.[test]'; \
+	 else $(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[test]'; fi
+	@touch $@
+
+repro: $(READY)  ## from faces to every table and figure; goes on where it was stopped
+	dvc repro
+	@for table in build/tables/*/*.md; do echo; cat $$table; done
+	@echo; echo "Tables: build/tables   Figures: build/figures, build/architecture   Executed notebooks: build/notebooks"
+
+test: $(READY)  ## all tests: the notebooks, then tests/
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
+	OMP_NUM_THREADS=1 python -m pytest
+
+profile: $(READY)  ## make profile PROFILE=real: what params.yaml holds (demo, real or paper)
+	@python -m facelab.engine profile $(PROFILE)
+	@git --no-pager diff --stat params.yaml
+
+faces: $(READY)  ## make faces FROM=/path/to/CelebA: real faces for the data source `real`
+	@test -n "$(FROM)" || { echo "say where the faces are: make faces FROM=/path/to/folder" >&2; exit 1; }
+	python -m facelab.faces check "$(FROM)"
+	dvc remote modify --local faces url "$(abspath $(FROM))"
+	dvc update data.dvc
+
+lab: $(READY)  ## JupyterLab on the notebooks
+	jupyter lab nbs
+
+clean:  ## remove what `make repro` made; faces and environment stay
+	rm -rf build

@@ -1,0 +1,127 @@
+"""Where the project is, what its parameters are, and how a profile changes them."""
+
+import copy
+import difflib
+import os
+from pathlib import Path
+
+import yaml
+
+from facelab import FacelabError
+
+
+def project_root(start="."):
+    "The folder that holds `params.yaml` and `dvc.yaml`: `start` or the nearest of its parents."
+    here = Path(start).resolve()
+    for folder in (here, *here.parents):
+        if (folder / "dvc.yaml").exists() and (folder / "params.yaml").exists():
+            return folder
+    raise FacelabError(f"no facelab project at {here} or above it (dvc.yaml and params.yaml are missing): run this inside a clone")
+
+
+def read_yaml(path):
+    "A YAML file as a dict; a missing or malformed file is told in one sentence."
+    path = Path(path)
+    try:
+        data = yaml.safe_load(path.read_text())
+    except FileNotFoundError:
+        raise FacelabError(f"{path} does not exist: restore it with `git checkout {path.name}`") from None
+    except yaml.YAMLError as error:
+        where = getattr(error, "problem_mark", None)
+        line = f" at line {where.line + 1}" if where else ""
+        raise FacelabError(f"{path} is not valid YAML{line}: {getattr(error, 'problem', error)}") from None
+    if not isinstance(data, dict):
+        raise FacelabError(f"{path} must hold a mapping, not {type(data).__name__}")
+    return data
+
+
+def near(name, known):
+    "`; did you mean ...?` when a known name is close to `name`, else the list of what there is."
+    close = difflib.get_close_matches(str(name), list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else "there is " + ", ".join(map(str, known))
+
+
+def check_keys(given, known, where):
+    "Every key of `given` must be one of `known`: a misspelt parameter must not pass in silence."
+    for key in given:
+        if key not in known:
+            raise FacelabError(f"unknown parameter {key!r} in {where}: {near(key, known)}")
+
+
+def merge(base, change, where="profile"):
+    "`base` with the leaves of `change` put in; a key that `base` lacks is an error, not an addition."
+    out = copy.deepcopy(base)
+    check_keys(change, base, where)
+    for key, value in change.items():
+        nested = isinstance(value, dict) and isinstance(base[key], dict) and base[key]
+        out[key] = merge(base[key], value, f"{where}: {key}") if nested else value
+    return out
+
+
+def load_params(root=None):
+    "The effective parameters (`params.yaml`), checked against the names that the code knows."
+    root = Path(root or project_root())
+    params = read_yaml(root / "params.yaml")
+    check_keys(params, SECTIONS, root / "params.yaml")
+    for section, known in SECTIONS.items():
+        if section not in params:
+            raise FacelabError(f"{root / 'params.yaml'} lacks the section {section!r}: compare it with `git show HEAD:params.yaml`")
+        if known:
+            check_keys(params[section], known, f"{root / 'params.yaml'}: {section}")
+            missing = [k for k in known if k not in params[section]]
+            if missing:
+                raise FacelabError(f"{root / 'params.yaml'}: {section} lacks {missing[0]!r}: compare it with `git show HEAD:params.yaml`")
+    return params
+
+
+SECTIONS = {
+    "profile": None,
+    "seed": None,
+    "data": ["source", "size", "parsing"],
+    "draw": ["train", "val", "test"],
+    "train": ["steps", "batch", "width", "depth", "lr", "schedule", "ema", "threads", "device", "precision", "compile", "checkpoint_seconds", "log_every"],
+    "perceptual": ["source", "network", "layers", "file", "scale"],
+    "evaluate": ["batch", "bootstrap"],
+    "figures": ["faces", "dpi"],
+}
+
+
+def choose_profile(name, root=None):
+    "Write `profiles/<name>.yaml` over `params.yaml` (comments stay); `demo` is what is committed."
+    from ruamel.yaml import YAML
+
+    root = Path(root or project_root())
+    known = ["demo", *sorted(p.stem for p in (root / "profiles").glob("*.yaml"))]
+    if name not in known:
+        raise FacelabError(f"unknown profile {name!r}: {near(name, known)}")
+    text = YAML()
+    text.preserve_quotes, text.width = True, 120
+    params = text.load(committed_params(root))
+    change = {} if name == "demo" else read_yaml(root / "profiles" / f"{name}.yaml")
+    merge(params, change, f"profiles/{name}.yaml")  # refuses unknown names before anything is written
+
+    def put(into, values):
+        for key, value in values.items():
+            if isinstance(value, dict) and isinstance(into[key], dict):
+                put(into[key], value)
+            else:
+                into[key] = value
+
+    put(params, {**change, "profile": name})
+    half = root / "params.yaml.half"
+    with open(half, "w") as out:
+        text.dump(params, out)
+    os.replace(half, root / "params.yaml")
+
+
+def committed_params(root):
+    "The text of the demo's `params.yaml`: the committed one, else the present one if it is the demo's."
+    import subprocess
+
+    shown = subprocess.run(["git", "-C", str(root), "show", "HEAD:./params.yaml"], capture_output=True, text=True)
+    if shown.returncode == 0:
+        return shown.stdout
+    here = (root / "params.yaml").read_text()
+    if yaml.safe_load(here).get("profile") != "demo":
+        raise FacelabError("params.yaml is not the demo's and git has no committed one: restore it before choosing a profile")
+    return here

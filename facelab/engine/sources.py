@@ -1,0 +1,128 @@
+"""Fingerprints of code: what a stage depends on, free of everything that does not change its result.
+
+A pipeline stage must run again when the code of its notebook, a module that this notebook imports (directly or
+through others), its recipe, or the numbers that a paper reports change, and must not run again for a comment, a
+docstring, an executed output or a cell id. `write_sources` puts one small JSON file per stage into
+`build/sources`; DVC watches those files. The diff of such a file names what changed.
+"""
+
+import ast
+import hashlib
+import json
+import os
+from functools import lru_cache
+from pathlib import Path
+
+from facelab import FacelabError
+from facelab.engine.params import load_params, read_yaml
+from facelab.recipes import load_recipes, resolve
+
+
+def _without_docstrings(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+def digest(code):
+    "SHA-256 of Python code without comments, docstrings, layout and position."
+    return hashlib.sha256(ast.unparse(_without_docstrings(ast.parse(code))).encode()).hexdigest()[:16]
+
+
+def notebook_code(path):
+    "The code cells of a notebook, in order, joined; outputs, ids, metadata and prose do not count."
+    try:
+        cells = json.loads(Path(path).read_text())["cells"]
+    except FileNotFoundError:
+        raise FacelabError(f"the pipeline notebook {path} does not exist: restore it with git") from None
+    except (json.JSONDecodeError, KeyError) as error:
+        raise FacelabError(f"{path} is not a notebook ({error}): restore it with git") from None
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+def imports(code, module=""):
+    "Names of the facelab modules that this code imports, anywhere in it; `module` is its own name, for relative imports."
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return {name for name in found if name.split(".")[0] == "facelab"}
+
+
+@lru_cache(maxsize=None)
+def module_code(name, root):
+    "Source of one facelab module, or None if `name` is not a module (but, say, a function in one)."
+    base = Path(root, *name.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.exists():
+            return path.read_text()
+    return None
+
+
+def closure(names, root):
+    "All facelab modules reached from `names` through imports, with the fingerprint of each."
+    seen, todo = {}, sorted(names)
+    while todo:
+        name = todo.pop()
+        code = None if name in seen else module_code(name, str(root))
+        if code is not None:
+            seen[name] = digest(code)
+            todo += sorted(imports(code, name))
+    return dict(sorted(seen.items()))
+
+
+def used(recipe):
+    "Modules that a recipe names in its `use:` fields."
+    if isinstance(recipe, dict):
+        own = {"facelab." + recipe["use"].rpartition(".")[0]} if "." in str(recipe.get("use", "")) else set()
+        return own.union(*(used(value) for value in recipe.values()))
+    return set().union(*map(used, recipe)) if isinstance(recipe, list) else set()
+
+
+def stage_source(root, notebook, recipe=None, reported=None):
+    "What one stage depends on besides data and parameters."
+    code = notebook_code(root / "nbs" / "pipeline" / f"{notebook}.ipynb")
+    modules = closure(imports(code) | (used(recipe) if recipe else set()) | {"facelab.engine.run"}, root)
+    return {"notebook": digest(code), "modules": modules, "recipe": recipe, "reported": reported}
+
+
+def write_sources(root):
+    "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
+    params, recipes = load_params(root), load_recipes(root)
+    papers = {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
+    out = {name: stage_source(root, name) for name in ("draw", "faces")}
+    for name, recipe in recipes.items():
+        full = resolve(name, recipes, params)
+        out[f"train@{name}"] = stage_source(root, "train", {k: v for k, v in full.items() if k not in ("label", "needs")})
+        if not recipe["prior"]:
+            # evaluation depends on how a face is degraded and on the network, not on how it was trained
+            seen = {key: full[key] for key in ("label", "paper", "degradation", "generator")}
+            out[f"evaluate@{name}"] = stage_source(root, "evaluate", seen)
+    for paper in sorted({r["paper"] for r in recipes.values() if not r["prior"]}):
+        if paper not in papers:
+            raise FacelabError(f"papers/{paper}.yaml is missing, but recipes/ name the paper {paper!r}: add what the paper reports")
+        mine = {n: resolve(n, recipes, params) for n, r in recipes.items() if r["paper"] == paper and not r["prior"]}
+        labels = {n: {"label": r["label"], "degradation": r["degradation"]} for n, r in mine.items()}
+        nets = {n: {k: mine[n][k] for k in ("label", "generator", "critics")} for n in mine}
+        out[f"tables@{paper}"] = stage_source(root, "tables", labels, papers[paper])
+        out[f"figures@{paper}"] = stage_source(root, "figures", labels, papers[paper])
+        out[f"architecture@{paper}"] = stage_source(root, "architecture", nets, papers[paper])
+    folder = root / "build" / "sources"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.json"):
+        if path.stem not in out:
+            path.unlink()
+    for name, source in out.items():
+        path, text = folder / f"{name}.json", json.dumps(source, indent=1, sort_keys=True) + "\n"
+        if not path.exists() or path.read_text() != text:
+            half = path.with_suffix(".half")
+            half.write_text(text)
+            os.replace(half, path)
+    return sorted(out)
