@@ -23,24 +23,29 @@ from .images import FacelabError
 class Unavailable(FacelabError):
     "Something that this machine lacks (weights, a package); the message says what and how to get it"
 
+# %% ../nbs/05_features.ipynb #c007
 def find_weights(
     file,         # a path, or the name of a file in one of the folders
     folder=None,  # looked into first
 ):
     "Path of a weight file: as given, in `folder`, $FACELAB_WEIGHTS or torch's download folder; x-0123abcd.pth is checked by SHA-256"
-    folders = [folder, os.environ.get("FACELAB_WEIGHTS"), Path(torch.hub.get_dir()) / "checkpoints"]
-    places = [Path(file), *(Path(f) / file for f in folders if f)]
-    path = next((p for p in places if p.is_file()), None)
-    if path is None:
-        raise Unavailable(f"{Path(file).name} was not found in {', '.join(str(p.parent) for p in places)}; "
-                          "put the file into one of these folders or name its folder in FACELAB_WEIGHTS.")
+    folders = [".", folder, os.environ.get("FACELAB_WEIGHTS"), Path(torch.hub.get_dir()) / "checkpoints"]
+    places = list(dict.fromkeys(Path(f) / file for f in folders if f))
+    for path in filter(Path.is_file, places): return _undamaged(path)
+    raise Unavailable(f"{Path(file).name} was not found in {', '.join(str(p.parent) for p in places)}; "
+                      "put the file into one of these folders or name its folder in FACELAB_WEIGHTS.")
+
+def _undamaged(path):
     wanted = re.search(r"-([0-9a-f]{8,})\.", path.name)
-    if wanted and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(wanted[1]):
-        raise FacelabError(f"{path} is damaged: its SHA-256 does not begin with {wanted[1]}; delete it and get it again.")
+    with open(path, "rb") as f:
+        if wanted and not hashlib.file_digest(f, "sha256").hexdigest().startswith(wanted[1]):
+            raise FacelabError(f"{path} is damaged: its SHA-256 does not begin with {wanted[1]}; delete it and get it again.")
     return path
 
-# %% ../nbs/05_features.ipynb #c007
-def load_weights(path):
+# %% ../nbs/05_features.ipynb #c008
+def load_weights(
+    path,  # of the file
+):
     "State dict of a .safetensors or .pth file, on the CPU; nothing but tensors is ever unpickled"
     try:
         if Path(path).suffix != ".safetensors": return torch.load(path, map_location="cpu", weights_only=True)
@@ -48,17 +53,26 @@ def load_weights(path):
         return load_file(path)
     except Exception as e: raise FacelabError(f"{path} cannot be read as weights ({str(e).splitlines()[0]}); get it again.") from None
 
-# %% ../nbs/05_features.ipynb #c010
+# %% ../nbs/05_features.ipynb #c011
 VGG_GROUPS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 VGG_WIDTHS = (64, 128, 256, 512, 512)
 
-def vgg_layers(network):
+def vgg_layers(
+    network,  # "vgg16" or "vgg19"
+):
     "Names of the layers of VGG-16 or VGG-19, in the order (and with the indices) of torchvision's `features`"
     if network not in VGG_GROUPS: raise FacelabError(f"There are vgg16 and vgg19, not {network!r}.")
     return [name for group, convolutions in enumerate(VGG_GROUPS[network], 1)
             for name in [f"{kind}{group}_{i}" for i in range(1, convolutions + 1) for kind in ("conv", "relu")] + [f"pool{group}"]]
 
-# %% ../nbs/05_features.ipynb #c013
+# %% ../nbs/05_features.ipynb #c014
+def _vgg_layer(name, before):
+    "A layer by its name, behind the layer `before`"
+    if name.startswith("relu"): return nn.ReLU()
+    if name.startswith("pool"): return nn.MaxPool2d(2)
+    inputs = 3 if before == "image" else VGG_WIDTHS[int(before[4]) - 1]
+    return nn.Conv2d(inputs, VGG_WIDTHS[int(name[4]) - 1], 3, padding=1)
+
 class VGG(nn.Module):
     "VGG up to the last layer asked for; weights random until `load`ed"
     def __init__(self,
@@ -70,12 +84,7 @@ class VGG(nn.Module):
         unknown = [l for l in self.wanted if l not in known]
         if unknown or not layers: raise FacelabError(f"{network} has no layer {', '.join(map(str, unknown)) or '(none given)'}; it has {', '.join(known)}.")
         self.names = known[:1 + max(map(known.index, self.wanted))]
-        self.layers, before = nn.ModuleList(), 3
-        for name in self.names:
-            after = VGG_WIDTHS[int(name[4]) - 1]
-            self.layers.append(nn.Conv2d(before, after, 3, padding=1) if name.startswith("conv") else
-                               nn.ReLU() if name.startswith("relu") else nn.MaxPool2d(2))
-            before = after
+        self.layers = nn.ModuleList(_vgg_layer(name, before) for name, before in zip(self.names, ["image", *self.names]))
         self.register_buffer("mean", torch.tensor([.485, .456, .406]).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor([.229, .224, .225]).view(3, 1, 1), persistent=False)
 
@@ -87,7 +96,7 @@ class VGG(nn.Module):
             if name in self.wanted: out[name] = x
         return out
 
-# %% ../nbs/05_features.ipynb #c016
+# %% ../nbs/05_features.ipynb #c017
 def load_vgg(
     vgg,    # a `VGG`
     state,  # state dict with torchvision's names
@@ -110,26 +119,32 @@ class Features(nn.Module):
     def __init__(self,
         network,       # module with `features(images) -> {layer: tensor}`
         name,          # printed with every result
-        scale="unit",  # "unit": RMS 1 over eight drawn faces; a number; or {layer: number}
+        scale="blur",  # "blur": bicubic x8 has a mean squared distance of 1; "unit": RMS 1; a number; or {layer: number}
     ):
         super().__init__()
         self.network, self.name = network.requires_grad_(False).eval(), name
-        with torch.no_grad(): reference = network.features(_reference())
-        rms = {layer: x.double().square().mean().sqrt().item() for layer, x in reference.items()}
-        if isinstance(scale, str) and scale != "unit": raise FacelabError(f'The scale of features is "unit", a number or a number a layer, not {scale!r}.')
-        self.scales = rms if scale == "unit" else dict.fromkeys(rms, scale) if not isinstance(scale, dict) else scale
-        if self.scales.keys() != rms.keys() or not all(s > 0 for s in self.scales.values()):
-            raise FacelabError(f"Each of the layers {', '.join(rms)} needs a positive scale, but got {self.scales}.")
+        with torch.no_grad(): sharp, blurred = (network.features(x) for x in _reference())
+        rms = lambda x: x.double().square().mean().sqrt().item()
+        if scale == "blur": scale = {layer: rms(sharp[layer] - blurred[layer]) for layer in sharp}
+        elif scale == "unit": scale = {layer: rms(sharp[layer]) for layer in sharp}
+        self.scales = scale if isinstance(scale, dict) else dict.fromkeys(sharp, scale)
+        if self.scales.keys() != sharp.keys() or not all(isinstance(s, (int, float)) and s > 0 for s in self.scales.values()):
+            raise FacelabError(f'The scale of features is "blur", "unit", or a positive number for each of {", ".join(sharp)}, not {scale!r}.')
 
     def forward(self, x): return {layer: y / self.scales[layer] for layer, y in self.network.features(x).items()}
     def train(self, mode=True): return super().train(False)   # stays in evaluation mode inside a training loop
 
+# %% ../nbs/05_features.ipynb #c023
 @functools.lru_cache(maxsize=1)
 def _reference():
+    from facelab.degradations.resample import resize
     from facelab.drawn import draw_faces
-    return draw_faces(range(8), size=128)["image"]
+    sharp = draw_faces(range(8), size=128)["image"]
+    return sharp, resize(resize(sharp, 16), 128).clamp(0, 1)
 
-# %% ../nbs/05_features.ipynb #c025
+# %% ../nbs/05_features.ipynb #c027
+def _conv(before, after, stride): return nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+
 class PartsNet(nn.Module):
     "Small face parser: forward(image) -> dict(prior=logits (N,parts,H,W)); features(image) -> {stage1, stage2, stage3}, at 1/2, 1/4, 1/8 size"
     def __init__(self,
@@ -153,9 +168,7 @@ class PartsNet(nn.Module):
         logits = logits + F.interpolate(self.heads[1](x["stage3"]), logits.shape[-2:], mode="bilinear")
         return dict(prior=F.interpolate(logits, image.shape[-2:], mode="bilinear"))
 
-def _conv(before, after, stride): return nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
-
-# %% ../nbs/05_features.ipynb #c033
+# %% ../nbs/05_features.ipynb #c036
 VGG_FILES = {"vgg16": "vgg16-397923af.pth", "vgg19": "vgg19-dcbb9e9d.pth"}
 PARTS_FILE = "build/models/features/generator.safetensors"
 
@@ -164,6 +177,7 @@ def _vgg_features(network, layers, file, scale, origin):
     name = f"VGG-{network[3:]} {' '.join(layers)} ({origin or f'file {path.name}'})"
     return Features(load_vgg(vgg, load_weights(path), path), name, scale)
 
+# %% ../nbs/05_features.ipynb #c037
 def _torchvision_features(network, layers, scale, download):
     file = VGG_FILES[network]
     try: find_weights(file)
@@ -178,7 +192,7 @@ def _download(file):
     try: torch.hub.download_url_to_file(url, str(path), hash_prefix=re.search(r"-(\w+)\.", file)[1], progress=False)
     except Exception as e: raise Unavailable(f"{url} could not be downloaded ({e}); fetch the file elsewhere and put it into {path.parent}.") from None
 
-# %% ../nbs/05_features.ipynb #c035
+# %% ../nbs/05_features.ipynb #c039
 def _parts_features(layers, file, scale, trained_on):
     path = find_weights(file)
     state = load_weights(path)
@@ -192,28 +206,30 @@ def _parts_features(layers, file, scale, trained_on):
     origin = f"trained on {trained_on}" if trained_on else "trained by this pipeline"
     return Features(net, f"facelab parts network, {', '.join(layers).replace('stage', 'stage ')} ({origin})", scale)
 
+# %% ../nbs/05_features.ipynb #c040
 def _metadata(path):
     if path.suffix != ".safetensors": return {}
     from safetensors import safe_open
     with safe_open(path, "pt") as f: return f.metadata() or {}
 
-# %% ../nbs/05_features.ipynb #c036
+# %% ../nbs/05_features.ipynb #c041
 def make_features(
     source,           # "torchvision", "file" or "trained"
     network=None,     # vgg19 or vgg16; "parts" for the source "trained"
     layers=(),        # such as ["relu5_4"]; default relu5_4, conv3_4 or stage2, by source
     file=None,        # weights of the sources "file" and "trained": a path, or a name in $FACELAB_WEIGHTS
-    scale=None,       # default "unit"; see `Features`
+    scale=None,       # default "blur"; see `Features`
     download=False,   # may torchvision's weights be fetched?
     trained_on=None,  # faces that the parts network was trained on, for its name
 ):
     "Frozen `Features` from a recipe's dict: images (N,3,H,W) in [0,1] -> {layer: (N,C,h,w)}"
     defaults = dict(torchvision=("vgg19", ["relu5_4"]), file=("vgg19", ["conv3_4"]), trained=("parts", ["stage2"]))
     if source not in defaults: raise FacelabError(f"Features come from {', '.join(defaults)}, not from {source!r}.")
-    network, layers, scale = network or defaults[source][0], list(layers or defaults[source][1]), scale or "unit"
+    network, layers, scale = network or defaults[source][0], list(layers or defaults[source][1]), scale or "blur"
     if (network == "parts") != (source == "trained"):
         raise FacelabError(f"The source {source} has no network {network!r}: trained goes with parts, file and torchvision with vgg16 or vgg19.")
-    if source == "trained": return _parts_features(layers, file or PARTS_FILE, scale, trained_on)
-    if source == "torchvision": return _torchvision_features(network, layers, scale, download)
-    if file is None: raise FacelabError("Features from the source file need the file's name: file: vgg19.safetensors, say.")
-    return _vgg_features(network, layers, file, scale, None)
+    if source == "file" and file is None: raise FacelabError("Features from the source file need the file's name: file: vgg19.safetensors, say.")
+    with torch.random.fork_rng(devices=[]):   # building a network must not move the random numbers of a training run
+        if source == "trained": return _parts_features(layers, file or PARTS_FILE, scale, trained_on)
+        if source == "torchvision": return _torchvision_features(network, layers, scale, download)
+        return _vgg_features(network, layers, file, scale, None)

@@ -13,7 +13,10 @@ from torch import nn
 from .images import FacelabError
 
 # %% ../nbs/04_losses.ipynb #c006
-def comparable(output, target):
+def comparable(
+    output,  # of a network
+    target,  # the truth
+):
     "Both tensors, at least float32; `FacelabError` unless they have one shape and hold floats"
     if output.shape != target.shape:
         raise FacelabError(f"A loss compares tensors of one shape, but the output is {tuple(output.shape)} and the target {tuple(target.shape)}.")
@@ -21,7 +24,9 @@ def comparable(output, target):
         raise FacelabError(f"A loss needs float tensors, but got {output.dtype} and {target.dtype}; convert bytes with facelab.images.to_float.")
     return widen(output), widen(target)
 
-def widen(x):
+def widen(
+    x,  # float tensor
+):
     "Half precision becomes float32; anything wider stays as it is"
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
@@ -67,7 +72,7 @@ class Perceptual(nn.Module):
 
     def forward(self, output, target):
         output, target = comparable(output, target)
-        with torch.no_grad(): wanted = self.features(target)
+        with torch.no_grad(): wanted = self.features(target.detach())
         seen = self.features(output)
         return sum(mse(seen[layer], wanted[layer], self.channels) for layer in wanted)
 

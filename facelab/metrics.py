@@ -24,14 +24,14 @@ from .images import FacelabError, replacing, to_uint8
 @dataclass(frozen=True)
 class Convention:
     "How PSNR and SSIM are measured; `str()` is the line that tables print"
-    name: str
+    name: str                     # as columns and messages call it
     colour: str = "RGB"           # "RGB", or "Y": luma of BT.601 in studio range, as MATLAB's rgb2ycbcr
     border: int = 0               # pixels cut off at every side
     quantise: bool = True         # round the images to 8 bits first
     window: int = 11              # side of SSIM's window, odd
     sigma: float | None = 1.5     # of the Gaussian window; None: all weights equal
-    k1: float = .01
-    k2: float = .03
+    k1: float = .01               # SSIM's constants, for the means ...
+    k2: float = .03               # ... and the variances
     average: str = "per image"    # or "pooled error": one PSNR from the mean squared error of all images
 
     def __post_init__(self):
@@ -52,19 +52,25 @@ CONVENTIONS = {c.name: c for c in (RGB, Y,
     replace(RGB, name="rgb_unrounded", quantise=False), replace(RGB, name="rgb_pooled", average="pooled error"),
     replace(RGB, name="rgb_uniform7", window=7, sigma=None), replace(Y, name="y_uniform7", window=7, sigma=None))}
 
-def as_convention(convention):
+# %% ../nbs/06_metrics.ipynb #c009
+def as_convention(
+    convention,  # a name or a `Convention`
+):
     "The `Convention` of a name, or the argument itself if it is one; `FacelabError` for an unknown name"
     if isinstance(convention, Convention): return convention
     if convention in CONVENTIONS: return CONVENTIONS[convention]
     raise FacelabError(f"No metric convention is called {convention!r}; there are {', '.join(CONVENTIONS)}.")
 
-# %% ../nbs/06_metrics.ipynb #c011
+# %% ../nbs/06_metrics.ipynb #c012
 PAPER_CONVENTIONS = dict(jdsr_gan="y", fcsr_gan="rgb", sr_deblur_gan="rgb", prior_guided_sr="rgb", heavy_rain="rgb")
 
-# %% ../nbs/06_metrics.ipynb #c014
-def check_images(x, y):
+# %% ../nbs/06_metrics.ipynb #c015
+def check_images(
+    x,  # restored
+    y,  # true
+):
     "`FacelabError` unless both are float images (N,3,H,W) of one shape with all values in [0,1]"
-    if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3:
+    if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or not x.numel():
         raise FacelabError(f"Metrics compare images (N,3,H,W) of one shape, but got {tuple(x.shape)} and {tuple(y.shape)}.")
     for image, role in ((x, "first"), (y, "second")):
         if not image.is_floating_point():
@@ -73,14 +79,20 @@ def check_images(x, y):
         if not (low >= 0 and high <= 1):
             raise FacelabError(f"The {role} image has values from {low:.4g} to {high:.4g}; metrics take [0, 1]: clamp or rescale it first.")
 
-# %% ../nbs/06_metrics.ipynb #c017
-def luma(x):
+# %% ../nbs/06_metrics.ipynb #c018
+def luma(
+    x,  # RGB
+):
     "Y of images (N,3,H,W) in [0,1]: (N,1,H,W) in [16/255, 235/255] (ITU-R BT.601 as in MATLAB's rgb2ycbcr)"
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=x.dtype, device=x.device) / 255
     return (x * weights[:, None, None]).sum(1, keepdim=True) + 16 / 255
 
-# %% ../nbs/06_metrics.ipynb #c020
-def prepare(x, y, convention):
+# %% ../nbs/06_metrics.ipynb #c021
+def prepare(
+    x,           # images (N,3,H,W), float in [0,1]
+    y,           # the same shape
+    convention,  # a `Convention` or its name
+):
     "Both images in float64, rounded, cut and converted as the convention says: (N,3|1,h,w)"
     check_images(x, y)
     c = as_convention(convention)
@@ -91,6 +103,7 @@ def prepare(x, y, convention):
     x, y = (i.double()[..., c.border:c.border + h, c.border:c.border + w] for i in (x, y))
     return (x, y) if c.colour == "RGB" else (luma(x), luma(y))
 
+# %% ../nbs/06_metrics.ipynb #c022
 def psnr(
     x,           # restored images (N,3,H,W), float in [0,1]
     y,           # true images, the same shape
@@ -100,14 +113,18 @@ def psnr(
     x, y = prepare(x, y, convention)
     return -10 * ((x - y) ** 2).mean((1, 2, 3)).log10()
 
-# %% ../nbs/06_metrics.ipynb #c024
-def sliding_window(n, window, sigma):
+# %% ../nbs/06_metrics.ipynb #c026
+def sliding_window(
+    n,       # pixels in a row
+    window,  # side of the window, odd
+    sigma,   # of the Gaussian, or None
+):
     "Matrix (n-window+1, n), float64, each row the window moved by one; Gaussian, or uniform if sigma is None"
     t = torch.arange(window, dtype=torch.float64) - window // 2
     weights = torch.exp(-t ** 2 / (2 * sigma ** 2)) if sigma else torch.ones_like(t)
     return torch.stack([F.pad(weights / weights.sum(), (i, n - window - i)) for i in range(n - window + 1)])
 
-# %% ../nbs/06_metrics.ipynb #c026
+# %% ../nbs/06_metrics.ipynb #c028
 def ssim(
     x,           # restored images (N,3,H,W), float in [0,1]
     y,           # true images, the same shape
@@ -122,7 +139,7 @@ def ssim(
     c1, c2 = c.k1 ** 2, c.k2 ** 2
     return ((2 * μx * μy + c1) * (2 * σxy + c2) / ((μx ** 2 + μy ** 2 + c1) * (σxx + σyy + c2))).mean((1, 2, 3))
 
-# %% ../nbs/06_metrics.ipynb #c035
+# %% ../nbs/06_metrics.ipynb #c037
 def pool(
     values,      # PSNR of each image, in dB, on the last axis (array)
     convention,  # a `Convention` or its name
@@ -132,7 +149,7 @@ def pool(
     if as_convention(convention).average == "per image": return values.mean(-1)
     with np.errstate(divide="ignore"): return -10 * np.log10((10 ** (-values / 10)).mean(-1))
 
-# %% ../nbs/06_metrics.ipynb #c041
+# %% ../nbs/06_metrics.ipynb #c043
 ALEXNET = "alexnet-owt-7be5be79.pth"
 
 def lpips_network(
@@ -148,15 +165,18 @@ def lpips_network(
         parameter.copy_(trunk["features." + name.split(".", 1)[1]])
     return network.double().requires_grad_(False).eval()
 
+# %% ../nbs/06_metrics.ipynb #c044
 @functools.lru_cache(maxsize=1)
-def open_lpips(folder=None):
+def open_lpips(
+    folder=None,  # where to look for AlexNet's file first
+):
     "The LPIPS network from AlexNet's file in `folder`, in $FACELAB_WEIGHTS or among torch's downloads; else `Unavailable`"
     try: path = find_weights(ALEXNET, folder)
     except Unavailable:
         raise Unavailable(f"AlexNet's weights {ALEXNET} are not at hand; put torchvision's file into the folder that FACELAB_WEIGHTS names") from None
     return lpips_network(load_weights(path))
 
-# %% ../nbs/06_metrics.ipynb #c042
+# %% ../nbs/06_metrics.ipynb #c045
 def lpips_alex(
     x,            # restored images (N,3,H,W), float in [0,1]
     y,            # true images, the same shape
@@ -167,12 +187,16 @@ def lpips_alex(
     network = open_lpips(folder).to(x.device)
     with torch.no_grad(): return network(x.double(), y.double(), normalize=True).flatten()
 
-def lpips_unavailable(folder=None):
-    "Empty when LPIPS can be measured here, else the reason, for a table's footnote"
-    try: open_lpips(folder); return ""
-    except Unavailable as e: return str(e)
-
 # %% ../nbs/06_metrics.ipynb #c046
+def lpips_unavailable(
+    folder=None,  # where to look for AlexNet's file first
+):
+    "Empty when LPIPS can be measured here, else the reason, for a table's footnote"
+    try: open_lpips(folder)
+    except Unavailable as e: return str(e)
+    return ""
+
+# %% ../nbs/06_metrics.ipynb #c050
 def score(
     restored,                   # (N,3,H,W) float in [0,1]
     target,                     # the truth, the same shape
@@ -191,7 +215,7 @@ def score(
     columns["lpips_alex"] = [None] * len(names) if missing else lpips_alex(restored, target, folder).tolist()
     return [dict(system=system, image=str(name), **{k: v[i] for k, v in columns.items()}) for i, name in enumerate(names)]
 
-# %% ../nbs/06_metrics.ipynb #c049
+# %% ../nbs/06_metrics.ipynb #c053
 def write_scores(
     path,  # CSV file; replaced as a whole
     rows,  # from `score`, of one or several systems and batches
@@ -208,7 +232,10 @@ def _digits(column, value):
     if value is None or value != value: return ""
     return value if isinstance(value, str) else f"{value:.{4 if column.startswith('psnr') else 6}f}"
 
-def read_scores(path):
+# %% ../nbs/06_metrics.ipynb #c054
+def read_scores(
+    path,  # CSV file from `write_scores`
+):
     "The scores of a file as a pandas DataFrame; names stay text (000123, NA), an empty field is NaN"
     import pandas as pd
     try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
@@ -218,10 +245,10 @@ def read_scores(path):
     measures = table.columns[2:]
     return table.assign(**table[measures].replace("", "nan").astype(float))
 
-# %% ../nbs/06_metrics.ipynb #c053
+# %% ../nbs/06_metrics.ipynb #c058
 def bootstrap(
     values,          # (images,) array
-    seed=0,
+    seed=0,          # of the resampling
     n=1000,          # how many times to resample
     average=np.mean, # of an array over its last axis
 ):
@@ -232,12 +259,12 @@ def bootstrap(
     means = average(values[again], axis=-1)
     return (float(average(values, axis=-1)), *map(float, np.quantile(means, [.025, .975], method="inverted_cdf")))
 
-# %% ../nbs/06_metrics.ipynb #c056
+# %% ../nbs/06_metrics.ipynb #c061
 def summarise(
     scores,          # DataFrame of `read_scores`, or rows of `score`, of one system
     columns=None,    # measures; default all
-    seed=0,
-    n=1000,
+    seed=0,          # of the resampling
+    n=1000,          # how many times to resample
 ):
     "Measure -> (mean, half of the 95 % bootstrap interval) over images; (nan, nan) for what is not available"
     import pandas as pd
@@ -251,6 +278,7 @@ def summarise(
         out[column] = mean, (high - low) / 2
     return out
 
+# %% ../nbs/06_metrics.ipynb #c062
 def _average(column):
     "How a column is averaged: PSNR as its convention says, all else by the mean"
     measure, _, name = column.partition("_")

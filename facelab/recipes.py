@@ -132,7 +132,7 @@ def stage_steps(
     return out
 
 # %% ../nbs/07_recipes.ipynb #c028
-TRAINING = ["schedule", "ema", "threads", "precision", "compile", "log_every"]
+TRAINING = ["start", "warmup", "schedule", "ema", "threads", "precision", "compile", "log_every"]
 
 
 def resolve(
@@ -148,9 +148,9 @@ def resolve(
         out["generator"] = scaled(out["generator"], train)
         out["critics"] = {k: scaled(v, train) for k, v in out.get("critics", {}).items()}
     out["batch"] = train["batch"] or out.get("batch")
-    if "optimiser" in out and train["lr"] and not out["prior"]:
-        out["optimiser"]["lr"] = train["lr"]
-    steps = stage_steps([s["share"] for s in out["stages"]], train["steps"])
+    if "optimiser" in out and not out["prior"]:
+        out["optimiser"] |= {k: v for k, v in (("use", train["optimiser"]), ("lr", train["lr"])) if v}
+    steps = stage_steps([s["share"] for s in out["stages"]], train["steps"]) if out["stages"] else []
     for stage, n in zip(out["stages"], steps):
         stage["steps"] = n
         for loss in stage["losses"].values():

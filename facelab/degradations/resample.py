@@ -30,7 +30,7 @@ def resize(
     size = (size, size) if isinstance(size, int) else tuple(size)
     return F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=antialias)
 
-# %% ../../nbs/degradations/01_resample.ipynb #c022
+# %% ../../nbs/degradations/01_resample.ipynb #c025
 class Downsample:
     "Bicubic down by `scale`, clamped: hr (N,3,H,W) in [0,1] -> `Degraded`; FacelabError if H or W does not divide by scale."
     def __init__(self,

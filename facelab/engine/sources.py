@@ -79,41 +79,47 @@ def closure(names, root):
 
 
 def used(recipe):
-    "Modules that a recipe names in its `use:` fields."
-    if isinstance(recipe, dict):
+    "Modules that are named in `use:` fields, anywhere in a recipe."
+    if isinstance(recipe, dict):  # "networks.srresnet.SRResNet" stands in facelab.networks.srresnet
         own = {"facelab." + recipe["use"].rpartition(".")[0]} if "." in str(recipe.get("use", "")) else set()
         return own.union(*(used(value) for value in recipe.values()))
     return set().union(*map(used, recipe)) if isinstance(recipe, list) else set()
 
 
-def stage_source(root, notebook, recipe=None, reported=None):
-    "What one stage depends on besides data and parameters."
+def stage_source(root, notebook, about=None):
+    "What one stage depends on besides faces and parameters: code, and the recipe or paper that it is `about`."
     code = notebook_code(root / "nbs" / "pipeline" / f"{notebook}.ipynb")
-    modules = closure(imports(code) | (used(recipe) if recipe else set()) | {"facelab.engine.run"}, root)
-    return {"notebook": digest(code), "modules": modules, "recipe": recipe, "reported": reported}
+    modules = closure(imports(code) | used(about) | {"facelab.engine.run"}, root)
+    return {"notebook": digest(code), "modules": modules, "about": about}
+
+
+def recipe_sources(root, recipes, params):
+    "Training depends on the whole recipe; evaluation on how a face is degraded and on the network, not on how it learned."
+    for name in recipes:
+        full = resolve(name, recipes, params)
+        yield f"train@{name}", stage_source(root, "train", {k: v for k, v in full.items() if k not in ("label", "needs")})
+        if not full["prior"]:
+            yield f"evaluate@{name}", stage_source(root, "evaluate", {k: full[k] for k in ("paper", "degradation", "generator")})
+
+
+def paper_sources(root, recipes):
+    "Tables, figures and drawings depend on what a paper reports and on the names of its rows."
+    for paper in sorted({r["paper"] for r in recipes.values() if not r["prior"]}):
+        path = root / "papers" / f"{paper}.yaml"
+        reported = read_yaml(path)
+        labels = {name: r["label"] for name, r in recipes.items() if r["paper"] == paper}
+        for stage, fields in (("tables", ("convention", "tables")), ("figures", ("figures",)), ("architecture", ("architecture", "layers"))):
+            missing = [f for f in fields if f not in reported]
+            if missing:
+                raise FacelabError(f"{path} lacks {missing[0]!r}, which the stage {stage} needs: add it")
+            yield f"{stage}@{paper}", stage_source(root, stage, {"labels": labels, **{f: reported[f] for f in fields}})
 
 
 def write_sources(root):
     "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
     params, recipes = load_params(root), load_recipes(root)
-    papers = {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
     out = {name: stage_source(root, name) for name in ("draw", "faces")}
-    for name, recipe in recipes.items():
-        full = resolve(name, recipes, params)
-        out[f"train@{name}"] = stage_source(root, "train", {k: v for k, v in full.items() if k not in ("label", "needs")})
-        if not recipe["prior"]:
-            # evaluation depends on how a face is degraded and on the network, not on how it was trained
-            seen = {key: full[key] for key in ("label", "paper", "degradation", "generator")}
-            out[f"evaluate@{name}"] = stage_source(root, "evaluate", seen)
-    for paper in sorted({r["paper"] for r in recipes.values() if not r["prior"]}):
-        if paper not in papers:
-            raise FacelabError(f"papers/{paper}.yaml is missing, but recipes/ name the paper {paper!r}: add what the paper reports")
-        mine = {n: resolve(n, recipes, params) for n, r in recipes.items() if r["paper"] == paper and not r["prior"]}
-        labels = {n: {"label": r["label"], "degradation": r["degradation"]} for n, r in mine.items()}
-        nets = {n: {k: mine[n][k] for k in ("label", "generator", "critics")} for n in mine}
-        out[f"tables@{paper}"] = stage_source(root, "tables", labels, papers[paper])
-        out[f"figures@{paper}"] = stage_source(root, "figures", labels, papers[paper])
-        out[f"architecture@{paper}"] = stage_source(root, "architecture", nets, papers[paper])
+    out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes))
     folder = root / "build" / "sources"
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.json"):

@@ -102,7 +102,8 @@ class PriorBranch(nn.Module):
         super().__init__()
         self.conv1 = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.PReLU())
         self.residual_blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(2)])
-        self.hourglasses = nn.Sequential(*[Hourglass(width, hourglass_depth) for _ in range(hourglasses)])
+        after = lambda: (nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.PReLU())
+        self.hourglasses = nn.Sequential(*[nn.Sequential(Hourglass(width, hourglass_depth), *after()) for _ in range(hourglasses)])
         self.up = nn.Sequential(OrderedDict((f"pixelshuffle{i+1}", doubling(width)) for i in range(doublings(scale))))
         self.conv2 = nn.Conv2d(width, parts, 3, padding=1)
 
@@ -123,7 +124,7 @@ class FusingModule(nn.Module):
         super().__init__()
         self.concat = Concat()
         self.conv1 = nn.Conv2d(3 + parts, width, 3, padding=1)
-        self.residual_block = ResidualBlock(width)
+        self.residual_block = ResidualBlock(width, norm=False)
         self.conv2 = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, coarse_sr, prior): return self.conv2(self.residual_block(self.conv1(self.concat(coarse_sr, prior))))

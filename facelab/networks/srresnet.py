@@ -12,11 +12,15 @@ from ..images import FacelabError
 # %% ../../nbs/networks/01_srresnet.ipynb #c005
 class ResidualBlock(nn.Module):
     "conv3x3-BN-PReLU-conv3x3-BN added to the input, (N,width,H,W) -> the same (Ledig et al. 2017, Fig. 4)."
-    def __init__(self, width=64):
+    def __init__(self,
+        width=64,  # channels
+        norm=True, # False leaves out both batch norms
+    ):
         super().__init__()
-        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        bn = nn.BatchNorm2d if norm else nn.Identity
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1), bn(width)
         self.prelu = nn.PReLU()
-        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width)
+        self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), bn(width)
 
     def forward(self, x): return x + self.bn2(self.conv2(self.prelu(self.bn1(self.conv1(x)))))
 

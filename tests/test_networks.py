@@ -1,0 +1,248 @@
+"Every network, the same questions: sizes, gradients, determinism, sharing, saving, bf16; and the printed tables."
+from copy import deepcopy
+from pathlib import Path
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import nn
+from facelab.architecture import beside, count_macs, count_parameters, draw_graph, layer_table, merge_chains, printed_table, trace
+from facelab.images import FacelabError
+from facelab.networks.bicubic import Bicubic
+from facelab.networks.prior_guided import BasicBlock, ChannelAttention, FusingModule, Hourglass, PriorBranch, SRBranch
+from facelab.networks.srgan import Discriminator
+from facelab.networks.srresnet import SRResNet
+from facelab.systems.prior_guided_sr import PriorGuidedSR
+
+LAYERS = Path(__file__).parent.parent/"papers"/"prior_guided_sr_layers.yaml"
+
+def images(*shape, seed=0): return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+def small_face(scale): return images(2, 3, 128//scale, 128//scale)
+
+# name -> (a constructor at small width, its inputs, the shapes of its outputs)
+CASES = {}
+for scale in (4, 8):
+    face = (3, 128, 128)
+    CASES[f"bicubic x{scale}"] = lambda s=scale: Bicubic(s), (small_face(scale),), [face]
+    CASES[f"SRResNet x{scale}"] = lambda s=scale: SRResNet(s, width=8, depth=3), (small_face(scale),), [face]
+    CASES[f"SRBranch x{scale}"] = lambda s=scale: SRBranch(s, width=8, depth=3), (small_face(scale),), [face]
+    CASES[f"SRBranch sigmoid x{scale}"] = lambda s=scale: SRBranch(s, width=8, depth=3, attention="sigmoid"), (small_face(scale),), [face]
+    CASES[f"PriorBranch x{scale}"] = lambda s=scale: PriorBranch(s, width=8, parts=11), (small_face(scale),), [(11, 128, 128)]
+    CASES[f"PriorGuidedSR x{scale}"] = lambda s=scale: PriorGuidedSR(s, width=8, depth=3), (small_face(scale),), [face, (11, 128, 128), face]
+CASES["FusingModule"] = lambda: FusingModule(11, width=8), (images(2, 3, 64, 64), images(2, 11, 64, 64, seed=1)), [(3, 64, 64)]
+CASES["Discriminator"] = lambda: Discriminator(64, width=4), (images(4, 3, 64, 64),), [(1,)]
+
+def build(name, seed=0):
+    torch.manual_seed(seed)
+    return CASES[name][0]()
+
+def tensors(out): return list(out.values()) if isinstance(out, dict) else [out]
+
+def run(name, net): return tensors(net(*CASES[name][1]))
+
+each = pytest.mark.parametrize("name", CASES)
+each_with_weights = pytest.mark.parametrize("name", [name for name in CASES if "bicubic" not in name])
+
+
+@each
+def test_forward_keeps_the_batch_and_is_finite(name):
+    _, inputs, shapes = CASES[name]
+    with torch.no_grad(): out = run(name, build(name))
+    assert [tuple(t.shape) for t in out] == [(len(inputs[0]), *shape) for shape in shapes]
+    assert all(t.isfinite().all() for t in out)
+
+
+@each
+def test_images_of_a_batch_do_not_mix(name):
+    net = build(name).eval()
+    with torch.no_grad():
+        together, alone = run(name, net), tensors(net(*[x[1:2] for x in CASES[name][1]]))
+    assert all(torch.allclose(t[1:2], a, atol=1e-5) for t, a in zip(together, alone))
+
+
+@each
+def test_same_seed_same_output(name):
+    with torch.no_grad(): first, second = run(name, build(name)), run(name, build(name))
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+@each_with_weights
+def test_another_seed_another_output(name):
+    with torch.no_grad(): first, second = run(name, build(name)), run(name, build(name, seed=1))
+    assert not any(torch.equal(a, b) for a, b in zip(first, second))
+
+
+def silent(name, net):
+    "Names of the parameters that no output reaches; in evaluation mode, where batch norm does not cancel the bias before it."
+    sum((t - .3).square().mean() for t in run(name, net.eval())).backward()
+    return [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+@each_with_weights
+def test_every_parameter_receives_a_gradient(name): assert silent(name, build(name)) == []
+
+
+def test_a_detached_branch_would_be_noticed():
+    net = build("PriorGuidedSR x8")
+    net.prior_branch.register_forward_hook(lambda m, args, out: out.detach())
+    missing = silent("PriorGuidedSR x8", net)
+    assert missing and all(n.startswith("prior_branch") for n in missing)
+
+
+@each_with_weights
+def test_no_weights_are_shared(name):
+    net = build(name)
+    addresses = [p.data_ptr() for p in net.parameters()]
+    assert len(set(addresses)) == len(addresses)
+    assert sum(p.numel() for _, p in net.named_parameters(remove_duplicate=False)) == count_parameters(net)
+
+
+@pytest.mark.parametrize("net, blocks", [(SRResNet(8, 8, 3), "blocks"), (SRBranch(8, 8, 3), "basic_blocks"), (PriorBranch(8, 8), "hourglasses")])
+def test_changing_one_block_leaves_the_others(net, blocks):
+    first, *others = getattr(net, blocks)
+    before = [deepcopy(block.state_dict()) for block in others]
+    with torch.no_grad():
+        for p in first.parameters(): p.add_(1)
+    assert all(torch.equal(old[k], new) for block, old in zip(others, before) for k, new in block.state_dict().items())
+
+
+@each_with_weights
+def test_saved_and_loaded(name, tmp_path):
+    net, other = build(name), build(name, seed=1)
+    run(name, net)
+    save_file(net.state_dict(), tmp_path/"net.safetensors")
+    other.load_state_dict(load_file(tmp_path/"net.safetensors"))
+    with torch.no_grad(): first, second = run(name, net.eval()), run(name, other.eval())
+    assert all(torch.equal(a, b) for a, b in zip(first, second))
+
+
+@each
+def test_bf16_autocast_stays_close(name):
+    net = build(name).eval()
+    with torch.no_grad():
+        exact = run(name, net)
+        with torch.autocast("cpu", torch.bfloat16): rough = run(name, net)
+    for a, b in zip(exact, rough):
+        assert b.isfinite().all() and (a - b.float()).abs().max() < .05*(1 + a.abs().max())
+
+
+def test_parameter_counts():
+    counts = {"SRResNet x4": SRResNet(4), "SRResNet x8": SRResNet(8), "BasicBlock": BasicBlock(), "SRBranch x8": SRBranch(8), "PriorBranch x8": PriorBranch(8),
+              "Hourglass": Hourglass(), "FusingModule": FusingModule(), "PriorGuidedSR x8": PriorGuidedSR(8), "Discriminator": Discriminator(), "bicubic": Bicubic()}
+    assert {name: count_parameters(net) for name, net in counts.items()} == {
+        "SRResNet x4": 1_549_462, "SRResNet x8": 1_697_175, "BasicBlock": 111_364, "SRBranch x8": 2_293_191, "PriorBranch x8": 2_090_471,
+        "Hourglass": 741_130, "FusingModule": 83_716, "PriorGuidedSR x8": 4_467_378, "Discriminator": 38_245_569, "bicubic": 0}
+
+
+def test_depth_and_width_do_what_they_say():
+    per_block = count_parameters(SRBranch(8, 64, 5)) - count_parameters(SRBranch(8, 64, 4))
+    assert per_block == count_parameters(BasicBlock(64))
+    assert len(SRResNet(8, 8, 5).blocks) == 5 and SRResNet(8, 24, 1).tail.in_channels == 24
+
+
+@pytest.mark.parametrize("table, net, inputs, expand, differences", [
+    ("Table 3.1", SRBranch(), (1, 3, 16, 16), "up", ["conv2: printed 128×128×11, ours 128×128×3"]),
+    ("Table 3.3", FusingModule(), ((1, 3, 128, 128), (1, 11, 128, 128)), (), []),
+    ("Table 3.4", Discriminator(), (1, 3, 128, 128), "blocks", []),
+])
+def test_printed_tables(table, net, inputs, expand, differences):
+    ours = layer_table(net, inputs, expand, call=getattr(net, "probability", None))
+    assert beside(printed_table(LAYERS, table), ours).differences == differences
+    assert ours.total_parameters == count_parameters(net)
+
+
+def test_a_wrong_stride_would_be_noticed():
+    net = Discriminator(width=4)
+    net.blocks.conv_block2[0].stride = (2, 2)
+    net.blocks.conv_block3[0].stride = (1, 1)
+    ours = layer_table(net, (1, 3, 128, 128), "blocks", call=net.probability)
+    shapes = [row.output.rsplit("×", 1)[0] for row in ours.rows]
+    assert shapes != [row.output.rsplit("×", 1)[0] for row in printed_table(LAYERS, "Table 3.4")]
+
+
+def test_the_missing_table_is_said_to_be_missing():
+    with pytest.raises(FacelabError, match="holds no Table 3.2"): printed_table(LAYERS, "Table 3.2")
+
+
+def test_attention_is_a_softmax_over_the_channels():
+    x = torch.randn(3, 32, 8, 8, generator=torch.Generator().manual_seed(0))
+    softmax, sigmoid = ChannelAttention(32), ChannelAttention(32, "sigmoid")
+    assert torch.allclose(softmax(x).sum(1), torch.ones(3, 1, 1), atol=1e-6)
+    assert not torch.allclose(sigmoid(x).sum(1), torch.ones(3, 1, 1), atol=.5)
+    with pytest.raises(FacelabError): ChannelAttention(32, "relu")
+
+
+@pytest.mark.parametrize("rescale, gain", [(False, 1), (True, 8)])
+def test_basic_block_is_the_equations(rescale, gain):
+    block, x = BasicBlock(8, rescale=rescale), images(2, 8, 12, 12)
+    F_sum = block.conv3x3(x) + block.conv5x5(x)
+    z = F_sum.mean((2, 3))
+    F_scale = torch.softmax(block.attention.dense2(block.attention.dense1(z)), 1)*gain
+    expected = x + block.conv(torch.relu(F_sum*F_scale[..., None, None]))
+    assert torch.allclose(block(x), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("name, size", [("conv3x3", 3), ("conv5x5", 5)])
+def test_field_of_view(name, size):
+    x = torch.zeros(1, 4, 15, 15, requires_grad=True)
+    getattr(BasicBlock(4), name)(x)[..., 7, 7].sum().backward()
+    rows = (x.grad.abs().sum((0, 1, 3)) > 0).nonzero()
+    assert rows.max() - rows.min() + 1 == size
+
+
+def test_fusing_uses_both_inputs():
+    net = build("PriorGuidedSR x8").eval()
+    out = net(small_face(8))
+    out["restored"].square().mean().backward()
+    for part in (net.sr_branch, net.prior_branch, net.fusing): assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
+
+
+def test_discriminator_gives_logits_and_probabilities():
+    net, x = build("Discriminator").eval(), images(4, 3, 64, 64)
+    with torch.no_grad(): assert torch.allclose(net.probability(x), net(x).sigmoid())
+    with torch.no_grad(): net.dense2.bias.fill_(5.); assert (net(x) > 1).all() and (net.probability(x) < 1).all()
+
+
+@pytest.mark.parametrize("make, said", [
+    (lambda: SRResNet(3), "scale is 3"), (lambda: SRResNet(1), "scale is 1"), (lambda: PriorGuidedSR(6), "scale is 6"), (lambda: SRResNet(2.5), "scale is 2.5"),
+    (lambda: Discriminator(100), "multiple of 16, not 100"), (lambda: Discriminator(0), "not 0"),
+])
+def test_bad_settings_get_one_sentence(make, said):
+    with pytest.raises(FacelabError) as error: make()
+    assert said in str(error.value) and "\n" not in str(error.value)
+
+
+class Everything(nn.Module):
+    "A network with a shared layer, a parameter-free step, a second output and a branch that is used late."
+    def __init__(self):
+        super().__init__()
+        self.shared, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.ModuleList([nn.Conv2d(6, 2, 1)])
+
+    def forward(self, x, late):
+        y = self.shared(self.shared(x)) - x
+        return dict(early=y, restored=self.last[0](torch.cat([y[:, :3], late.flatten(1).view(1, 3, 8, 8)], 1)))
+
+
+def test_trace_follows_the_data():
+    net, x = Everything(), (images(1, 3, 8, 8), images(1, 3, 8, 8, seed=1))
+    t = trace(net, x)
+    assert [s.operation for s in t.steps] == ["conv 3×3", "conv 3×3", "−", "concat", "conv 1×1"]
+    assert [s.sources for s in t.steps] == [(-1,), (0,), (1, -1), (2, -2), (3,)]
+    assert t.outputs == [("early", 2), ("restored", 4)] and t.inputs == [("x", "8×8×3"), ("late", "8×8×3")]
+    assert sum(s.parameters for s in t.steps) == count_parameters(net)
+    assert sum(s.macs for s in t.steps) == count_macs(net, x) == 2*81*64 + 12*64
+    assert [s.operation for s in merge_chains(t).steps][0] == "conv 3×3 ×2"
+
+
+@pytest.mark.parametrize("net, inputs, expand", [
+    (SRBranch(8, 8, 2), (1, 3, 16, 16), "up"), (BasicBlock(8), (1, 8, 16, 16), "attention"), (Hourglass(8), (1, 8, 16, 16), Hourglass),
+    (PriorGuidedSR(8, 8, 2), (1, 3, 16, 16), ()), (Everything(), ((1, 3, 8, 8), (1, 3, 8, 8)), ()), (Discriminator(32, 4), (1, 3, 32, 32), "blocks"),
+])
+def test_drawings_keep_every_label_on_the_page_and_apart(net, inputs, expand):
+    fig = draw_graph(net, inputs, expand)
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    FigureCanvasAgg(fig).draw()
+    boxes = [text.get_window_extent() for text in fig.axes[0].texts if text.get_text()]
+    assert all(fig.bbox.x0 <= b.x0 and b.x1 <= fig.bbox.x1 and fig.bbox.y0 <= b.y0 and b.y1 <= fig.bbox.y1 for b in boxes)
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.padded(-1).overlaps(b.padded(-1))]
+    assert draw_graph(net, inputs, expand)._repr_png_() == fig._repr_png_()
