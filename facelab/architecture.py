@@ -40,6 +40,7 @@ class _evaluating:
         self.no_grad.__exit__(*error)
         for m, mode in self.modes: m.training = mode
 
+# %% ../nbs/03_architecture.ipynb #c011
 def count_macs(
     module,
     x,         # input tensor or its shape, or a tuple of several
@@ -49,7 +50,7 @@ def count_macs(
     with _evaluating(module), FlopCounterMode(display=False) as counter: (call or module)(*_inputs(x))
     return counter.get_total_flops()//2
 
-# %% ../nbs/03_architecture.ipynb #c013
+# %% ../nbs/03_architecture.ipynb #c014
 _SHORT = dict(BatchNorm2d="BN", LeakyReLU="LReLU", AdaptiveAvgPool2d="global mean", Softmax="softmax", Sigmoid="sigmoid", Flatten="flatten")
 _FUNCTIONS = dict(add="+", sub="−", mul="×", div="÷", cat="concat", relu="ReLU", max_pool2d="max pool", avg_pool2d="mean pool", mean="mean", interpolate="resize")
 _VIEWS = {"__getitem__", "view", "view_as", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "contiguous", "detach", "clone", "to", "float"}
@@ -70,7 +71,7 @@ def describe(module):
     name = type(module).__name__
     return _SHORT.get(name, name)
 
-# %% ../nbs/03_architecture.ipynb #c016
+# %% ../nbs/03_architecture.ipynb #c017
 class Step(NamedTuple):
     "One operation of a forward pass: sources are the numbers of earlier steps, or -1, -2, ... for the inputs; shapes read H×W×C."
     name: str; operation: str; sources: tuple; inputs: tuple; output: str; parameters: int = 0; macs: int = 0; module: bool = True
@@ -88,7 +89,7 @@ def shape_text(t):
     "(N,C,H,W) -> `H×W×C`; (N,C) -> `1×1×C`, as the papers print it."
     return f"{t.shape[2]}×{t.shape[3]}×{t.shape[1]}" if t.dim() == 4 else f"1×1×{t.shape[1]}" if t.dim() == 2 else "×".join(map(str, t.shape))
 
-# %% ../nbs/03_architecture.ipynb #c018
+# %% ../nbs/03_architecture.ipynb #c019
 class _Recorder(TorchFunctionMode):
     "Hears of every module call through hooks, and of every tensor operation between them as a function mode."
     def __init__(self, module, expand, counter):
@@ -127,6 +128,7 @@ class _Recorder(TorchFunctionMode):
         else: self.record("", " ".join([_FUNCTIONS.get(name, name.replace("_", " ")), (kwargs or {}).get("mode", "")]).strip(), args, out, module=False)
         return out
 
+# %% ../nbs/03_architecture.ipynb #c021
 def trace(
     module,
     x,         # input tensor or its shape, or a tuple of several
@@ -147,7 +149,7 @@ def trace(
     named = out.items() if isinstance(out, dict) else [("output", out)] if isinstance(out, torch.Tensor) else [(f"output {i+1}", o) for i, o in enumerate(out)]
     return Trace(list(zip(names, map(shape_text, xs))), recorder.steps, [(name, recorder.made[id(t)]) for name, t in named])
 
-# %% ../nbs/03_architecture.ipynb #c023
+# %% ../nbs/03_architecture.ipynb #c026
 class Layer(NamedTuple):
     "A row of a `LayerTable`; shapes read H×W×C."
     name: str; operation: str; input: str; output: str; parameters: int; macs: int
@@ -171,6 +173,7 @@ class Rows:
 
     def totals(self): return []
 
+# %% ../nbs/03_architecture.ipynb #c027
 class LayerTable(Rows):
     "The module steps of a forward pass, one row each."
     @property
@@ -181,6 +184,7 @@ class LayerTable(Rows):
 
     def totals(self): return [("**total**", "", "", "", self.total_parameters, self.total_macs)]
 
+# %% ../nbs/03_architecture.ipynb #c028
 def layer_table(
     module,
     x,         # input tensor or its shape, or a tuple of several
@@ -191,7 +195,7 @@ def layer_table(
     return LayerTable(Layer(s.name, s.operation, " and ".join(s.inputs), s.output, s.parameters, s.macs)
                       for s in trace(module, x, expand, call).steps if s.module)
 
-# %% ../nbs/03_architecture.ipynb #c027
+# %% ../nbs/03_architecture.ipynb #c032
 class PrintedLayer(NamedTuple):
     "A row of a table of layers as a paper prints it."
     name: str; input: str; output: str
@@ -207,6 +211,7 @@ class Comparison(Rows):
         return [f"{r.printed}: printed {p}, ours {o}" for r in self.rows
                 for p, o in ((r.printed_input, r.our_input), (r.printed_output, r.our_output)) if p != o]
 
+# %% ../nbs/03_architecture.ipynb #c033
 def printed_table(
     path,  # YAML file: table -> rows of [name, input, output]
     table, # for example "Table 3.4"
@@ -227,7 +232,7 @@ def beside(
     return Comparison(Pairing(*p, o.name, o.input, o.output, "yes" if (p.input, p.output) == (o.input, o.output) else "**no**")
                       for p, o in zip(printed, ours.rows))
 
-# %% ../nbs/03_architecture.ipynb #c031
+# %% ../nbs/03_architecture.ipynb #c037
 def merge_chains(t: Trace) -> Trace:
     "Joins runs of equal steps with equal shapes into one step whose operation says ×n."
     readers = defaultdict(list)
@@ -249,7 +254,7 @@ def merge_chains(t: Trace) -> Trace:
         place[i] = j
     return Trace(t.inputs, steps, [(name, place.get(k, k)) for name, k in t.outputs])
 
-# %% ../nbs/03_architecture.ipynb #c033
+# %% ../nbs/03_architecture.ipynb #c039
 class _Node(NamedTuple):
     "Something to draw: kind is input, step, merge or output; lines is its text, shape what leaves it."
     kind: str; lines: tuple; shape: str; sources: tuple
@@ -266,12 +271,14 @@ def _nodes(t):
         nodes.append(_Node("merge" if len(s.operation) == 1 else "step", lines, s.output, tuple(map(renumber, s.sources))))
     return nodes + [_Node("output", (name,), "", (renumber(k),)) for name, k in t.outputs]
 
+# %% ../nbs/03_architecture.ipynb #c040
 def _levels(nodes):
     "Each node's level: one below its last source; outputs share the last level."
     level = []
     for node in nodes: level.append(1 + max((level[s] for s in node.sources), default=-1))
     return [max(level) if node.kind == "output" else at for node, at in zip(nodes, level)]
 
+# %% ../nbs/03_architecture.ipynb #c041
 def _lanes(nodes, level):
     "A lane for each node and for each edge (source, target), such that nothing shares a lane at the same level."
     targets = defaultdict(list)
@@ -291,6 +298,7 @@ def _lanes(nodes, level):
         if not targets[i]: busy.discard(lane[i])
     return _untangled(level, lane, edge)
 
+# %% ../nbs/03_architecture.ipynb #c043
 def _untangled(level, lane, edge):
     "The order of the lanes with the fewest crossings, then the shortest connections; as given when there are more than six."
     n = 1 + max([*lane.values(), *edge.values()])
@@ -304,7 +312,7 @@ def _untangled(level, lane, edge):
     order = min(permutations(range(n)), key=tangle)
     return {i: order[k] for i, k in lane.items()}, {ends: order[k] for ends, k in edge.items()}
 
-# %% ../nbs/03_architecture.ipynb #c035
+# %% ../nbs/03_architecture.ipynb #c045
 _COLOURS = dict(input="#ffffff", output="#ffffff", merge="#fff3c4", conv="#cfe3f5", dense="#f9d5c2", block="#d5ecd4", other="#ececec")
 
 def _colour(node):
@@ -323,6 +331,7 @@ def _size(lines, size=8):
     widest = max(TextPath((0, 0), line, size=size).get_extents().width for line in lines)/72
     return max(.42, widest + .24), .145*len(lines) + .13
 
+# %% ../nbs/03_architecture.ipynb #c046
 def _route(a, b, x_lane, fork, side_is_free):
     "Corner points of a connection from box a to box b (x, y, w, h, centre coordinates) that leaves for the lane at x_lane at height fork."
     (xa, ya, wa, ha), (xb, yb, wb, hb) = a, b
@@ -331,6 +340,7 @@ def _route(a, b, x_lane, fork, side_is_free):
     if side_is_free: return points + [(x_lane, yb), (xb + (wb/2 if x_lane > xb else -wb/2), yb)]
     return points + [(x_lane, yb + hb/2 + .06), (xb, yb + hb/2 + .06), (xb, yb + hb/2)]
 
+# %% ../nbs/03_architecture.ipynb #c047
 def _boxes(nodes, level, lane, edge, gap):
     "Text, centre, width and height of every node in inches, the lanes' x, the heights at which connections fork, the size of the page."
     text = [_wrap(node.lines) for node in nodes]
@@ -349,6 +359,7 @@ def _boxes(nodes, level, lane, edge, gap):
         forks[i] = floors[level[i]] - gap*(.56 + .14*sum(level[j] == level[i] for j in forks))
     return text, boxes, lanes_x, forks, (right + .15, total)
 
+# %% ../nbs/03_architecture.ipynb #c049
 def draw_graph(
     module,
     x,         # input tensor or its shape, or a tuple of several

@@ -56,6 +56,7 @@ def points_of_parts(face):
     v = torch.cat([brow_v.flip(1), brow_v, nose_v, eye_v[:, order], eye_v, lip_v], 1)
     return torch.stack([u, v], 2)
 
+# %% ../nbs/02_drawn.ipynb #c011
 def landmarks(face):
     "81 points of the frontal face (B,81,2): 68 iBUG points, then 13 along the hairline."
     device = face["chin"].device
@@ -65,12 +66,13 @@ def landmarks(face):
     forehead = torch.stack([top[..., 0], torch.maximum(top[..., 1], .20 + .55 * top[..., 0] ** 2)], 2)
     return torch.cat([jaw, points_of_parts(face), forehead], 1)
 
-# %% ../nbs/02_drawn.ipynb #c012
+# %% ../nbs/02_drawn.ipynb #c014
 def turning_depth(face):
     "Smooth depth that turns with the head: skull, nose, chin, brows; rows of `gaussians`."
     return [(0., .50, .175, .24, .245), (0., face["nose_v"] - .045, .032, .038, .050 * face["tip"]), (0., .545, .028, .05, .026 * face["bridge"]),
             (0., .86, .07, .06, .035), (0., .72, .075, .045, .022), (0., .38, .12, .05, .012), *both(.115, .46, .05, .03, -.012)]
 
+# %% ../nbs/02_drawn.ipynb #c016
 def depth_at(face, u, v):
     "`turning_depth` at points (B,N)."
     z = torch.zeros_like(u)
@@ -79,13 +81,14 @@ def depth_at(face, u, v):
         z += bump(u - column(u0), su) * bump(v - column(v0), sv) * column(height)
     return z
 
+# %% ../nbs/02_drawn.ipynb #c018
 def turn(face, u, v, z):
     "Where the points of the frontal face go when the head turns: shift by depth."
     yaw, pitch, asym = face["yaw"][:, None], face["pitch"][:, None], .003 * face["asym"][:, None]
     du = yaw * z + asym * torch.sin(9 * v) + face["lean"][:, None] * (v - .82).clamp(min=0)
     return du, pitch * (z - .2) + .6 * asym * torch.sin(8 * u)
 
-# %% ../nbs/02_drawn.ipynb #c015
+# %% ../nbs/02_drawn.ipynb #c021
 TEMPLATE = ((-.123, .47), (.123, .47), (0., .72))
 
 def alignment(face, points):
@@ -100,6 +103,7 @@ def alignment(face, points):
     ms, mt = ms[:, 0], mt[:, 0]
     return a, b, mt[:, 0] - a * ms[:, 0] + b * ms[:, 1], mt[:, 1] - b * ms[:, 0] - a * ms[:, 1]
 
+# %% ../nbs/02_drawn.ipynb #c023
 def framed(face):
     "The 81 landmarks of the turned and framed head in picture sides (B,81,2), and the similarity that frames it."
     points = landmarks(face)
@@ -109,7 +113,7 @@ def framed(face):
     u, v = points.unbind(2)
     return torch.stack([a * u - b * v + tx + .5, b * u + a * v + ty], 2), (a, b, tx, ty)
 
-# %% ../nbs/02_drawn.ipynb #c017
+# %% ../nbs/02_drawn.ipynb #c026
 def unturn(face, move, n=48, rounds=9):
     "Frontal coordinates (B,2,n,n) of the picture's points: undo the alignment, then find the turn by a damped fixed point."
     a, b, tx, ty = move
@@ -126,7 +130,7 @@ def unturn(face, move, n=48, rounds=9):
         u, v = .25 * u + .75 * (u0 - du), .25 * v + .75 * (v0 - dv)
     return torch.stack([u, v], 1).view(-1, 2, n, n)
 
-# %% ../nbs/02_drawn.ipynb #c021
+# %% ../nbs/02_drawn.ipynb #c030
 def scenery(face, n=32):
     "What lies behind: a graded wall, or sky over green (B,3,n,n)."
     at = torch.linspace(0, 1, n, device=face["chin"].device)
@@ -138,6 +142,7 @@ def scenery(face, n=32):
     sky = torch.tensor([.62, .70, .80], device=at.device).view(1, 3, 1, 1)
     return image.lerp_(sky.expand_as(image), ((scene == 2) * ramp(face.any9 * .8 - y, .3) * .9)[:, None].expand_as(image))
 
+# %% ../nbs/02_drawn.ipynb #c032
 def background(face, size, n=32):
     "Scenery with blurred boxes or lights in it: linear RGB (B,3,S,S)."
     at = torch.linspace(0, 1, n, device=face["chin"].device)
@@ -153,13 +158,14 @@ def background(face, size, n=32):
         image.lerp_(colour.expand_as(image), (busy * torch.where(scene == 2, disc, box))[:, None])
     return enlarge(image.clamp_(.002, 1.2), size).clamp_(min=.001)
 
-# %% ../nbs/02_drawn.ipynb #c024
+# %% ../nbs/02_drawn.ipynb #c035
 def box(x):
     "Mean of the 3 x 3 pixels around each."
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
     x = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]).mul_(1 / 9)
 
+# %% ../nbs/02_drawn.ipynb #c037
 def develop(face, image):
     "From linear light to a picture in [0, 1], (B,3,S,S)."
     n = image.shape[-1]
@@ -177,7 +183,7 @@ def develop(face, image):
     grain = noise(str(image.device))[1][rows[:, :, None], columns[:, None, :]]
     return x.add_((face.noise * grain)[:, None]).clamp_(0, 1)
 
-# %% ../nbs/02_drawn.ipynb #c027
+# %% ../nbs/02_drawn.ipynb #c040
 def paint(face, canvas):
     "All parts, from back to front."
     hair = hair_maps(canvas)
@@ -195,7 +201,7 @@ def paint(face, canvas):
     for name, rows, worn in (("earring", (.55, .75), paint_earrings), ("glasses", (.36, .60), paint_glasses), ("hat", (0., .60), paint_hat)):
         canvas.window(*rows).some((face[name] > 0).nonzero()[:, 0], worn)
 
-# %% ../nbs/02_drawn.ipynb #c028
+# %% ../nbs/02_drawn.ipynb #c042
 #         background, skin ... brows (7), ears (2), mouth and lips (3), hair, hat, ear-ring, necklace, neck, clothes
 LEVELS = (0., *7 * (.10,), .08, .08, *3 * (.10,), .16, .18, .08, .09, .08, .05)
 LIFTS = (0., 0., 0., .03, *4 * (0.,), -9., -9., *3 * (0.,), .03, .05, *4 * (-9.,))
@@ -207,7 +213,7 @@ def depth_map(canvas):
     on_head = torch.where(canvas.maps[:, 4] > -.01, .15 + canvas.maps[:, 7] + lift, -9.)
     return torch.where(labels > 0, torch.maximum(level, on_head), 0.)
 
-# %% ../nbs/02_drawn.ipynb #c029
+# %% ../nbs/02_drawn.ipynb #c044
 def draw_chunk(face, size):
     "A few faces at once."
     points, move = framed(face)
@@ -217,7 +223,7 @@ def draw_chunk(face, size):
     return dict(image=develop(face, canvas.image), parsing=canvas.labels, landmarks_81=points * size, depth=depth_map(canvas),
                 foreground=canvas.cover)
 
-# %% ../nbs/02_drawn.ipynb #c032
+# %% ../nbs/02_drawn.ipynb #c047
 def checked(indices, size, identity):
     "Whole-number arrays of indices and identities, or one sentence about what is wrong with them."
     def whole(x, what):
@@ -233,7 +239,7 @@ def checked(indices, size, identity):
         raise FacelabError(f"There are {len(indices)} indices and {len(identity)} identities of drawn faces: give one identity for each index.")
     return indices, identity
 
-# %% ../nbs/02_drawn.ipynb #c033
+# %% ../nbs/02_drawn.ipynb #c049
 CHUNK = 16  # faces of 128 x 128 pixels at once on a CPU: more of them leave the cache
 
 @torch.no_grad()
@@ -255,7 +261,7 @@ def draw_faces(indices, # whole numbers from 0 up: which pictures
     faces["identity"] = torch.from_numpy(identity).to(device)
     return faces
 
-# %% ../nbs/02_drawn.ipynb #c053
+# %% ../nbs/02_drawn.ipynb #c069
 SPLIT = 1 << 24  # identities and indices of a split start at a multiple of this
 
 def draw_set(n_train, # pictures to train on

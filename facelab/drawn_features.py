@@ -17,6 +17,7 @@ def field(face, name, like):
     "A parameter shaped to broadcast against `like` (B, ...)."
     return face[name].view(-1, *[1] * (like.dim() - 1))
 
+# %% ../nbs/02c_drawn_features.ipynb #c009
 def lids(face, e):
     "Upper and lower lid below the eye line at e: -1 inner corner, 1 outer corner."
     x = lambda name: field(face, name, e)
@@ -29,7 +30,7 @@ def lids(face, e):
     lower = corner + x("eye_low") * basin * (1 - .3 * x("squint"))
     return upper, torch.maximum(lower, upper)
 
-# %% ../nbs/02c_drawn_features.ipynb #c010
+# %% ../nbs/02c_drawn_features.ipynb #c012
 def eyeball(c, e, down, side, out):
     "Colour of what shows between the lids: white, iris, pupil, the lid's shadow and the window's reflection."
     face, skin = c.face, skin_colour(c.face)
@@ -45,7 +46,7 @@ def eyeball(c, e, down, side, out):
     glint = ramp(.0040 - ((du - .010 * lu) ** 2 + (dv + .007 - .004 * lv) ** 2).sqrt(), 1.5 * c.pixel)
     return ball + (glint * .60 * face.key)[:, None]
 
-# %% ../nbs/02c_drawn_features.ipynb #c011
+# %% ../nbs/02c_drawn_features.ipynb #c014
 def paint_lids(c, e, above, under):
     "Shade on the upper lid with make-up, its crease, the bag below; `above` and `under` are distances below the two lids."
     face, within = c.face, (1 - e * e).clamp(min=0)
@@ -56,6 +57,7 @@ def paint_lids(c, e, above, under):
     c.darken(crease, (.8, 1., 1.))
     c.darken(bump(under - .012, .006) * within * (.06 + .18 * face.bag), (.8, 1., 1.))
 
+# %% ../nbs/02c_drawn_features.ipynb #c016
 def paint_lashes(c, e, above, below):
     "The dark line of the upper lashes, thicker outwards, and a faint one below."
     face = c.face
@@ -65,7 +67,7 @@ def paint_lashes(c, e, above, below):
     c.darken((lash * (.62 + .36 * face.lashes)).clamp(max=.95), (.95, 1., 1.))
     c.darken(under, (.85, 1., 1.))
 
-# %% ../nbs/02c_drawn_features.ipynb #c012
+# %% ../nbs/02c_drawn_features.ipynb #c018
 def paint_eyes(c):
     "Both eyes: lids, what shows between them, lashes."
     face, side = c.face, torch.where(c.u < 0, -1., 1.)
@@ -80,14 +82,14 @@ def paint_eyes(c):
     c.labels.masked_fill_(open_eye & (side > 0), L_EYE).masked_fill_(open_eye & (side < 0), R_EYE)
     paint_lashes(c, e, above, below)
 
-# %% ../nbs/02c_drawn_features.ipynb #c015
+# %% ../nbs/02c_drawn_features.ipynb #c021
 def brow_line(face, t):
     "Middle of the brow at t: 0 at its inner end, 1 at its tail."
     x = lambda name: field(face, name, t)
     arch = x("brow_arch") * (torch.sin(t.clamp(0, 1) ** 1.35 * 3.1416)) + x("brow_slope") * (1 - t) - .010 * (t - .55).clamp(min=0)
     return x("brow_v") - x("brow_up") * (1 - .4 * t) - arch + .006 * x("frown") * (1 - t) + .012 * (t - .6).clamp(min=0)
 
-# %% ../nbs/02c_drawn_features.ipynb #c016
+# %% ../nbs/02c_drawn_features.ipynb #c023
 def paint_brows(c):
     "Short strokes that thin out towards the tail."
     face, side = c.face, torch.where(c.u < 0, -1., 1.)
@@ -102,7 +104,7 @@ def paint_brows(c):
     strong = (body > .42) & (c.labels == SKIN)
     c.labels.masked_fill_(strong & (side > 0), L_BROW).masked_fill_(strong & (side < 0), R_BROW)
 
-# %% ../nbs/02c_drawn_features.ipynb #c019
+# %% ../nbs/02c_drawn_features.ipynb #c026
 def paint_nose(c):
     "Nostrils, the wings' outline and the label; its form is in the relief."
     face = c.face
@@ -118,11 +120,12 @@ def paint_nose(c):
     nose = (a < width) & (c.v > .455) & (c.v < nv + .006 - .25 * (a - .3 * nw).clamp(min=0)) & (c.labels == SKIN)
     c.labels.masked_fill_(nose, NOSE)
 
-# %% ../nbs/02c_drawn_features.ipynb #c022
+# %% ../nbs/02c_drawn_features.ipynb #c029
 def mouth_half(face):
     "Half width of the mouth; smiling widens it."
     return face["mouth_w"] + .017 * face["smile"].clamp(min=0)
 
+# %% ../nbs/02c_drawn_features.ipynb #c031
 def lips(face, s):
     "Four borders below the mouth's middle at s in [-1, 1]: top of the upper lip, its lower edge, top of the lower lip, its lower edge."
     x = lambda name: field(face, name, s)
@@ -135,7 +138,7 @@ def lips(face, s):
     lower = x("lip_l") * (1 - .16 * broad) * q ** .62 * (1 - .18 * s.abs())
     return bend - .35 * gap - upper, bend - .35 * gap, bend + .65 * gap, bend + .65 * gap + lower
 
-# %% ../nbs/02c_drawn_features.ipynb #c024
+# %% ../nbs/02c_drawn_features.ipynb #c034
 def paint_teeth(c, s, top, bottom, middle):
     "A dark mouth with the upper row of teeth, dimmer towards the corners."
     face = c.face
@@ -147,7 +150,7 @@ def paint_teeth(c, s, top, bottom, middle):
     inner = torch.tensor([.055, .018, .016], device=s.device).view(1, 3, 1, 1) * (.4 + .6 * c.light()[:, 1:2])
     c.paint(middle, inner.lerp(enamel * (c.light() * .85 + .05) * dim[:, None], row[:, None]))
 
-# %% ../nbs/02c_drawn_features.ipynb #c025
+# %% ../nbs/02c_drawn_features.ipynb #c036
 def paint_mouth(c):
     "Lips, the line between them, and teeth in an open smile."
     face = c.face
@@ -168,6 +171,7 @@ def paint_mouth(c):
     for mask, label in ((upper, U_LIP), (lower, L_LIP), (middle, MOUTH)):
         c.labels.masked_fill_((mask > .5) & (c.labels < NECK_L), label)
 
+# %% ../nbs/02c_drawn_features.ipynb #c038
 def paint_mouth_shadows(c, s, line1, line2, bottom, middle):
     "The seam of closed lips, the corners, the shade under the lower lip."
     face = c.face
@@ -177,7 +181,7 @@ def paint_mouth_shadows(c, s, line1, line2, bottom, middle):
     c.darken(bump(s.abs() - 1.0, .06) * bump(c.v - corner, .006) * .45, (.85, 1., 1.))
     c.darken(bump(c.v - bottom - .007, .006) * bump(s, .45) * .16, (.8, 1., 1.))
 
-# %% ../nbs/02c_drawn_features.ipynb #c028
+# %% ../nbs/02c_drawn_features.ipynb #c041
 def paint_ears(c):
     "Two bowls behind the cheeks, the far one hidden as the head turns; ear-rings."
     face, side = c.face, torch.where(c.u < 0, -1., 1.)
@@ -193,6 +197,7 @@ def paint_ears(c):
     c.mark(mask * (side > 0), L_EAR)
     c.mark(mask * (side < 0), R_EAR)
 
+# %% ../nbs/02c_drawn_features.ipynb #c043
 def paint_earrings(c):
     "A stud or a drop under each ear."
     face = c.face
@@ -202,7 +207,7 @@ def paint_earrings(c):
     metal = torch.tensor([.85, .70, .42], device=f.device).view(1, 3, 1, 1)
     c.paint(edge(f) * (away > .4), metal * (.25 + .8 * f.clamp(0, 1) ** 2 * face.key)[:, None], EAR_R)
 
-# %% ../nbs/02c_drawn_features.ipynb #c029
+# %% ../nbs/02c_drawn_features.ipynb #c045
 def paint_neck(c):
     "A cylinder under the chin's shadow, with the two cords of the neck."
     face, a = c.face, c.u.abs()
@@ -224,7 +229,7 @@ def paint_neck(c):
     c.paint(chain * .8, gold * (.6 + .5 * face.key)[:, None])
     c.labels.masked_fill_(chain > .45, NECK_L)
 
-# %% ../nbs/02c_drawn_features.ipynb #c030
+# %% ../nbs/02c_drawn_features.ipynb #c047
 def cloth_colour(c, slope):
     "Cloth with folds and stripes; with a collar also a shirt and a tie between the lapels."
     face, a, suit = c.face, c.u.abs(), (c.face.collar == 1).float()
@@ -237,6 +242,7 @@ def cloth_colour(c, slope):
     colour = face.cloth.expand_as(c.image).lerp(face.shirt.expand_as(c.image), shirt[:, None].expand_as(c.image))
     return colour.lerp(face.tie.expand_as(colour), tie[:, None].expand_as(colour)) * light[:, None]
 
+# %% ../nbs/02c_drawn_features.ipynb #c049
 def paint_clothes(c):
     "Shoulders with a round or deep neckline, a collar, or a high neck."
     face, a = c.face, c.u.abs()

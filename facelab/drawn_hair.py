@@ -23,6 +23,7 @@ def outer(face, u, v, rough):
     end = (face.h_end - v + .6 * face.h_tail * rough) * 5
     return torch.minimum(shape, end)
 
+# %% ../nbs/02d_drawn_hair.ipynb #c009
 def opening(face, u, v, rough):
     "Where the face looks out of the hair: positive there; a superellipse over a falling slit."
     x = u - face.part_u
@@ -34,7 +35,7 @@ def opening(face, u, v, rough):
     frayed = .085 * face.rough * rough * (.35 + .65 * ramp(.5 - v, .3))
     return 1 - rise ** face.h_curve - (x / wide).abs() ** face.h_square + frayed
 
-# %% ../nbs/02d_drawn_hair.ipynb #c010
+# %% ../nbs/02d_drawn_hair.ipynb #c012
 def flow(face, u, v):
     "Coordinates across and along the strands: arcs falling from the parting, or a fan from the crown."
     x = u - face.part_u
@@ -47,10 +48,12 @@ def flow(face, u, v):
     across = across + short * .012 * torch.sin(24 * v + 17 * u + 5 * face.fan)
     return across, v * (.45 + 1.6 * short)
 
+# %% ../nbs/02d_drawn_hair.ipynb #c014
 def strands(face, u, v):
     "Fine strands and broad locks, or curls: two maps (B,H,W) of mean 0."
     s, t = flow(face, u, v)
-    fine, lock = texture(slice(2, 4), s + face.id_u, t + face.id_v).unbind(1)
+    even = 1 - .85 * face.arcs * bump(u - face.part_u, .03)
+    fine, lock = (texture(slice(2, 4), s + face.id_u, t + face.id_v) * even[:, None]).unbind(1)
     rows = (face["curl"] > 0).nonzero()[:, 0]
     if len(rows):
         mine, at_u, at_v = [face[name][rows, None, None] for name in ("curl", "id_u", "id_v")]
@@ -59,7 +62,7 @@ def strands(face, u, v):
         lock[rows] += mine * (.9 * blotch + .25 * curl - lock[rows])
     return fine, lock
 
-# %% ../nbs/02d_drawn_hair.ipynb #c013
+# %% ../nbs/02d_drawn_hair.ipynb #c017
 def hair_colour(face, u, v, fine, lock, f_out, f_open):
     "Light on a rounded head of strands: soft body, a band of sheen, dark gaps between locks and below."
     wide = face.face_w + face.h_side
@@ -74,7 +77,7 @@ def hair_colour(face, u, v, fine, lock, f_out, f_open):
     sheen = band * (.35 + .5 * (fine * .6 + lock * .4).clamp(-.6, 1.5)).clamp(min=0) * face.key * (1 - .75 * face.curl)
     return diffuse + (.018 + .30 * face.hair_colour) * sheen[:, None] * .55
 
-# %% ../nbs/02d_drawn_hair.ipynb #c014
+# %% ../nbs/02d_drawn_hair.ipynb #c019
 def hair_maps(c):
     "What back and front hair share: silhouette, opening, colour."
     face = c.face
@@ -84,6 +87,7 @@ def hair_maps(c):
     f_open = opening(face, c.u, c.v, rough)
     return f_out, f_open, hair_colour(face, c.u, c.v, fine, lock, f_out, f_open)
 
+# %% ../nbs/02d_drawn_hair.ipynb #c021
 def paint_back_hair(c, hair):
     "Hair behind the neck and ears, in its own shadow."
     f_out, _, colour = hair
@@ -91,6 +95,7 @@ def paint_back_hair(c, hair):
     dark = (.80 - .45 * ramp(c.v - .55, .2) * ramp(face.face_w - .01 - c.u.abs(), .10))[:, None]
     c.paint(edge(f_out, 1.5 + 1.5 * face.rough) * (1 - face.bald) * (1 - .5 * face.buzz), colour * dark, HAIR)
 
+# %% ../nbs/02d_drawn_hair.ipynb #c023
 def paint_front_hair(c, hair):
     "Hair over forehead, temples and shoulders, and the shadow it throws on the skin."
     f_out, f_open, colour = hair
@@ -103,7 +108,7 @@ def paint_front_hair(c, hair):
     mask = edge(f_out, 1.5 + 1.5 * face.rough) * (1 - edge(f_open, soft)) * beside * (1 - .35 * face.buzz)
     c.paint(mask, colour, HAIR)
 
-# %% ../nbs/02d_drawn_hair.ipynb #c019
+# %% ../nbs/02d_drawn_hair.ipynb #c029
 def paint_hat(c):
     "A knitted cap, a cap with a peak, or a hat with a brim."
     face, a = c.face, c.u.abs()
@@ -121,6 +126,7 @@ def paint_hat(c):
     c.darken(bump((c.v - rim).clamp(min=0), .04) * (c.labels > 0) * .5)
     c.paint(ramp(f, c.pixel), face.hat_colour * light[:, None], HAT)
 
+# %% ../nbs/02d_drawn_hair.ipynb #c031
 def paint_glasses(c):
     "Frame, lens tint with a faint reflection, and the bridge."
     face, side = c.face, torch.where(c.u < 0, -1., 1.)

@@ -19,7 +19,7 @@ def mix(x):
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c008
+# %% ../nbs/02a_drawn_parameters.ipynb #c009
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 class Dice:
@@ -55,7 +55,7 @@ class Dice:
         edges = weights.cumsum(1) / weights.sum(1, keepdim=True)
         return (self.uniform()[:, None] >= edges[:, :-1]).sum(1)
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c014
+# %% ../nbs/02a_drawn_parameters.ipynb #c015
 ANCESTRIES = ("European", "East Asian", "South Asian, Latin American or Middle Eastern", "African")
 #            share melanin yellow nose  bridge lips  fold  tilt  brow
 ANCESTRY = [[.42,  .12,    .10,   .060, 1.00,  .90,  .10,  .000, 1.00],
@@ -67,6 +67,7 @@ def pick(rows, which):
     "Row `which[i]` of a table, as float64 (N, ...)."
     return torch.tensor(rows, dtype=torch.float64)[which]
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c017
 def body(d):
     "Age, sex and ancestry of people, and the numbers that follow from them."
     ancestry = d.choose([row[0] for row in ANCESTRY])
@@ -76,7 +77,7 @@ def body(d):
     masculine = (boy * .8 + d.uniform(0, .2)) * (1 - .8 * young)
     return dict(ancestry=ancestry, boy=boy, man=boy * (years > 17), years=years, young=young, old=old, masculine=masculine)
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c018
+# %% ../nbs/02a_drawn_parameters.ipynb #c021
 def head_shape(d, b):
     "Outline of the head, cheeks, chin, ears, neck."
     m, kid, old, full = b["masculine"], b["young"], b["old"], d.normal()
@@ -85,8 +86,9 @@ def head_shape(d, b):
         chin=d.normal(.860, .014) + .014 * m - .026 * kid, chin_w=d.normal(-.06, .07) + .07 * m, cleft=d.uniform() ** 5 * m,
         jaw=d.normal(-.04, .04) + .07 * m + .03 * full, temple=d.normal(.02, .025), square=d.normal(2.02, .11) + .09 * m,
         cheek=d.normal(1, .35), sunken=d.normal(.5, .3) + .5 * old - .5 * kid, ear=d.normal(1, .12), ear_out=d.normal(.6, .35),
-        neck_w=d.normal(.168, .010) + .034 * m - .020 * kid + .008 * full, shoulder=d.normal(.960, .018) - .02 * m + .03 * kid)
+        neck_w=d.normal(.168, .010) + .034 * m - .020 * kid + .008 * full, shoulder=d.normal(.947, .018) - .02 * m + .03 * kid)
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c023
 def eye_shape(d, b):
     "Eyes and brows: distance, size, tilt, fold of the inner corner (0 to 1), hood of the outer lid (0 to 1), bags."
     m, kid, old = b["masculine"], b["young"], b["old"]
@@ -99,6 +101,7 @@ def eye_shape(d, b):
         ridge=d.normal(.3, .25) + .7 * m, brow_v=d.normal(.400, .008) + .008 * m, brow_arch=d.normal(.012, .005) - .006 * m,
         brow_slope=d.normal(-.003, .005), brow_t=d.normal(.0128, .0022) + .004 * m - .002 * kid, brow_dark=d.uniform(.55, .95) * brow)
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c025
 def nose_and_mouth(d, b):
     "Nose (width, foot, bridge, tip, hump) and lips."
     m, kid, old = b["masculine"], b["young"], b["old"]
@@ -110,7 +113,7 @@ def nose_and_mouth(d, b):
         lip_u=d.normal(.0250, .0042) * (.35 + .65 * lips) - .004 * m - .007 * old,
         lip_l=d.normal(.0350, .0045) * (.45 + .55 * lips) - .004 * m - .006 * old, bow=d.uniform(.1, 1))
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c022
+# %% ../nbs/02a_drawn_parameters.ipynb #c029
 EYE_COLOURS = [[.075, .040, .022], [.11, .060, .030], [.17, .105, .05], [.15, .15, .085], [.16, .20, .23], [.15, .22, .32]]
 HAIR_COLOURS = [[.012, .010, .009], [.030, .018, .012], [.065, .036, .020], [.15, .085, .045], [.36, .23, .115], [.20, .065, .025]]
 SILVER = [.42, .40, .38]
@@ -126,6 +129,7 @@ def hair_tint(d, b, fair):
     silver = pick([SILVER], 0) * (.6 + .5 * d.uniform())[:, None]
     return colour.lerp(silver, grey[:, None])
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c031
 def colours(d, b):
     "Pigments of skin, eyes and hair; `fair` is 1 for the least melanin and 0 from .3 on."
     _, melanin, yellow, *_ = pick(ANCESTRY, b["ancestry"]).unbind(1)
@@ -138,24 +142,24 @@ def colours(d, b):
         mottle=d.uniform(.15, .6) + .5 * b["old"], freckles=d.uniform() ** 7 * fair * (1 - b["old"]),
         iris_colour=pick(EYE_COLOURS, eye) * (.8 + .5 * d.uniform())[:, None], hair_colour=hair_tint(d, b, fair))
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c025
+# %% ../nbs/02a_drawn_parameters.ipynb #c034
 STYLES = ("short", "side part", "buzz", "fringe", "receding", "shaved", "long", "wavy", "long fringe", "bob", "tied", "curly", "afro",
           "long curls", "pixie")
 #          top   side  end   tail  part_v curve square cover flare arcs curl wave rough
-STYLE = [[.055, .018, .480, .020, .230, 2.6, 3.2, .243,  .00, 0.0, 0.0, 0.3, 0.9],
-         [.060, .020, .480, .020, .220, 2.2, 2.6, .244,  .00, 0.4, 0.0, 0.3, 0.8],
+STYLE = [[.062, .022, .480, .020, .230, 2.6, 3.2, .243,  .00, 0.0, 0.0, 0.3, 0.9],
+         [.066, .023, .480, .020, .220, 2.2, 2.6, .244,  .00, 0.4, 0.0, 0.3, 0.8],
          [.004, .000, .460, .030, .225, 2.8, 3.2, .252,  .00, 0.0, 0.0, 0.0, 0.2],
          [.055, .034, .520, .030, .325, 4.5, 4.5, .240,  .00, 0.0, 0.0, 0.0, 1.2],
          [.012, .012, .520, .020, .145, 2.4, 2.6, .250,  .00, 0.0, 0.0, 0.0, 0.4],
          [-.01, -.01, .300, .020, -.30, 3.0, 3.0, .300,  .00, 0.0, 0.0, 0.0, 0.0],
-         [.055, .065, 1.30, .040, .205, 1.8, 1.9, .236,  .14, 1.0, 0.0, 0.2, 0.7],
-         [.070, .105, 1.30, .060, .210, 1.8, 1.8, .238,  .22, 1.0, 0.0, 1.0, 0.6],
-         [.060, .060, 1.30, .040, .365, 4.5, 3.6, .226,  .10, 0.2, 0.0, 0.2, 0.8],
-         [.060, .075, .860, .030, .215, 1.8, 1.9, .232, -.03, 1.0, 0.0, 0.2, 0.4],
+         [.060, .088, 1.30, .040, .205, 1.8, 1.9, .236,  .14, 1.0, 0.0, 0.2, 0.7],
+         [.078, .130, 1.30, .060, .210, 1.8, 1.8, .238,  .22, 1.0, 0.0, 1.0, 0.6],
+         [.065, .078, 1.30, .040, .365, 4.5, 3.6, .226,  .10, 0.2, 0.0, 0.2, 0.8],
+         [.065, .092, .860, .030, .215, 1.8, 1.9, .232, -.03, 1.0, 0.0, 0.2, 0.4],
          [.030, .006, .520, .020, .215, 2.2, 2.1, .278,  .00, 0.0, 0.0, 0.0, 0.2],
          [.085, .045, .600, .050, .240, 2.6, 2.6, .275,  .00, 0.0, 0.8, 0.0, 1.5],
          [.130, .110, .640, .050, .215, 2.8, 2.6, .280,  .00, 0.0, 1.0, 0.0, 0.8],
-         [.090, .110, 1.20, .080, .215, 1.8, 1.8, .240,  .12, 0.3, 0.8, 0.6, 1.5],
+         [.095, .140, 1.20, .080, .215, 1.8, 1.8, .240,  .12, 0.3, 0.8, 0.6, 1.5],
          [.065, .035, .560, .040, .240, 1.7, 1.7, .248,  .00, 0.3, 0.0, 0.3, 1.1]]
 WORN_BY_MEN =   [.46, .20, .07, .08, .00, .03, .02, .02, .00, .00, .01, .08, .00, .01, .00]
 WORN_BY_WOMEN = [.01, .02, .00, .00, .00, .00, .25, .22, .10, .10, .15, .02, .00, .05, .07]
@@ -163,13 +167,14 @@ OLD_MEN =       [.00, .00, .00, .00, .90, .25, .00, .00, .00, .00, .00, .00, .00
 AFRICAN_MEN =   [.00, .00, .50, .00, .00, .12, .00, .00, .00, .00, .00, .15, .10, .00, .00]
 AFRICAN_WOMEN = [.00, .00, .00, .00, .00, .00, .00, .00, .00, .00, .20, .00, .15, .25, .00]
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c027
+# %% ../nbs/02a_drawn_parameters.ipynb #c036
 def style_of(d, b):
     "Which row of `STYLE` each person wears."
     boy, man, old, african = b["boy"], b["man"], b["old"], (b["ancestry"] == 3).double()
     shares = ((boy, WORN_BY_MEN), (1 - boy, WORN_BY_WOMEN), (man * old, OLD_MEN), (african * boy, AFRICAN_MEN), (african * (1 - boy), AFRICAN_WOMEN))
     return d.choose(sum(share[:, None] * pick([row], 0) for share, row in shares))
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c038
 def hair(d, b):
     "The style of the hair, varied for each person, and the beard."
     style, n = style_of(d, b), d.normal
@@ -186,12 +191,13 @@ def hair(d, b):
         wave_f=d.uniform(18, 34), rough=rough * d.uniform(.6, 1.4), fan=n(0, .5), buzz=style == STYLES.index("buzz"),
         bald=style == STYLES.index("shaved"))
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c040
 def beard(d, b):
     "Full beard, moustache and stubble; 0 is none."
     grown = b["man"] * d.chance(.38) * d.uniform(.3, 1.) * (1 - .4 * (b["ancestry"] == 1))
     return dict(beard=grown, moustache=b["man"] * d.chance(.5), chops=d.chance(.6), stubble=b["man"] * d.uniform(0, .8) * d.chance(.7))
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c030
+# %% ../nbs/02a_drawn_parameters.ipynb #c043
 def person(seed, # of the world of faces
            identity, # (N,) whole numbers
            ): # dict of float32 (N,) numbers and (N,3) linear RGB colours
@@ -202,12 +208,13 @@ def person(seed, # of the world of faces
     numbers |= dict(id_u=d.uniform(-1, 1), id_v=d.uniform(-1, 1))
     return {name: x.float() for name, x in numbers.items()}
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c033
+# %% ../nbs/02a_drawn_parameters.ipynb #c046
 def pose(d):
     "How the head is held and framed; the last three are errors of the alignment."
     return dict(yaw=d.normal(0, .25), pitch=d.normal(0, .11), roll=d.normal(0, .02), lean=d.normal(0, .06), asym=d.normal(),
                 dx=d.normal(0, .006), dy=d.normal(0, .005), zoom=d.normal(1, .013))
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c048
 def expression(d):
     "Mouth, eyes and brows; `smile` runs from -.4 (glum) to 1.2 (broad)."
     smile = torch.where(d.chance(.5) > 0, d.normal(.14, .15), d.normal(.75, .22)).clamp(-.4, 1.2)
@@ -218,6 +225,7 @@ def expression(d):
                 squint=d.uniform(.0, .25) * smile.clamp(0, 1) + d.normal(0, .06), gaze_u=d.normal(0, .006), gaze_v=d.normal(0, .0015),
                 brow_up=d.normal(0, .005), frown=d.uniform() ** 4)
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c050
 def lighting(d):
     "Main light (its direction from the face, strength, warmth), a fill from one side, the sky, shine of the skin."
     hard = d.uniform()
@@ -225,7 +233,7 @@ def lighting(d):
                 warm=d.normal(.02, .045), fill=d.uniform(.04, .28), fill_u=d.normal(0, .8), sky=d.uniform(.18, .42) * (1.2 - .45 * hard),
                 shadow=.25 + .6 * hard, gloss=d.uniform(.03, .16), flash=d.chance(.15))
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c036
+# %% ../nbs/02a_drawn_parameters.ipynb #c053
 def muted(d, dark, bright, colourful):
     "(N,3) linear colours: a grey between `dark` and `bright`, tinted at most by a factor exp(`colourful`)."
     tint = torch.stack([d.uniform(-1, 1), d.uniform(-1, 1), d.uniform(-1, 1)], 1)
@@ -233,6 +241,7 @@ def muted(d, dark, bright, colourful):
     level = dark * (bright / dark) ** d.uniform()
     return (level[:, None] * torch.exp(colourful * d.uniform()[:, None] * tint)).clamp(.004, .85)
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c055
 def things(d, people):
     "Make-up, glasses, hats (0 none, 1 knitted, 2 peaked, 3 brimmed), ear-rings, clothes (collar 0 round, 1 shirt, 2 high)."
     woman, grown = (1 - people["boy"]) * (people["years"] > 15), people["young"] == 0
@@ -246,6 +255,7 @@ def things(d, people):
         collar=d.choose([.42, .25, .33]), neckline=d.uniform(0, .14), cloth=muted(d, .012, .55, .9), shirt=muted(d, .25, .75, .15),
         tie=muted(d, .01, .15, 1.2), pattern=d.uniform() ** 3, pattern_f=d.uniform(30, 90))
 
+# %% ../nbs/02a_drawn_parameters.ipynb #c057
 def camera(d):
     "Background (scene 0 studio, 1 room, 2 outdoors, 3 wall) and camera."
     return dict(
@@ -254,7 +264,7 @@ def camera(d):
         balance_b=d.normal(-.07, .055), contrast=d.normal(.60, .15), colour=d.normal(1.12, .12), vignette=d.uniform(0, .2),
         sharp=d.normal(0, .3), noise=d.uniform(.001, .007), black=d.uniform(0, .012))
 
-# %% ../nbs/02a_drawn_parameters.ipynb #c038
+# %% ../nbs/02a_drawn_parameters.ipynb #c059
 def picture(seed, # of the world of faces
             index, # (N,) whole numbers: which pictures
             people, # `person(seed, ...)` of the same rows

@@ -32,10 +32,12 @@ def bump(x, width):
     x = x / width
     return x.mul_(x).mul_(-.5).clamp_(min=-40).exp_()
 
+# %% ../nbs/02b_drawn_parts.ipynb #c010
 def ramp(x, width):
     "0 below -width / 2, 1 above width / 2, straight between: a step with an anti-aliased edge when `width` is a pixel."
     return (x / width + .5).clamp(0, 1)
 
+# %% ../nbs/02b_drawn_parts.ipynb #c012
 def gradient(f):
     "Central differences per pixel along the last axis and the one before it; zero on the border."
     gu, gv = torch.zeros_like(f), torch.zeros_like(f)
@@ -43,12 +45,13 @@ def gradient(f):
     torch.sub(f[..., 2:, :], f[..., :-2, :], out=gv[..., 1:-1, :])
     return gu.mul_(.5), gv.mul_(.5)
 
+# %% ../nbs/02b_drawn_parts.ipynb #c013
 def edge(f, soft=1.):
     "Coverage of the region f > 0, `soft` pixels wide at its border: f / |grad f| is the distance to it in pixels."
     gu, gv = gradient(f)
     return ramp(f * torch.rsqrt(gu.square_().add_(gv.square_()).add_(1e-12)), soft)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c011
+# %% ../nbs/02b_drawn_parts.ipynb #c016
 def gaussians(table, u, v):
     "Sum of rows (u0, v0, su, sv, height) on the grid `u` x `v`: separable, so one matrix product (B,G,K) (B,K,G)."
     batch = max(len(x) for row in table for x in row if torch.is_tensor(x))
@@ -56,11 +59,12 @@ def gaussians(table, u, v):
     u0, v0, su, sv, height = torch.stack(numbers, 1).view(batch, len(table), 5, 1).unbind(2)
     return torch.bmm(bump(v - v0, sv).transpose(1, 2), bump(u - u0, su) * height)
 
+# %% ../nbs/02b_drawn_parts.ipynb #c018
 def both(u0, *rest):
     "The same Gaussian left and right."
     return [(-u0, *rest), (u0, *rest)]
 
-# %% ../nbs/02b_drawn_parts.ipynb #c014
+# %% ../nbs/02b_drawn_parts.ipynb #c021
 TOP, CENTRE = .085, .50
 
 def inside(face, u, v):
@@ -71,7 +75,7 @@ def inside(face, u, v):
     chin = face.chin_w * bump(u, .06) * bump(v - face.chin, .035)
     return 1 - (u.abs() / wide).clamp(min=1e-3) ** face.square - down ** 2.25 - up ** 2.8 + chin - .25 * face.chin_w * bump(v - face.chin, .05)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c017
+# %% ../nbs/02b_drawn_parts.ipynb #c024
 def nose_bumps(p):
     "Bridge, tip, wings and the groove beside them."
     nv, nw = p["nose_v"], p["nose_w"]
@@ -84,7 +88,7 @@ def nose_bumps(p):
             *both(nw + .012, nv - .014, .012, .022, -.012),
             (0., nv + .012, .050, .013, -.012)]
 
-# %% ../nbs/02b_drawn_parts.ipynb #c018
+# %% ../nbs/02b_drawn_parts.ipynb #c026
 def mouth_bumps(p):
     "Muzzle, philtrum, lips, chin and its groove, nasolabial folds."
     mv, nv, broad = p["mouth_v"], p["nose_v"], p["smile"].clamp(min=0)
@@ -100,7 +104,7 @@ def mouth_bumps(p):
         table += both(beside, nv - .005 + .095 * along, .012, .020, -fold * (1.1 - .5 * along))
     return table
 
-# %% ../nbs/02b_drawn_parts.ipynb #c019
+# %% ../nbs/02b_drawn_parts.ipynb #c028
 def eye_bumps(p):
     "Forehead, brow ridge, sockets, eyeballs, bags, wrinkles, cheek bones and cheeks."
     eu, broad, old = p["eye_u"], p["smile"].clamp(min=0), p["old"]
@@ -114,27 +118,30 @@ def eye_bumps(p):
             (0., .43, .008, .02, -.004 * p["frown"] - .002 * old),
             *[(.02 * (k - 1), .265 + .035 * k, .10, .005, wrinkles) for k in range(3)]]
 
-# %% ../nbs/02b_drawn_parts.ipynb #c020
+# %% ../nbs/02b_drawn_parts.ipynb #c029
 def head_depth(f):
     "Height of the bare head over its outline."
     return .31 * (F.softplus(f * 10) / 10 + .008).sqrt()
 
+# %% ../nbs/02b_drawn_parts.ipynb #c031
 def relief(face, u, v):
     "Height of the face above the plane of its outline and the outline function, both (B,G,G)."
     f = inside(face, u[None, None, :], v[None, :, None])
     return head_depth(f).add_(gaussians(nose_bumps(face) + mouth_bumps(face) + eye_bumps(face), u, v)), f
 
-# %% ../nbs/02b_drawn_parts.ipynb #c023
+# %% ../nbs/02b_drawn_parts.ipynb #c034
 @lru_cache(None)
 def enlarging(n, size, device="cpu"):
     "The matrix (size, n) that enlarges n points to `size`, bicubic."
     return F.interpolate(torch.eye(n)[None, None], size=(size, n), mode="bicubic", align_corners=False)[0, 0].to(device)
 
+# %% ../nbs/02b_drawn_parts.ipynb #c035
 def enlarge(x, size):
     "Maps (..., n, n) at another size, by two matrix products."
     w = enlarging(x.shape[-1], size, str(x.device))
     return w @ x @ w.T
 
+# %% ../nbs/02b_drawn_parts.ipynb #c037
 @lru_cache(None)
 def blurring(n, width, device="cpu"):
     "The matrix (n, n) that blurs a row of n cells with a Gaussian `width` cells wide."
@@ -142,7 +149,7 @@ def blurring(n, width, device="cpu"):
     w = bump(at[:, None] - at[None, :], width)
     return w / w.sum(1, keepdim=True)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c024
+# %% ../nbs/02b_drawn_parts.ipynb #c038
 def cavities(height, widths=(.9, 2.1), strength=(14., 7.)):
     "Ambient shadow of hollows: how far the height lies below its own local mean, at two widths."
     shade = torch.ones_like(height)
@@ -151,7 +158,7 @@ def cavities(height, widths=(.9, 2.1), strength=(14., 7.)):
         shade *= 1 - (k * (w @ height @ w.T - height)).clamp(-.12, .55)
     return shade
 
-# %% ../nbs/02b_drawn_parts.ipynb #c027
+# %% ../nbs/02b_drawn_parts.ipynb #c041
 def head_light(face):
     "Direction of the main light in the turning head's own frame: (B,1,1) each."
     u, v, w = face.light_u, face.light_v * (1 - face.flash), .80 + .5 * face.flash
@@ -160,7 +167,7 @@ def head_light(face):
     n = torch.rsqrt(u * u + v * v + w * w)
     return u * n, v * n, w * n
 
-# %% ../nbs/02b_drawn_parts.ipynb #c028
+# %% ../nbs/02b_drawn_parts.ipynb #c042
 def cast_shadow(height, step, light, reach=(2, 4, 7, 11, 16)):
     "Soft shadow (0 dark, 1 lit): is there anything higher on the way from a point to the light?"
     lu, lv, lw = light
@@ -176,7 +183,7 @@ def cast_shadow(height, step, light, reach=(2, 4, 7, 11, 16)):
         blocked = torch.maximum(blocked, (there - height - k * step * lw * across) * (22 / (1 + .18 * k)))
     return 1 - blocked.clamp(0, 1)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c031
+# %% ../nbs/02b_drawn_parts.ipynb #c045
 WRAP = (.42, .27, .20)
 
 def shade(face, gu, gv, cavity, cast):
@@ -195,7 +202,7 @@ def shade(face, gu, gv, cavity, cast):
     mirror = ((lw + 1 - lu * gu - lv * gv) * inv * half).clamp(min=0) ** 18
     return colours, mirror.mul_(lit).mul_(cavity)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c034
+# %% ../nbs/02b_drawn_parts.ipynb #c048
 GRID, U0, V0, SPAN = 112, -.62, -.12, 1.24
 
 def skin_fields(face, u, v):
@@ -208,6 +215,7 @@ def skin_fields(face, u, v):
              (0., nv + .036, .055, .012, .9 * lip), *both(.088, mv + .01, .016, .045, .6 * lip)]
     return gaussians(red, u, v), gaussians(beard, u, v) * (face.beard + face.stubble > 0)
 
+# %% ../nbs/02b_drawn_parts.ipynb #c050
 def fields(face):
     "Everything smooth about the skin on a GRID x GRID lattice: light (3), highlight, distance to the outline, blood, beard, height: (B,8,G,G)."
     u = torch.linspace(U0, U0 + SPAN, GRID, device=face["chin"].device)
@@ -223,7 +231,7 @@ def fields(face):
     distance = (f * step * torch.rsqrt(fu.square_().add_(fv.square_()).add_(1e-7))).clamp_(-.2, .2)
     return torch.stack([*colours, mirror, distance, *skin_fields(face, u, v), height], 1)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c037
+# %% ../nbs/02b_drawn_parts.ipynb #c053
 @lru_cache(None)
 def noise(device="cpu", n=512):
     "Periodic textures (5,n,n) of mean 0 and sd 1: blotches, pores, straight strands, locks, curls."
@@ -238,13 +246,14 @@ def noise(device="cpu", n=512):
     maps = (maps - maps.mean((1, 2), keepdims=True)) / maps.std((1, 2), keepdims=True)
     return torch.tensor(maps, dtype=torch.float32, device=device)
 
+# %% ../nbs/02b_drawn_parts.ipynb #c055
 def texture(which, s, t):
     "Textures `which` (a slice of the bank) at coordinates (s, t), one unit long: (B,k,H,W)."
     bank = noise(str(s.device))[which]
     at = torch.stack([s, t], -1) * 2
     return F.grid_sample(bank.expand(len(s), -1, -1, -1), at, padding_mode="reflection", align_corners=False)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c040
+# %% ../nbs/02b_drawn_parts.ipynb #c058
 class Canvas:
     "A picture in the making: linear RGB `image` (B,3,H,W), `labels`, `cover` (0 where the background shows) and coordinates `u`, `v` (B,H,W)."
     def __init__(self, face, image, labels, cover, u, v, maps, pixel):
@@ -290,7 +299,7 @@ class Canvas:
         "The picture as a screen shows it, without a camera."
         return self.image.clamp(0, 1) ** (1 / 2.2)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c041
+# %% ../nbs/02b_drawn_parts.ipynb #c060
 def canvas_at(face, image, u, v):
     "A canvas over `image` (B,3,S,S) whose pixels look at points (u, v) (B,S,S) of the frontal face."
     where = torch.stack([(u - U0) * (2 / SPAN) - 1, (v - V0) * (2 / SPAN) - 1], -1)
@@ -298,6 +307,7 @@ def canvas_at(face, image, u, v):
     labels = torch.zeros(u.shape, dtype=torch.uint8, device=u.device)
     return Canvas(face, image, labels, torch.zeros_like(u), u, v, maps, 1 / u.shape[-1])
 
+# %% ../nbs/02b_drawn_parts.ipynb #c061
 def frontal(face, size=128, grey=.25):
     "An empty grey canvas before faces that look straight ahead; for looking at single parts."
     at = (torch.arange(size) + .5) / size
@@ -305,7 +315,7 @@ def frontal(face, size=128, grey=.25):
     count = len(face["chin"])
     return canvas_at(face, torch.full((count, 3, size, size), grey), u.repeat(count, 1, 1), v.repeat(count, 1, 1))
 
-# %% ../nbs/02b_drawn_parts.ipynb #c044
+# %% ../nbs/02b_drawn_parts.ipynb #c064
 BARE = ((.71, 2.20, .05, .02), (.405, 2.55, .42, .08), (.292, 2.72, .36, .45))
 
 def skin_colour(face, blood=0., melanin=0.):
@@ -313,16 +323,16 @@ def skin_colour(face, blood=0., melanin=0.):
     m, b = face.melanin + melanin, (face.blood * .8 + blood) * (1 - .45 * face.melanin.clamp(max=1))
     return torch.stack([c * torch.exp(-(mel * m + red * b + yellow * face.yellow)) for c, mel, red, yellow in BARE], 1)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c046
+# %% ../nbs/02b_drawn_parts.ipynb #c066
 SKIN, NOSE, EYE_G, L_EYE, R_EYE, L_BROW, R_BROW, L_EAR, R_EAR, MOUTH, U_LIP, L_LIP, HAIR, HAT, EAR_R, NECK_L, NECK, CLOTH = range(1, 19)
 
-# %% ../nbs/02b_drawn_parts.ipynb #c047
+# %% ../nbs/02b_drawn_parts.ipynb #c068
 def paint_skin(c):
     "The bare head: skin of uneven colour under the light, with its highlight; beard and stubble."
     face = c.face
     light, mirror, distance, blood, beard = c.light(), c.maps[:, 3], c.maps[:, 4], c.maps[:, 5], c.maps[:, 6]
     blotch, pores = texture(slice(0, 2), c.u * .9 + face.id_u, c.v * .9 + face.id_v).unbind(1)
-    spots = face.freckles * .28 * (pores - .9).clamp(0, 1.) * bump(c.v - .56, .10)
+    spots = face.freckles * .2 * (pores - .9).clamp(0, 1.) * bump(c.v - .56, .10)
     colour = skin_colour(face, .32 * blood + .05 * blotch * face.mottle, (.022 * blotch + .008 * pores) * face.mottle + spots)
     grain = .5 * pores
     stubble = (beard * (.75 + .25 * grain)).clamp(0, 1) * face.stubble * .30

@@ -9,7 +9,7 @@ __all__ = ['PriorGuidedSR']
 from torch import nn
 from ..networks.prior_guided import SRBranch, PriorBranch, FusingModule
 
-# %% ../../nbs/systems/01_prior_guided_sr.ipynb #c005
+# %% ../../nbs/systems/01_prior_guided_sr.ipynb #c006
 class PriorGuidedSR(nn.Module):
     "Thesis Fig 3.1: (N,3,h,w) in [0,1] -> dict of coarse_sr, restored (N,3,h*scale,w*scale) and prior (N,parts,h*scale,w*scale), not clamped."
     def __init__(self,
