@@ -147,7 +147,7 @@ def resolve(
     if not out["prior"]:   # helpers keep their size: a paper's losses should not depend on the profile's widths
         out["generator"] = scaled(out["generator"], train)
         out["critics"] = {k: scaled(v, train) for k, v in out.get("critics", {}).items()}
-    out["batch"] = train["batch"] or out.get("batch")
+    out["batch"] = out.get("batch") if out["prior"] else train["batch"] or out.get("batch")
     if "optimiser" in out and not out["prior"]:
         out["optimiser"] |= {k: v for k, v in (("use", train["optimiser"]), ("lr", train["lr"])) if v}
     steps = stage_steps([s["share"] for s in out["stages"]], train["steps"]) if out["stages"] else []

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['seed_of', 'face_order', 'asks_for', 'step_inputs', 'ema_update', 'lr_factor', 'dirac', 'start_as_identity',
-           'make_fabric', 'outputs', 'make_loss', 'Run', 'loss_function', 'take_step', 'generator_term', 'update',
-           'state_tensors', 'save_state', 'open_state', 'load_state', 'History', 'write_history', 'train',
+           'pick_device', 'make_fabric', 'outputs', 'make_loss', 'Run', 'loss_function', 'take_step', 'generator_term',
+           'update', 'state_tensors', 'save_state', 'open_state', 'load_state', 'History', 'write_history', 'train',
            'write_model', 'load_weights', 'load_model', 'restore', 'run_report']
 
 # %% ../nbs/08_training.ipynb #c002
@@ -136,22 +136,29 @@ def start_as_identity(
     return net
 
 # %% ../nbs/08_training.ipynb #c032
-def make_fabric(
-    device: str = "auto",     # auto, cpu or cuda
-    precision: str = "auto",  # auto: bf16 where a GPU has it, else float32; or a precision of Fabric, such as "32-true"
-):
-    "Fabric on the device that was asked for."
-    from lightning_fabric import Fabric
-
+def pick_device(
+    device: str = "auto",  # auto, cpu or cuda
+) -> torch.device:
+    "The device that was asked for; auto takes a GPU if there is one."
     cuda = torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda"):
         raise FacelabError(f"unknown train.device {device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not cuda:
         raise FacelabError("train.device is cuda, but torch sees no GPU: choose auto or cpu in params.yaml")
-    on_gpu = cuda and device != "cpu"
+    return torch.device("cuda" if cuda and device != "cpu" else "cpu")
+
+
+def make_fabric(
+    device: str = "auto",     # auto, cpu or cuda
+    precision: str = "auto",  # auto: bf16 where a GPU has it, else float32; or a precision of Fabric, such as "32-true"
+):
+    "Fabric on one such device."
+    from lightning_fabric import Fabric
+
+    kind = pick_device(device).type
     if precision == "auto":
-        precision = "bf16-mixed" if on_gpu and torch.cuda.is_bf16_supported() else "32-true"
-    return Fabric(accelerator="cuda" if on_gpu else "cpu", devices=1, precision=precision)
+        precision = "bf16-mixed" if kind == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
+    return Fabric(accelerator=kind, devices=1, precision=precision)
 
 # %% ../nbs/08_training.ipynb #c036
 def outputs(

@@ -25,7 +25,8 @@ def run(stage, item=None, root=None):
     try:
         papermill.execute_notebook(
             root / "nbs" / "pipeline" / f"{stage}.ipynb", folder / f"{name}.ipynb", parameters={"item": item} if item else {},
-            kernel_name="python3", cwd=str(root), progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, log_output=False)
+            kernel_name="python3", cwd=str(root), progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, log_output=False,
+            extra_arguments=["--log-level=40"])  # the kernel warns about its transport at every start
     except papermill.PapermillExecutionError as error:
         raise FacelabError(sentence(error, folder / f"{name}.ipynb")) from None
 

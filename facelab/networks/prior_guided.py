@@ -46,6 +46,7 @@ class BasicBlock(nn.Module):
         self.conv5x5 = nn.Conv2d(width, width, 3, padding=2, dilation=2)
         self.attention = ChannelAttention(width, attention, reduction)
         self.relu, self.conv = nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
+        self.closing = ("conv",) # what ends the branch: silent in an identity start
         self.gain = width if rescale else 1
 
     def forward(self, F_in):
@@ -67,6 +68,7 @@ class SRBranch(nn.Module):
         self.conv1 = nn.Sequential(nn.Conv2d(3, width, kernel, padding=kernel//2), nn.PReLU())
         self.basic_blocks = nn.Sequential(*[BasicBlock(width, **block) for _ in range(depth)])
         self.conv2 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
+        self.closing = ("conv2.1",)
         self.up = nn.Sequential(OrderedDict((f"pixelshuffle{i+1}", doubling(width)) for i in range(doublings(scale))))
         self.conv3 = nn.Conv2d(width, 3, kernel, padding=kernel//2)
 

@@ -21,6 +21,7 @@ class ResidualBlock(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1), bn(width)
         self.prelu = nn.PReLU()
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), bn(width)
+        self.closing = ("bn2" if norm else "conv2",) # what ends the branch: silent in an identity start
 
     def forward(self, x): return x + self.bn2(self.conv2(self.prelu(self.bn1(self.conv1(x)))))
 
@@ -51,6 +52,7 @@ class SRResNet(nn.Module):
         self.head = nn.Sequential(nn.Conv2d(3, width, 9, padding=4), nn.PReLU())
         self.blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(depth)])
         self.body_end = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
+        self.closing = ("body_end.1",)
         self.up = nn.Sequential(*[doubling(width) for _ in range(doublings(scale))])
         self.tail = nn.Conv2d(width, 3, 9, padding=4)
 
