@@ -100,7 +100,7 @@ class _Recorder(TorchFunctionMode):
 
     def is_open(self, m):
         name = self.names[m]
-        return any(name == e or name.split(".")[-1] == e if isinstance(e, str) else isinstance(m, e) for e in self.expand)
+        return any(e in (name, name.split(".")[-1], type(m).__name__) if isinstance(e, str) else isinstance(m, e) for e in self.expand)
 
     def know(self, value, step):
         for t in _tensors(value): self.made[id(t)] = step; self.kept.append(t)
@@ -267,7 +267,7 @@ def _nodes(t):
     for s in t.steps:
         name = " … ".join(part if part.split(".")[-1].isdigit() else part.split(".")[-1] for part in s.name.split(" … "))
         lines = (s.operation,) if not s.module or name.lower() == s.operation.lower() else (name, s.operation)
-        if s.parameters: lines += (f"{s.parameters:,} parameters",)
+        if s.parameters: lines += (f"{s.parameters:,} parameter{'s' * (s.parameters > 1)}",)
         nodes.append(_Node("merge" if len(s.operation) == 1 else "step", lines, s.output, tuple(map(renumber, s.sources))))
     return nodes + [_Node("output", (name,), "", (renumber(k),)) for name, k in t.outputs]
 
@@ -319,7 +319,7 @@ def _colour(node):
     if node.kind != "step": return _COLOURS[node.kind]
     text = node.lines[min(1, len(node.lines) - 1)]
     first = text.split(" ")[0].rstrip(",")
-    return _COLOURS["conv" if first in ("conv", "deconv") else "dense" if first == "dense" else "block" if text[0].isupper() and "parameters" in node.lines[-1] else "other"]
+    return _COLOURS["conv" if first in ("conv", "deconv") else "dense" if first == "dense" else "block" if text[0].isupper() and "parameter" in node.lines[-1] else "other"]
 
 def _wrap(lines, width=30):
     import textwrap
@@ -389,6 +389,6 @@ def draw_graph(
                      FancyBboxPatch((bx - w/2 + .05, by - h/2 + .05), w - .1, h - .1, boxstyle="round,pad=.05,rounding_size=.06", **style))
         for row, line in enumerate(lines):
             ax.text(bx, by + .145*((len(lines) - 1)/2 - row), line, ha="center", va="center_baseline" if node.kind == "merge" else "center", fontsize=8, zorder=4,
-                    weight="bold" if row == 0 and len(lines) > 1 else "normal", color="#666" if line.endswith("parameters") else "#111")
+                    weight="bold" if row == 0 and len(lines) > 1 else "normal", color="#666" if " parameter" in line else "#111")
         if node.shape: ax.text(bx + .05, by - h/2 - .3*gap, node.shape, ha="left", va="center", fontsize=7, color="#444", zorder=4)
     return fig

@@ -191,16 +191,16 @@ class Run:
     ):
         self.recipe, self.step, self.history, self.seconds = recipe, 0, [], 0.
         torch.set_num_threads(recipe["threads"])
-        self.fabric = make_fabric(device, recipe["precision"])
-        self.faces, self.degrade = faces.to(self.fabric.device), build(recipe["degradation"])
+        self.device, self.fabric = pick_device(device), make_fabric(device, recipe["precision"]) if recipe["stages"] else None
+        self.faces, self.degrade = faces.to(self.device), build(recipe["degradation"])
         torch.manual_seed(seed_of(recipe["seed"], "weights"))
         self.bare = {"generator": build(recipe["generator"]), **{name: build(spec) for name, spec in recipe["critics"].items()}}
         if recipe["start"] == "identity":
             start_as_identity(self.bare["generator"])
-        layout = torch.channels_last if self.fabric.device.type == "cuda" else torch.contiguous_format
+        layout = torch.channels_last if self.device.type == "cuda" else torch.contiguous_format
         self.nets, self.optimisers = {}, {}
         for name, net in self.bare.items():
-            net.to(self.fabric.device, memory_format=layout)
+            net.to(self.device, memory_format=layout)
             if any(p.requires_grad for p in net.parameters()):
                 spec = {k: v for k, v in recipe["optimiser"].items() if k != "use"}
                 self.optimisers[name] = getattr(torch.optim, recipe["optimiser"]["use"])(net.parameters(), **spec)
@@ -233,7 +233,7 @@ def loss_function(self: Run, stage, name, spec):
     key = (stage["name"], name)
     if key not in self.losses:
         made = make_loss(spec)
-        self.losses[key] = made.to(self.fabric.device) if isinstance(made, torch.nn.Module) else made
+        self.losses[key] = made.to(self.device) if isinstance(made, torch.nn.Module) else made
     return self.losses[key]
 
 
@@ -243,7 +243,7 @@ def take_step(
     "One step of every network that the current stage trains."
     stage, seed = self.recipe["stages"][self.stage], self.recipe["seed"]
     torch.manual_seed(seed_of(seed, "step", self.step))
-    given = step_inputs(self.faces, self.recipe, self.degrade, self.step, self.fabric.device)
+    given = step_inputs(self.faces, self.recipe, self.degrade, self.step, self.device)
     rate = self.recipe["optimiser"]["lr"] * lr_factor(self.recipe["schedule"], self.step, self.steps, self.recipe["warmup"])
     for optimiser in self.optimisers.values():
         for group in optimiser.param_groups:
@@ -328,7 +328,7 @@ def load_state(
         print(f"{path} was made under another recipe, code or data: training starts anew")
         return False
     part = lambda start: {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
-    self.average = {k: v.to(self.fabric.device) for k, v in part("average/").items()}
+    self.average = {k: v.to(self.device) for k, v in part("average/").items()}
     for name, net in self.bare.items():
         net.load_state_dict(part(f"net/{name}/"))
     for name, optimiser in self.optimisers.items():
@@ -413,7 +413,7 @@ def train(
     progress: bool = True,   # show a bar
 ) -> Run:
     "Train a recipe from where its checkpoint stands to its end, and write what it learned."
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     run = Run(recipe, faces.part("train"), device)
     key = hashlib.sha256((json.dumps(recipe, sort_keys=True) + fingerprint).encode()).hexdigest()
@@ -504,7 +504,7 @@ def run_report(
     import platform, subprocess
 
     rev = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    gpu = run.fabric.device.type == "cuda"
+    gpu = run.device.type == "cuda"
     return {
         "recipe": run.recipe, "faces": run.faces.name, "n_train": len(run.faces), "revision": rev.stdout.strip() or None,
         "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(),
