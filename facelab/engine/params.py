@@ -2,7 +2,9 @@
 
 import copy
 import difflib
+import io
 import os
+import subprocess
 from pathlib import Path
 
 import yaml
@@ -95,10 +97,13 @@ def choose_profile(name, root=None):
     known = ["demo", *sorted(p.stem for p in (root / "profiles").glob("*.yaml"))]
     if name not in known:
         raise FacelabError(f"unknown profile {name!r}: {near(name, known)}")
+    committed = committed_params(root)
+    if name == "demo":
+        return write_text(root / "params.yaml", committed)
     text = YAML()
     text.preserve_quotes, text.width = True, 120
-    params = text.load(committed_params(root))
-    change = {} if name == "demo" else read_yaml(root / "profiles" / f"{name}.yaml")
+    text.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
+    params, change = text.load(committed), read_yaml(root / "profiles" / f"{name}.yaml")
     merge(params, change, f"profiles/{name}.yaml")  # refuses unknown names before anything is written
 
     def put(into, values):
@@ -109,16 +114,20 @@ def choose_profile(name, root=None):
                 into[key] = value
 
     put(params, {**change, "profile": name})
-    half = root / "params.yaml.half"
-    with open(half, "w") as out:
-        text.dump(params, out)
-    os.replace(half, root / "params.yaml")
+    out = io.StringIO()
+    text.dump(params, out)
+    write_text(root / "params.yaml", out.getvalue())
+
+
+def write_text(path, text):
+    "Write a file whole or not at all."
+    half = path.with_name(path.name + ".half")
+    half.write_text(text)
+    os.replace(half, path)
 
 
 def committed_params(root):
     "The text of the demo's `params.yaml`: the committed one, else the present one if it is the demo's."
-    import subprocess
-
     shown = subprocess.run(["git", "-C", str(root), "show", "HEAD:./params.yaml"], capture_output=True, text=True)
     if shown.returncode == 0:
         return shown.stdout

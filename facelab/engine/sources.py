@@ -9,12 +9,11 @@ docstring, an executed output or a cell id. `write_sources` puts one small JSON 
 import ast
 import hashlib
 import json
-import os
 from functools import lru_cache
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.engine.params import load_params, read_yaml
+from facelab.engine.params import load_params, read_yaml, write_text
 from facelab.recipes import load_recipes, resolve
 
 
@@ -118,6 +117,8 @@ def paper_sources(root, recipes):
 def write_sources(root):
     "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
     params, recipes = load_params(root), load_recipes(root)
+    if params["data"]["source"] == "real" and not (root / "data" / "real").exists():
+        raise FacelabError("data.source in params.yaml is `real`, but data/real does not exist: bring your faces with `make faces FROM=/path/to/folder`")
     out = {name: stage_source(root, name) for name in ("draw", "faces")}
     out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes))
     folder = root / "build" / "sources"
@@ -128,7 +129,5 @@ def write_sources(root):
     for name, source in out.items():
         path, text = folder / f"{name}.json", json.dumps(source, indent=1, sort_keys=True) + "\n"
         if not path.exists() or path.read_text() != text:
-            half = path.with_suffix(".half")
-            half.write_text(text)
-            os.replace(half, path)
+            write_text(path, text)
     return sorted(out)

@@ -1,0 +1,52 @@
+"""What several test files need: a copy of the project to work on, and the smallest parameters that run everything."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1",
+       "GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "test", "GIT_CONFIG_KEY_1": "user.email", "GIT_CONFIG_VALUE_1": "test@example.org"}
+TINY = {"train: 800": "train: 24", "val: 40": "val: 4", "test: 80": "test: 6", "steps: 220": "steps: 8", "batch: 8 ": "batch: 4 ", "width: 0.25": "width: 0.125",
+        "depth: 0.125": "depth: 0.05", "threads: 2": "threads: 1", "log_every: 20": "log_every: 2", "checkpoint_seconds: 10": "checkpoint_seconds: 0",
+        "faces: 6": "faces: 2", "dpi: 150": "dpi: 60", "bootstrap: 2000": "bootstrap: 50"}
+
+
+def run(command, cwd, **more):
+    "Run a command and return it, its output as text, stdout and stderr together."
+    return subprocess.run(command, cwd=cwd, env={**ENV, **more}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, shell=isinstance(command, str))
+
+
+def copy_project(to):
+    "The working tree (tracked files and new ones that git does not ignore) as a fresh repository."
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True, capture_output=True, check=True).stdout.split("\n")
+    for name in filter(None, listed):
+        if (ROOT / name).is_file():
+            (to / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, to / name)
+    (to / "dvc.lock").unlink(missing_ok=True)
+    done = run("git init -q && git add -A && git commit -qm start", to)
+    assert done.returncode == 0, done.stdout
+    return to
+
+
+def shrink(project):
+    "The demo's parameters, as small as they can be."
+    path = project / "params.yaml"
+    text = path.read_text()
+    for old, new in TINY.items():
+        assert re.search(old, text), f"params.yaml has no {old!r} any more: adapt TINY"
+        text = text.replace(old, new)
+    path.write_text(text)
+    return project
+
+
+@pytest.fixture
+def project(tmp_path):
+    "A copy of the project with the demo's parameters."
+    return copy_project(tmp_path / "project")

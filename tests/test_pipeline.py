@@ -1,0 +1,134 @@
+"""The pipeline as a reader runs it, on the smallest parameters: to the end, again, after a change, killed, and on broken input."""
+
+import re
+import shutil
+import subprocess
+import time
+
+import pytest
+from conftest import ENV, copy_project, run, shrink
+
+STAGES = ["sources", "draw", "faces", "pretrain@features", *(f"{s}@{r}" for s in ("train", "evaluate") for r in ("bicubic", "srresnet", "prior_guided_sr", "prior_guided_gan")),
+          *(f"{s}@prior_guided_sr" for s in ("tables", "figures", "architecture"))]
+
+
+def repro(project, *targets):
+    "`dvc repro`, and the stages that it ran."
+    done = run(["dvc", "repro", *targets], project)
+    return done, re.findall(r"Running stage '([^']+)'", done.stdout)
+
+
+def edit(path, old, new):
+    text = path.read_text()
+    assert old in text, f"{path} has no {old!r}"
+    path.write_text(text.replace(old, new, 1))
+
+
+def results(project):
+    "Every table, score, figure and weight, byte for byte."
+    return {str(p.relative_to(project)): p.read_bytes() for folder in ("tables", "scores", "figures", "architecture", "models", "history", "restored")
+            for p in sorted((project / "build" / folder).rglob("*")) if p.is_file() and not p.name.startswith(".")}
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    "Two fresh runs side by side: one in peace, one whose every process is killed during training and then started again."
+    peace, killed = (shrink(copy_project(tmp_path_factory.mktemp(name) / "project")) for name in ("peace", "killed"))
+    first = subprocess.Popen(["dvc", "repro"], cwd=peace, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    second = subprocess.Popen(["dvc", "repro"], cwd=killed, env=ENV, text=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    state, limit = killed / "build" / "state" / "srresnet.safetensors", time.monotonic() + 300
+    while second.poll() is None and not state.exists() and time.monotonic() < limit:
+        time.sleep(.02)
+    was_running = second.poll() is None
+    subprocess.run(["pkill", "-KILL", "-s", str(second.pid)])
+    second.wait()
+    time.sleep(2)   # a kernel whose parent died ends by itself
+    (killed / ".dvc" / "tmp" / "rwlock").unlink(missing_ok=True)
+    again = run(["dvc", "repro"], killed)
+    output = first.communicate()[0]
+    return dict(peace=peace, killed=killed, first=(first.returncode, output), again=again, was_running=was_running)
+
+
+def test_one_command_makes_every_table_and_figure(pair):
+    code, output = pair["first"]
+    assert code == 0, output[-3000:]
+    assert sorted(re.findall(r"Running stage '([^']+)'", output)) == sorted(STAGES)
+    made = results(pair["peace"])
+    for name in ("tables/prior_guided_sr/table_4_1.csv", "tables/prior_guided_sr/table_4_1.md", "tables/prior_guided_sr/table_4_1.tex",
+                 *(f"figures/prior_guided_sr/figure_4_{k}.{kind}" for k in range(1, 5) for kind in ("png", "pdf")),
+                 *(f"architecture/prior_guided_sr/figure_3_{k}.png" for k in (1, 2, 3, 5, 6, 7, 8, 9)), "architecture/prior_guided_sr/table_3_4.md"):
+        assert f"build/{name}" in made
+    table = made["build/tables/prior_guided_sr/table_4_1.md"].decode()
+    assert "profile `demo`" in table and "24.66" in table and "RGB" in table and "LPIPS" in table
+
+
+def test_killed_and_run_again_gives_the_same_bytes(pair):
+    assert pair["was_running"], "the pipeline ended before it could be killed"
+    assert pair["again"].returncode == 0, pair["again"].stdout[-3000:]
+    a, b = results(pair["peace"]), results(pair["killed"])
+    assert a.keys() == b.keys() and len(a) > 60
+    assert [name for name in a if a[name] != b[name]] == []
+
+
+def test_a_second_run_runs_nothing(pair):
+    done, ran = repro(pair["peace"])
+    assert done.returncode == 0 and ran == []
+
+
+def test_the_tree_stays_clean(pair):
+    """Only params.yaml (made tiny for this test) differs; what the pipeline writes is ignored or is dvc.lock."""
+    lines = run("git status --porcelain", pair["peace"]).stdout.split("\n")
+    assert set(filter(None, lines)) == {" M params.yaml", "?? dvc.lock"}
+
+
+def test_a_plotting_cell_reruns_only_the_figures(pair):
+    edit(pair["peace"] / "nbs" / "pipeline" / "figures.ipynb", "display(Markdown(f", "plot = 1; display(Markdown(f")
+    done, ran = repro(pair["peace"])
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert ran == ["sources", "figures@prior_guided_sr"]
+
+
+def test_prose_and_outputs_rerun_nothing(pair):
+    edit(pair["peace"] / "nbs" / "pipeline" / "train.ipynb", "Train one recipe", "Train a recipe")
+    done, ran = repro(pair["peace"])
+    assert done.returncode == 0 and ran == ["sources"]
+
+
+def test_one_recipe_reruns_only_its_own_stages(pair):
+    edit(pair["peace"] / "recipes" / "prior_guided_sr.yaml", "fine: {use: losses.mse, of: restored, to: target}\n", "fine: {use: losses.l1, of: restored, to: target}\n")
+    done, ran = repro(pair["peace"])
+    assert done.returncode == 0, done.stdout[-3000:]
+    assert ran == ["sources", "train@srresnet", "evaluate@srresnet", "tables@prior_guided_sr", "figures@prior_guided_sr"]
+
+
+def broken(pair, tmp_path):
+    "A copy of the finished project, to break."
+    return shutil.copytree(pair["killed"], tmp_path / "project", symlinks=True)
+
+
+def test_real_faces_that_are_missing_or_broken_get_one_sentence_and_leave_nothing(pair, tmp_path):
+    project, faces = broken(pair, tmp_path), tmp_path / "faces"
+    edit(project / "params.yaml", "source: drawn", "source: real")
+    done, ran = repro(project)
+    assert done.returncode != 0 and "make faces FROM=" in done.stdout and "Traceback" not in done.stdout, done.stdout
+    faces.mkdir()
+    (faces / "a.jpg").write_bytes(b"no image")
+    brought = run(f"dvc remote modify --local faces url {faces} && dvc update data.dvc", project)
+    assert brought.returncode == 0, brought.stdout
+    shutil.rmtree(project / "build" / "faces")
+    done, ran = repro(project)
+    assert ran[-1] == "faces" and done.returncode != 0
+    assert "facelab: " in done.stdout and "a.jpg" in done.stdout and "Traceback" not in done.stdout, done.stdout
+    assert not list((project / "build").glob("faces/*"))
+
+
+def test_an_unknown_recipe_gets_one_sentence(pair):
+    done = run(["python", "-m", "facelab.engine", "run", "train", "srresnt"], pair["killed"])
+    assert done.returncode == 1 and "unknown recipe 'srresnt': did you mean 'srresnet'?" in done.stdout and "Traceback" not in done.stdout, done.stdout
+    assert not (pair["killed"] / "build" / "models" / "srresnt").exists()
+
+
+def test_a_failing_notebook_names_the_cell(pair, tmp_path):
+    edit(pair["killed"] / "nbs" / "pipeline" / "tables.ipynb", "params, recipes = load_params(), load_recipes()", "params, recipes = 1 / 0, load_recipes()")
+    done = run(["python", "-m", "facelab.engine", "run", "tables", "prior_guided_sr"], pair["killed"])
+    assert done.returncode == 1 and re.search(r"facelab: cell \d+ of .*tables@prior_guided_sr.ipynb failed with ZeroDivisionError", done.stdout), done.stdout

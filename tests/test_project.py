@@ -1,0 +1,65 @@
+"""The repository itself: notebooks exported and clean, no large or foreign files, the documents true."""
+
+import json
+import re
+import subprocess
+
+import pytest
+import yaml
+from conftest import ROOT, copy_project, run
+
+TRACKED = [p for p in subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True, capture_output=True).stdout.split("\n") if p and (ROOT / p).is_file()]
+NOTEBOOKS = [p for p in TRACKED if p.endswith(".ipynb")]
+
+
+def test_export_and_clean_change_nothing(tmp_path):
+    project = copy_project(tmp_path / "project")
+    for command in ("nbdev_export", "nbdev_clean"):
+        done = run(command, project)
+        assert done.returncode == 0, done.stdout
+        assert run("git status --porcelain", project).stdout == "", command
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS)
+def test_notebooks_are_small_and_without_runs_metadata(path):
+    nb = json.loads((ROOT / path).read_text())
+    assert (ROOT / path).stat().st_size <= 200_000
+    assert "papermill" not in nb["metadata"] and not any("papermill" in c["metadata"] for c in nb["cells"])
+    assert all(re.fullmatch(r"[A-Za-z0-9_-]+", c["id"]) for c in nb["cells"])
+
+
+def test_no_large_files_and_no_machine_paths():
+    assert [p for p in TRACKED if (ROOT / p).stat().st_size > 1_000_000] == []
+    texts = {p: (ROOT / p).read_text(errors="ignore") for p in TRACKED if p.rsplit(".")[-1] in ("py", "ipynb", "md", "yaml", "ini", "toml", "txt", "cff", "dvc")}
+    words = [chr(47) + w + chr(47) for w in ("work", "farm", "root", "home")]
+    assert [(p, w) for p, text in texts.items() for w in words if w in text] == []
+
+
+def test_every_target_that_the_readme_names_exists():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
+    named = set(re.findall(r"make ([a-z]+)", (ROOT / "README.md").read_text()))
+    assert {"repro", "test"} <= named <= targets
+    listed = run("make help", ROOT).stdout
+    assert all(f"make {name}" in listed for name in named)
+
+
+def test_every_file_that_the_readme_names_exists():
+    names = re.findall(r"`((?:nbs|recipes|profiles|papers)/[^`*]*)`|\]\(([^)h][^)]*)\)", (ROOT / "README.md").read_text())
+    for name in filter(None, (a or b for a, b in names)):
+        assert list(ROOT.glob(name + "*")), name
+
+
+def test_real_faces_are_a_frozen_import():
+    data = yaml.safe_load((ROOT / "data.dvc").read_text())
+    assert data["frozen"] is True and data["outs"][0]["path"] == "data/real"
+
+
+def test_the_five_papers_are_cited():
+    cited = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert len(cited["references"]) == 5 and {r["year"] for r in cited["references"]} == {2020, 2021, 2022, 2023}
+
+
+def test_what_is_printed_is_what_the_thesis_prints():
+    rows = yaml.safe_load((ROOT / "papers" / "prior_guided_sr.yaml").read_text())["tables"]["table_4_1"]["rows"]
+    assert {name: list(row.values()) for name, row in rows.items()} == {
+        "bicubic": [20.72, .52, .5351], "srresnet": [24.47, .7201, .1854], "prior_guided_sr": [24.66, .723, .19], "prior_guided_gan": [23.38, .6689, .1018]}
