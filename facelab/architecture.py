@@ -319,7 +319,7 @@ def _colour(node):
     if node.kind != "step": return _COLOURS[node.kind]
     text = node.lines[min(1, len(node.lines) - 1)]
     first = text.split(" ")[0].rstrip(",")
-    return _COLOURS["conv" if first in ("conv", "deconv") else "dense" if first == "dense" else "block" if text[0].isupper() and "parameter" in node.lines[-1] else "other"]
+    return _COLOURS["conv" if first in ("conv", "deconv") else "dense" if first in ("dense", "flatten") else "block" if text[0].isupper() and "parameter" in node.lines[-1] else "other"]
 
 def _wrap(lines, width=30):
     import textwrap

@@ -50,22 +50,19 @@ def comparison(
     rows = [[x[i] for x in columns.values()] for i in range(n)]
     if not zoom:
         return show(rows, titles=list(columns), row_titles=row_titles)
-    details = [[detail(x[i:i + 1], zoom)[0] for x in columns.values()] for i in range(n)]
-    fig = show([r for pair in zip(rows, details) for r in pair], titles=list(columns), row_titles=None)
-    return frame(fig, zoom, rows)
+    pairs = [[picture for x in row for picture in (x, detail(x[None], zoom)[0])] for row in rows]
+    fig = show(pairs, titles=[text for title in columns for text in (title, "detail")], row_titles=row_titles)
+    return frame(fig, zoom, pairs)
 
 # %% ../nbs/10_figures.ipynb #c015
-def frame(fig, zoom, rows):
-    "Draw the zoom box on the pictures that the details were taken from."
+def frame(fig, zoom, pairs):
+    "Draw the zoom box on the pictures that the details were taken from: every other one."
     from matplotlib.patches import Rectangle
 
-    k = len(rows[0])
-    for i, row in enumerate(rows):
-        for j, x in enumerate(row):
-            h, w = x.shape[-2:]
-            left, top, right, bottom = zoom
-            box = Rectangle((left * w, top * h), (right - left) * w, (bottom - top) * h, fill=False, ec="white", lw=.8)
-            fig.axes[2 * i * k + j].add_patch(box)
+    left, top, right, bottom = zoom
+    for ax, picture in list(zip(fig.axes, [x for row in pairs for x in row]))[::2]:
+        h, w = picture.shape[-2:]
+        ax.add_patch(Rectangle((left * w, top * h), (right - left) * w, (bottom - top) * h, fill=False, ec="white", lw=.8))
     return fig
 
 # %% ../nbs/10_figures.ipynb #c019

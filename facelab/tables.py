@@ -105,6 +105,7 @@ def make_table(
     recipes: dict,     # for the labels of the rows
     convention: str,   # under which PSNR and SSIM are compared
     profile: str,      # printed: a demo's number must not be taken for a result
+    faces: str,        # name of the face set, printed
     seed: int = 0,     # of the bootstrap
     n: int = 2000,     # its resamples
 ) -> Table:
@@ -124,15 +125,14 @@ def make_table(
         for k, values in ((1 + 3 * j, [r.get(m) for r in spec["rows"].values()]), (2 + 3 * j, [ours[name][c][0] for name in spec["rows"]])):
             known = [v for v in values if v is not None and v == v]
             best |= {(i, k) for i, v in enumerate(values) if known and v == pick(known)}
-    return Table(spec["title"], ["Method", *heads], rows, best, notes_on(scores, convention, profile, metrics))
+    return Table(spec["title"], ["Method", *heads], rows, best, notes_on(scores, convention, profile, faces, metrics))
 
 # %% ../nbs/09_tables.ipynb #c019
-def notes_on(scores, convention, profile, metrics):
+def notes_on(scores, convention, profile, faces, metrics):
     "What a reader must know to read the numbers."
-    faces = scores.image.nunique()
-    notes = [f"Ours: profile `{profile}`, {faces} test faces, mean ± half of the 95 % bootstrap interval over faces; {CONVENTIONS[convention]}."]
+    notes = [f"Ours: profile `{profile}`, {scores.image.nunique()} test faces of the set `{faces}`, mean ± half of the 95 % bootstrap interval over faces; {CONVENTIONS[convention]}."]
     if profile == "demo":
-        notes.append("The demo trains small networks for about a minute on drawn faces: compare its rows with each other, not with the paper's.")
+        notes.append("The demo trains small networks for about a minute: compare its rows with each other, not with the paper's.")
     if "lpips_alex" in metrics and scores["lpips_alex"].isna().all():
         notes.append(f"LPIPS n/a: {lpips_unavailable()}")
     return notes

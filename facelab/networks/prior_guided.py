@@ -108,6 +108,7 @@ class PriorBranch(nn.Module):
         self.hourglasses = nn.Sequential(*[nn.Sequential(Hourglass(width, hourglass_depth), *after()) for _ in range(hourglasses)])
         self.up = nn.Sequential(OrderedDict((f"pixelshuffle{i+1}", doubling(width)) for i in range(doublings(scale))))
         self.conv2 = nn.Conv2d(width, parts, 3, padding=1)
+        self.closing = ("conv2",) # no maps yet in an identity start
 
     def forward(self, x): return self.conv2(self.up(self.hourglasses(self.residual_blocks(self.conv1(x)))))
 
