@@ -18,9 +18,9 @@ install: $(READY)  ## the environment alone, in .venv
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "facelab needs Python 3.11 or newer: make PYTHON=/path/to/python3.12 ..." >&2; exit 1; }
 	@test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
-	@if $(VENV)/bin/python -m pip install -q -c constraints.txt uv; \
-	 then VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install -q -c constraints.txt -e '.[test]'; \
-	 else $(VENV)/bin/python -m pip install -q -c constraints.txt -e '.[test]'; fi
+	@{ $(VENV)/bin/python -m pip install -q --disable-pip-version-check -c constraints.txt uv \
+	   && VIRTUAL_ENV=$(VENV) $(VENV)/bin/uv pip install -q -c constraints.txt -e '.[test]'; } \
+	 || $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
 repro: $(READY)  ## from faces to every table and figure; goes on where it was stopped
