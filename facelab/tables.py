@@ -95,7 +95,7 @@ def cell_texts(printed, mean, half, digits):
     number = lambda v: "n/a" if v is None or v != v else f"{v:.{digits}f}"
     if mean is None or mean != mean:
         return [number(printed), "n/a", ""]
-    gap = "" if printed is None else f"{mean - printed:+.{digits}f}"
+    gap = "" if printed is None else f"{round(mean - printed, digits) + 0.:+.{digits}f}"
     return [number(printed), f"{number(mean)} ± {number(half)}", gap]
 
 # %% ../nbs/09_tables.ipynb #c018
