@@ -98,7 +98,7 @@ def make_figure(
     texts = [f"{psnr:.1f} dB" for _, psnr in failures] or None
     return comparison(columns, spec.get("zoom"), texts)
 
-
+# %% ../nbs/10_figures.ipynb #c024
 def dataset_figure(faces, count):
     "Faces above their parsing maps; without parsing, the faces alone."
     labels = ("parsing",) if faces.parsing is not None else ()
@@ -106,14 +106,14 @@ def dataset_figure(faces, count):
     maps = [colour_labels(parsing_index(some["parsing"]), 11)] if labels else []
     return show([some["image"], *maps], row_titles=["faces", "11 maps"][: 1 + len(maps)])
 
-
+# %% ../nbs/10_figures.ipynb #c025
 def parsing_index(labels):
     "19 classes to the index of the 11 maps."
     from facelab.faces import parsing_11
 
     return parsing_11(labels).argmax(1)
 
-# %% ../nbs/10_figures.ipynb #c027
+# %% ../nbs/10_figures.ipynb #c029
 def save_figure(
     fig,       # matplotlib Figure
     path,      # without suffix

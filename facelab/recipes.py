@@ -66,7 +66,7 @@ def load_recipes(
         check_recipe(name, recipe, origin[name].name)
     return out
 
-
+# %% ../nbs/07_recipes.ipynb #c011
 def _follow(name, raw, origin, seen=()):
     "A recipe with its `like` chain resolved."
     recipe, like = raw[name], raw[name].get("like")
@@ -79,7 +79,7 @@ def _follow(name, raw, origin, seen=()):
     base = {k: v for k, v in _follow(like, raw, origin, (*seen, name)).items() if k != "sources"}
     return over(base, {k: v for k, v in recipe.items() if k != "like"})
 
-# %% ../nbs/07_recipes.ipynb #c016
+# %% ../nbs/07_recipes.ipynb #c017
 def locate(
     use: str,  # address inside the package, such as "losses.mse"
 ):
@@ -94,7 +94,7 @@ def locate(
         raise FacelabError(f"unknown name {use!r}: facelab.{module} has no {name!r}; {near(name, public)}")
     return getattr(found, name)
 
-# %% ../nbs/07_recipes.ipynb #c019
+# %% ../nbs/07_recipes.ipynb #c020
 def build(
     spec: dict,  # `use` and the arguments
     **extra,     # more arguments, which win
@@ -106,7 +106,7 @@ def build(
         check_keys(given, known, spec["use"])
     return make(**given)
 
-# %% ../nbs/07_recipes.ipynb #c023
+# %% ../nbs/07_recipes.ipynb #c024
 def scaled(
     spec: dict,        # a network: `use` and arguments
     train: dict,       # the `train` section of the parameters
@@ -119,7 +119,7 @@ def scaled(
         out["depth"] = max(1, round(out["depth"] * train["depth"]))
     return out
 
-# %% ../nbs/07_recipes.ipynb #c025
+# %% ../nbs/07_recipes.ipynb #c026
 def stage_steps(
     shares: list,  # share of each stage
     steps: int,    # steps of all stages together
@@ -131,10 +131,10 @@ def stage_steps(
         raise FacelabError(f"train.steps = {steps} leaves no step for one of {len(shares)} stages: raise train.steps in params.yaml")
     return out
 
-# %% ../nbs/07_recipes.ipynb #c028
+# %% ../nbs/07_recipes.ipynb #c029
 TRAINING = ["start", "warmup", "schedule", "ema", "threads", "precision", "compile", "log_every"]
 
-
+# %% ../nbs/07_recipes.ipynb #c030
 def resolve(
     name: str,      # a recipe
     recipes: dict,  # as `load_recipes` returns them
@@ -159,7 +159,7 @@ def resolve(
     out.pop("sources", None)
     return {"name": name, "seed": params["seed"], "critics": {}, **out, **{k: train[k] for k in TRAINING}}
 
-# %% ../nbs/07_recipes.ipynb #c032
+# %% ../nbs/07_recipes.ipynb #c034
 def sources_table(
     recipes: dict,  # as `load_recipes` returns them
     paper: str,     # only the recipes of this paper

@@ -17,7 +17,7 @@ from .metrics import CONVENTIONS, lpips_unavailable, read_scores, summarise
 # %% ../nbs/09_tables.ipynb #c005
 BEST = {"markdown": ("**", "**"), "latex": (r"\textbf{", "}"), "csv": ("", "")}
 
-
+# %% ../nbs/09_tables.ipynb #c006
 @dataclass
 class Table:
     "Texts in rows and columns, with the cells that are best."
@@ -55,7 +55,7 @@ class Table:
     def _repr_markdown_(self):
         return self.markdown()
 
-# %% ../nbs/09_tables.ipynb #c008
+# %% ../nbs/09_tables.ipynb #c009
 def write_table(
     table: Table,  # what to write
     path,          # without suffix; .csv, .md and .tex are made
@@ -66,7 +66,7 @@ def write_table(
         with replacing(path.with_suffix(suffix)) as half:
             Path(half).write_text(text)
 
-# %% ../nbs/09_tables.ipynb #c011
+# %% ../nbs/09_tables.ipynb #c012
 def read_paper_scores(
     folder,  # one CSV a system
 ):           # a DataFrame with the columns system, image and the scores
@@ -78,10 +78,10 @@ def read_paper_scores(
         raise FacelabError(f"there are no scores in {folder}: run `dvc repro` first")
     return pd.concat([read_scores(path) for path in paths], ignore_index=True)
 
-# %% ../nbs/09_tables.ipynb #c016
+# %% ../nbs/09_tables.ipynb #c017
 DIGITS = {"psnr": 2, "ssim": 4, "lpips_alex": 4}
 
-
+# %% ../nbs/09_tables.ipynb #c018
 def score_column(
     metric: str,      # psnr, ssim or a column of the scores that has no convention
     convention: str,  # a key of CONVENTIONS
@@ -89,7 +89,7 @@ def score_column(
     "The column of the scores that holds a metric under a convention."
     return f"{metric}_{convention}" if metric in ("psnr", "ssim") else metric
 
-
+# %% ../nbs/09_tables.ipynb #c019
 def cell_texts(printed, mean, half, digits):
     "The three cells of one row and metric."
     number = lambda v: "n/a" if v is None or v != v else f"{v:.{digits}f}"
@@ -98,7 +98,7 @@ def cell_texts(printed, mean, half, digits):
     gap = "" if printed is None else f"{round(mean - printed, digits) + 0.:+.{digits}f}"
     return [number(printed), f"{number(mean)} ± {number(half)}", gap]
 
-# %% ../nbs/09_tables.ipynb #c018
+# %% ../nbs/09_tables.ipynb #c021
 def make_table(
     spec: dict,        # one table of papers/*.yaml
     scores,            # as `read_paper_scores` returns them
@@ -127,7 +127,7 @@ def make_table(
             best |= {(i, k) for i, v in enumerate(values) if known and v == pick(known)}
     return Table(spec["title"], ["Method", *heads], rows, best, notes_on(scores, convention, profile, faces, metrics))
 
-# %% ../nbs/09_tables.ipynb #c019
+# %% ../nbs/09_tables.ipynb #c022
 def notes_on(scores, convention, profile, faces, metrics):
     "What a reader must know to read the numbers."
     notes = [f"Ours: profile `{profile}`, {scores.image.nunique()} test faces of the set `{faces}`, mean ± half of the 95 % bootstrap interval over faces; {CONVENTIONS[convention]}."]
@@ -137,7 +137,7 @@ def notes_on(scores, convention, profile, faces, metrics):
         notes.append(f"LPIPS n/a: {lpips_unavailable()}")
     return notes
 
-# %% ../nbs/09_tables.ipynb #c023
+# %% ../nbs/09_tables.ipynb #c026
 def convention_table(
     scores,         # as `read_paper_scores` returns them
     recipes: dict,  # for the labels of the rows

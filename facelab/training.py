@@ -44,13 +44,13 @@ def face_order(
     epoch, k = divmod(step, n // batch)
     return permutation(n, seed_of(seed, "order", epoch))[k * batch:(k + 1) * batch]
 
-
+# %% ../nbs/08_training.ipynb #c010
 @lru_cache(maxsize=2)
 def permutation(n, seed):
     "The order of the faces in one epoch."
     return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
-# %% ../nbs/08_training.ipynb #c014
+# %% ../nbs/08_training.ipynb #c015
 def asks_for(
     recipe: dict,  # a resolved recipe
     target: str,   # such as "parsing"
@@ -58,7 +58,7 @@ def asks_for(
     "Does a loss of this recipe compare with `target`?"
     return any(loss.get("to") == target for stage in recipe["stages"] for loss in stage["losses"].values())
 
-# %% ../nbs/08_training.ipynb #c016
+# %% ../nbs/08_training.ipynb #c017
 def step_inputs(
     faces,         # the training part of a face set
     recipe: dict,  # a resolved recipe
@@ -79,7 +79,7 @@ def step_inputs(
         given["parsing"] = parsing_11(batch["parsing"])
     return given
 
-# %% ../nbs/08_training.ipynb #c020
+# %% ../nbs/08_training.ipynb #c021
 @torch.no_grad()
 def ema_update(
     average: dict,  # name -> tensor, changed in place
@@ -95,7 +95,7 @@ def ema_update(
         else:
             average[name].copy_(value)
 
-# %% ../nbs/08_training.ipynb #c024
+# %% ../nbs/08_training.ipynb #c025
 def lr_factor(
     schedule: str,  # constant, or cosine to zero
     step: int,      # from 0
@@ -110,7 +110,7 @@ def lr_factor(
         return grow * .5 * (1 + math.cos(math.pi * step / steps))
     raise FacelabError(f"unknown train.schedule {schedule!r}: choose constant or cosine")
 
-# %% ../nbs/08_training.ipynb #c028
+# %% ../nbs/08_training.ipynb #c029
 def pick_device(
     device: str = "auto",  # auto, cpu or cuda
 ) -> torch.device:
@@ -122,7 +122,7 @@ def pick_device(
         raise FacelabError("train.device is cuda, but torch sees no GPU: choose auto or cpu in params.yaml")
     return torch.device("cuda" if cuda and device != "cpu" else "cpu")
 
-
+# %% ../nbs/08_training.ipynb #c030
 def make_fabric(
     device: str = "auto",     # auto, cpu or cuda
     precision: str = "auto",  # auto: bf16 where a GPU has it, else float32; or a precision of Fabric, such as "32-true"
@@ -135,14 +135,14 @@ def make_fabric(
         precision = "bf16-mixed" if kind == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
     return Fabric(accelerator=kind, devices=1, precision=precision)
 
-# %% ../nbs/08_training.ipynb #c032
+# %% ../nbs/08_training.ipynb #c034
 def outputs(
     result,  # what a generator returned
 ) -> dict:
     "Named outputs: a bare tensor is the restored face."
     return result if isinstance(result, dict) else {"restored": result}
 
-# %% ../nbs/08_training.ipynb #c033
+# %% ../nbs/08_training.ipynb #c035
 def make_loss(
     spec: dict,  # a loss of a recipe
 ):
@@ -154,7 +154,7 @@ def make_loss(
         found = found(make_features(**spec["features"]))
     return found
 
-# %% ../nbs/08_training.ipynb #c036
+# %% ../nbs/08_training.ipynb #c038
 def pick(
     named: dict,  # what there is
     name: str,    # what a recipe asks for
@@ -165,7 +165,7 @@ def pick(
         raise FacelabError(f"a loss of the recipe names the {what} {name!r}, which does not exist: {near(name, named)}")
     return named[name]
 
-
+# %% ../nbs/08_training.ipynb #c039
 def make_optimiser(
     spec: dict,  # `use`: a class of torch.optim, and its arguments
     net,         # whose parameters it moves
@@ -178,7 +178,7 @@ def make_optimiser(
     check_keys(given, inspect.signature(known[spec["use"]]).parameters, f"the optimiser {spec['use']}")
     return known[spec["use"]](net.parameters(), **given)
 
-# %% ../nbs/08_training.ipynb #c039
+# %% ../nbs/08_training.ipynb #c042
 class Run:
     "The state of one training run: networks, optimisers, averaged weights, step and history."
 
@@ -225,7 +225,7 @@ class Run:
         ends = [sum(s["steps"] for s in self.recipe["stages"][: i + 1]) for i in range(len(self.recipe["stages"]))]
         return next(i for i, end in enumerate(ends) if self.step < end)
 
-# %% ../nbs/08_training.ipynb #c042
+# %% ../nbs/08_training.ipynb #c045
 def loss_function(run: Run, stage, name, spec):
     "A loss is built once a run, on the run's device."
     key = (stage["name"], name)
@@ -234,7 +234,7 @@ def loss_function(run: Run, stage, name, spec):
         run.losses[key] = made.to(run.device) if isinstance(made, torch.nn.Module) else made
     return run.losses[key]
 
-
+# %% ../nbs/08_training.ipynb #c046
 def take_step(
     run: Run,
 ) -> dict:  # name -> loss, detached
@@ -259,7 +259,7 @@ def take_step(
     run.step += 1
     return seen
 
-
+# %% ../nbs/08_training.ipynb #c047
 def generator_term(run: Run, stage, name, spec, out, given):
     "One term of the generator's loss, before its weight."
     loss = loss_function(run, stage, name, spec)
@@ -270,7 +270,7 @@ def generator_term(run: Run, stage, name, spec, out, given):
     critic.requires_grad_(True)
     return value
 
-
+# %% ../nbs/08_training.ipynb #c048
 def update(run: Run, name, loss):
     "Backward and one optimiser step of one network."
     run.optimisers[name].zero_grad(set_to_none=True)
@@ -278,7 +278,7 @@ def update(run: Run, name, loss):
     run.optimisers[name].step()
     return loss.detach()
 
-# %% ../nbs/08_training.ipynb #c045
+# %% ../nbs/08_training.ipynb #c051
 def state_tensors(run: Run):
     "All tensors that a run needs to go on, by name."
     out = {f"average/{k}": v for k, v in run.average.items()}
@@ -289,7 +289,7 @@ def state_tensors(run: Run):
             out |= {f"optimiser/{name}/{i}/{k}": torch.as_tensor(v) for k, v in moments.items()}
     return out
 
-
+# %% ../nbs/08_training.ipynb #c052
 def save_state(
     run: Run,
     path,              # where the checkpoint lies
@@ -301,7 +301,7 @@ def save_state(
     with replacing(path) as half:
         save_file(tensors, half, metadata={"facelab": json.dumps(head)})
 
-# %% ../nbs/08_training.ipynb #c046
+# %% ../nbs/08_training.ipynb #c053
 def open_state(
     path,  # a checkpoint
 ):
@@ -312,7 +312,7 @@ def open_state(
     except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise FacelabError(f"the checkpoint {path} is damaged ({error}): delete it to train from the start") from None
 
-
+# %% ../nbs/08_training.ipynb #c054
 def load_state(
     run: Run,
     path,              # where the checkpoint lies
@@ -338,7 +338,7 @@ def load_state(
     run.step, run.history, run.seconds = head["step"], head["history"], head["seconds"]
     return True
 
-# %% ../nbs/08_training.ipynb #c053
+# %% ../nbs/08_training.ipynb #c061
 class History:
     "Means of the losses over windows of steps; rows go to the run, to DVCLive and at the end to a CSV file."
 
@@ -385,7 +385,7 @@ class History:
         if self.live:
             self.live.end()
 
-# %% ../nbs/08_training.ipynb #c054
+# %% ../nbs/08_training.ipynb #c062
 def write_history(
     rows: list,  # dicts; later stages may have more losses than earlier ones
     path,        # the CSV file
@@ -397,7 +397,7 @@ def write_history(
     with replacing(path) as half:
         Path(half).write_text("\n".join(lines) + "\n")
 
-# %% ../nbs/08_training.ipynb #c055
+# %% ../nbs/08_training.ipynb #c063
 def train(
     recipe: dict,            # a resolved recipe
     faces,                   # a face set; its training part is used
@@ -439,7 +439,7 @@ def train(
         Path(state).unlink(missing_ok=True)
     return run
 
-# %% ../nbs/08_training.ipynb #c057
+# %% ../nbs/08_training.ipynb #c065
 def write_model(
     run: Run,  # a finished run
     out,       # the folder
@@ -454,7 +454,7 @@ def write_model(
     with replacing(out / "recipe.json") as half:
         Path(half).write_text(json.dumps(run.recipe, indent=1, sort_keys=True) + "\n")
 
-
+# %% ../nbs/08_training.ipynb #c066
 def load_weights(
     net,   # a network
     path,  # a safetensors file
@@ -471,7 +471,7 @@ def load_weights(
         raise FacelabError(f"the weights {path} are of another network ({str(error).splitlines()[-1].strip()}): train again") from None
     return net
 
-
+# %% ../nbs/08_training.ipynb #c067
 def load_model(
     folder,               # as `write_model` leaves it
     device: str = "cpu",  # where it is wanted
@@ -484,7 +484,7 @@ def load_model(
     net = load_weights(build(recipe["generator"]), Path(folder) / "generator.safetensors")
     return net.to(device).eval(), recipe
 
-
+# %% ../nbs/08_training.ipynb #c068
 @torch.inference_mode()
 def restore(
     net,                 # a generator
@@ -493,7 +493,7 @@ def restore(
     "Restored faces, clamped to the range of images."
     return outputs(net(input))["restored"].float().clamp(0, 1)
 
-# %% ../nbs/08_training.ipynb #c062
+# %% ../nbs/08_training.ipynb #c073
 def run_report(
     run: Run,  # a finished run
 ) -> dict:
