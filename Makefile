@@ -24,6 +24,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 repro: $(READY)  ## from faces to every table and figure; goes on where it was stopped
+	@python -m facelab.engine check
 	dvc repro
 	@for table in build/tables/*/*.md; do echo; cat $$table; done
 	@echo; echo "Tables: build/tables   Figures: build/figures, build/architecture   Executed notebooks: build/notebooks"

@@ -126,7 +126,6 @@ def test_no_project_here(tmp_path):
 @pytest.mark.parametrize("command, said", [
     ("profile laptop", "unknown profile 'laptop': there is demo, paper, real"),
     ("run tarin srresnet", "unknown stage 'tarin': did you mean 'train'?"),
-    ("show nothing", "does not exist yet: run `dvc repro` first"),
 ])
 def test_command_line_mistakes(command, said, project):
     done = run(f"{sys.executable} -m facelab.engine {command}", project)

@@ -110,8 +110,10 @@ def broken(pair, tmp_path):
 def test_real_faces_that_are_missing_or_broken_get_one_sentence_and_leave_nothing(pair, tmp_path):
     project, faces = broken(pair, tmp_path), tmp_path / "faces"
     edit(project / "params.yaml", "source: drawn", "source: real")
+    done = run(["python", "-m", "facelab.engine", "check"], project)
+    assert done.returncode == 1 and "make faces FROM=" in done.stdout and "Traceback" not in done.stdout, done.stdout
     done, ran = repro(project)
-    assert done.returncode != 0 and "make faces FROM=" in done.stdout and "Traceback" not in done.stdout, done.stdout
+    assert done.returncode != 0 and ran == [] and "data/real" in done.stdout, done.stdout
     faces.mkdir()
     (faces / "a.jpg").write_bytes(b"no image")
     brought = run(f"dvc remote modify --local faces url {faces} && dvc update data.dvc", project)

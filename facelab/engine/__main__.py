@@ -1,4 +1,4 @@
-"""`python -m facelab.engine sources | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
+"""`python -m facelab.engine check | sources | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
 
 import argparse
 import sys
@@ -10,30 +10,25 @@ from facelab.engine.params import choose_profile, project_root
 def main(argv=None):
     parser = argparse.ArgumentParser(prog="python -m facelab.engine", description=__doc__)
     todo = parser.add_subparsers(dest="todo", required=True)
+    todo.add_parser("check", help="are parameters, recipes and faces fit for `dvc repro`?")
     todo.add_parser("sources", help="write the fingerprints that the stages depend on")
     stage = todo.add_parser("run", help="run one notebook of nbs/pipeline")
     stage.add_argument("stage")
     stage.add_argument("item", nargs="?", help="the recipe or paper, for stages that have one")
     todo.add_parser("profile", help="choose demo, real or paper: writes params.yaml").add_argument("name")
-    todo.add_parser("show", help="print a table of build/tables on the terminal").add_argument("table")
     args = parser.parse_args(argv)
     try:
         root = project_root()
-        if args.todo == "sources":
-            from facelab.engine.sources import write_sources
-
-            write_sources(root)
-        elif args.todo == "run":
+        if args.todo == "run":
             from facelab.engine.run import run
 
             run(args.stage, args.item, root)
         elif args.todo == "profile":
             choose_profile(args.name, root)
         else:
-            path = root / "build" / "tables" / f"{args.table}.md"
-            if not path.exists():
-                raise FacelabError(f"{path} does not exist yet: run `dvc repro` first")
-            print(path.read_text())
+            from facelab.engine.sources import check_project, write_sources
+
+            (check_project if args.todo == "check" else write_sources)(root)
     except FacelabError as error:
         print(f"facelab: {error}", file=sys.stderr)
         return 1

@@ -114,11 +114,21 @@ def paper_sources(root, recipes):
             yield f"{stage}@{paper}", stage_source(root, stage, {"labels": labels, **{f: reported[f] for f in fields}})
 
 
-def write_sources(root):
-    "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
+def check_project(root):
+    "Parameters and recipes, read and checked; the real faces must be there if they are asked for."
     params, recipes = load_params(root), load_recipes(root)
+    if params["data"]["source"] not in ("drawn", "real"):
+        raise FacelabError(f"unknown data.source {params['data']['source']!r} in params.yaml: choose drawn or real")
     if params["data"]["source"] == "real" and not (root / "data" / "real").exists():
         raise FacelabError("data.source in params.yaml is `real`, but data/real does not exist: bring your faces with `make faces FROM=/path/to/folder`")
+    for name in recipes:
+        resolve(name, recipes, params)
+    return params, recipes
+
+
+def write_sources(root):
+    "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
+    params, recipes = check_project(root)
     out = {name: stage_source(root, name) for name in ("draw", "faces")}
     out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes))
     folder = root / "build" / "sources"
