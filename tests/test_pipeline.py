@@ -131,7 +131,7 @@ def test_an_unknown_recipe_gets_one_sentence(pair):
     assert not (pair["killed"] / "build" / "models" / "srresnt").exists()
 
 
-def test_a_failing_notebook_names_the_cell(pair, tmp_path):
+def test_a_failing_notebook_names_the_cell(pair):
     edit(pair["killed"] / "nbs" / "pipeline" / "tables.ipynb", "params, recipes = load_params(), load_recipes()", "params, recipes = 1 / 0, load_recipes()")
     done = run(["python", "-m", "facelab.engine", "run", "tables", "prior_guided_sr"], pair["killed"])
     assert done.returncode == 1 and re.search(r"facelab: cell \d+ of .*tables@prior_guided_sr.ipynb failed with ZeroDivisionError", done.stdout), done.stdout

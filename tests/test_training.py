@@ -1,6 +1,7 @@
 """Training: killed anywhere it ends with the same bytes; the bugs of published trainers; bad input."""
 
 import hashlib
+import json
 import random
 import signal
 import subprocess
@@ -16,9 +17,9 @@ from safetensors.torch import load_file
 from facelab import FacelabError
 from facelab.drawn import draw_set
 from facelab.engine.params import load_params
-from facelab.faces import FaceSet
-from facelab.recipes import load_recipes, resolve
-from facelab.training import Run, lr_factor, load_model, open_state, state_tensors, step_inputs, take_step, train
+from facelab.faces import PARTS_11, FaceSet
+from facelab.recipes import build, load_recipes, resolve
+from facelab.training import Run, load_model, lr_factor, open_state, save_state, state_tensors, step_inputs, take_step, train
 
 torch.set_num_threads(1)
 
@@ -71,8 +72,6 @@ def kill_in_training(folder, seconds):
 
 
 def test_killed_three_times_ends_with_the_same_bytes(faces, tmp_path):
-    import json
-
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     for folder in (undisturbed, killed):
         folder.mkdir()
@@ -94,8 +93,6 @@ def test_a_checkpoint_of_another_recipe_is_left_behind(faces, tmp_path, capsys):
     recipe = small("srresnet", steps=4)
     run = Run(recipe, faces.part("train"))
     take_step(run)
-    from facelab.training import save_state
-
     save_state(run, tmp_path / "state.safetensors", "something else")
     fresh = train(recipe, faces, tmp_path / "model", state=tmp_path / "state.safetensors", progress=False)
     assert "starts anew" in capsys.readouterr().out
@@ -106,8 +103,6 @@ def test_a_checkpoint_of_another_recipe_is_left_behind(faces, tmp_path, capsys):
 def test_a_truncated_checkpoint_is_named(faces, tmp_path, keep):
     recipe, path = small("srresnet", steps=4), tmp_path / "state.safetensors"
     run = Run(recipe, faces.part("train"))
-    from facelab.training import save_state
-
     save_state(run, path, "x")
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep if keep > 1 or keep == 0 else keep * len(whole))])
@@ -162,9 +157,6 @@ def test_a_mirrored_face_has_mirrored_labels(faces):
     """Published code flips pictures without exchanging left and right labels."""
     recipe = small("prior_guided_sr")
     part = faces.part("train")
-    from facelab.faces import PARTS_11
-    from facelab.recipes import build
-
     degrade = build(recipe["degradation"])
     left, right = PARTS_11.index("left eye"), PARTS_11.index("right eye")
     x = torch.arange(part.size).float()

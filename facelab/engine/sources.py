@@ -103,10 +103,11 @@ def recipe_sources(root, recipes, params):
 
 def paper_sources(root, recipes):
     "Tables, figures and drawings depend on what a paper reports and on the names of its rows."
-    for paper in sorted({r["paper"] for r in recipes.values() if not r["prior"]}):
+    rows = {name: r for name, r in recipes.items() if not r["prior"]}
+    for paper in sorted({r["paper"] for r in rows.values()}):
         path = root / "papers" / f"{paper}.yaml"
         reported = read_yaml(path)
-        labels = {name: r["label"] for name, r in recipes.items() if r["paper"] == paper}
+        labels = {name: r["label"] for name, r in rows.items() if r["paper"] == paper}
         for stage, fields in (("tables", ("convention", "tables")), ("figures", ("figures",)), ("architecture", ("architecture", "layers"))):
             missing = [f for f in fields if f not in reported]
             if missing:
