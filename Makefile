@@ -8,7 +8,7 @@ export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHONHASHSEED := 0
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install repro test check profile faces lab clean
+.PHONY: help install repro test check profile faces explore bench lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ faces: $(READY)  ## make faces FROM=/path/to/CelebA: real faces for the data sou
 	python -m facelab.faces check "$(FROM)"
 	dvc remote modify --local faces url "$(abspath $(FROM))"
 	dvc update data.dvc
+
+explore: $(READY)  ## the degradation explorer as a page in the browser
+	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="{'websocket_max_message_size': 268435456}"
+
+bench: $(READY)  ## images a second of every degradation, beside the usual way
+	python -m benchmarks
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	jupyter lab nbs

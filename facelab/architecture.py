@@ -16,6 +16,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
+from .engine.text import markdown_table
 from .images import FacelabError, _png
 
 # %% ../nbs/03_architecture.ipynb #c008
@@ -162,9 +163,8 @@ class Rows:
 
     def to_markdown(self):
         head = [field.replace("_", " ").replace("macs", "multiply-adds") for field in self.rows[0]._fields]
-        line = lambda cells: "| " + " | ".join(f"{c:,}" if isinstance(c, int) else str(c) for c in cells) + " |"
         align = ["---:" if isinstance(c, int) else "---" for c in self.rows[0]]
-        return "\n".join([line(head), "| " + " | ".join(align) + " |", *map(line, [*self.rows, *self.totals()])])
+        return markdown_table([*self.rows, *self.totals()], head, align)
 
     def to_csv(self):
         out = io.StringIO()

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 import numpy as np, torch
+from .engine.text import markdown_table
 from .folders import SPLITS, Files, hash_split, label_points, survey
 from .folders import _label_reader, _reader, _sizes
 from .images import FacelabError, replacing, to_float
@@ -158,26 +159,21 @@ def _load(path):
     return FaceSet(name=about["name"], names=about["names"], notes=[tuple(n) for n in about["notes"]], **columns)
 
 # %% ../nbs/01_faces.ipynb #c026
-def _table(rows, head):
-    cell = lambda x: str(x).replace("|", "/").replace("\n", " ")
-    return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in (head, ["---"] * len(head), *rows))
-
-# %% ../nbs/01_faces.ipynb #c027
 def _described(faces):
     "What the set has and what it lacks, as Markdown."
     rows = list(faces.notes) or [("images", f"{len(faces)} at {faces.size}x{faces.size}", ""), ("split", ", ".join(f"{n} {s}" for s, n in faces.counts.items()), "")]
     told = {row[0] for row in rows}
     rows += [(k, f"{tuple(getattr(faces, k).shape[1:]) or 'one number'} a face" if k in faces.labels else "absent", "" if k in faces.labels else f"found in {HAVE[k]}") for k in LABELS if k not in told]
     where = f"resident on {faces.images.device}" if faces.resident else f"streamed from disk to {faces.device}"
-    return f"**{faces.name}**: {len(faces)} faces, {faces.size}x{faces.size}, {faces.nbytes / 1e6:.1f} MB, {where}\n\n" + _table(rows, ("what", "found", "remark"))
+    return f"**{faces.name}**: {len(faces)} faces, {faces.size}x{faces.size}, {faces.nbytes / 1e6:.1f} MB, {where}\n\n" + markdown_table(rows, ("what", "found", "remark"))
 
-# %% ../nbs/01_faces.ipynb #c030
+# %% ../nbs/01_faces.ipynb #c029
 def _saved(path):
     "The facelab file that `path` is or holds, if any."
     path = Path(path)
     return path if path.suffix == ".safetensors" and path.is_file() else path / "faces.safetensors" if (path / "faces.safetensors").is_file() else None
 
-# %% ../nbs/01_faces.ipynb #c032
+# %% ../nbs/01_faces.ipynb #c031
 def _big_enough(survey, have, size, limit, too_small):
     "Which faces to keep: those that `have` (N,) pixels allow at `size`; raises unless the others may be left out."
     if too_small not in ("refuse", "leave out"): raise FacelabError(f"too_small={too_small!r} is not known: choose 'refuse' or 'leave out'")
@@ -190,7 +186,7 @@ def _big_enough(survey, have, size, limit, too_small):
     raise FacelabError(f"{(~keep).sum()} of {len(keep)} pictures of {survey.name} have too little detail for {size} pixels (first {survey.files[first]}, good for {have[first]:.0f}): "
                        f"ask for size={int(limit * have.min())} or less, or open the set with too_small='leave out' or a larger max_enlargement than {limit:.2f}")
 
-# %% ../nbs/01_faces.ipynb #c034
+# %% ../nbs/01_faces.ipynb #c033
 def open_faces(
     path, # folder of CelebA, CelebAMask-HQ, Helen or pictures; or a folder or file that `FaceSet.save` wrote
     size:int=128, # side of the squares
@@ -222,7 +218,7 @@ def open_faces(
     faces.notes = [("layout", found.kind, ""), ("images", f"{keep.sum()} at {size}x{size}", how), *found.notes]
     return faces if keep.all() else faces.take(torch.from_numpy(np.nonzero(keep)[0]))
 
-# %% ../nbs/01_faces.ipynb #c036
+# %% ../nbs/01_faces.ipynb #c035
 @dataclass
 class Report:
     "What `check_faces` found: rows (what, found, remark), and the sentence that makes the set unusable, if any."
@@ -231,10 +227,10 @@ class Report:
     problem: str = ""
     @property
     def usable(self): return not self.problem
-    def _repr_markdown_(self): return f"**{self.path}**: " + (self.problem or "usable") + ("\n\n" + _table(self.rows, ("what", "found", "remark")) if self.rows else "")
+    def _repr_markdown_(self): return f"**{self.path}**: " + (self.problem or "usable") + ("\n\n" + markdown_table(self.rows, ("what", "found", "remark")) if self.rows else "")
     def __str__(self): return "\n".join([f"{self.path}: {self.problem or 'usable'}", *("  " + " | ".join(filter(None, row)) for row in self.rows)])
 
-# %% ../nbs/01_faces.ipynb #c037
+# %% ../nbs/01_faces.ipynb #c036
 def check_faces(
     path, # as for `open_faces`
     size:int=128, # the size that it is wanted at
@@ -250,7 +246,7 @@ def check_faces(
     absent = [(k, "absent", f"found in {HAVE[k]}") for k in LABELS if k not in faces.labels and k not in told]
     return Report(str(path), [*faces.notes, *absent, ("read", f"{len(indices)} of {len(faces)} faces", "decoded whole, no error")])
 
-# %% ../nbs/01_faces.ipynb #c051
+# %% ../nbs/01_faces.ipynb #c050
 def main(
     argv=None, # arguments; None takes those of the process
 )->int: # 0 usable, 1 not
@@ -265,5 +261,5 @@ def main(
     print(report, file=sys.stdout if report.usable else sys.stderr)
     return 0 if report.usable else 1
 
-# %% ../nbs/01_faces.ipynb #c053
+# %% ../nbs/01_faces.ipynb #c052
 if __name__ == "__main__" and __spec__ is not None: sys.exit(main())

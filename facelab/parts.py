@@ -14,6 +14,7 @@ from typing import NamedTuple
 import numpy as np, torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
+from .engine.text import markdown_table
 from .images import FacelabError
 
 # %% ../nbs/01a_parts.ipynb #c006
@@ -27,8 +28,7 @@ TO_11 = tuple(PARTS_11.index(part) for part in PART_OF.values())
 # %% ../nbs/01a_parts.ipynb #c007
 def parts_table():
     "The decision for each of the 19 classes as a Markdown table (a string)."
-    rows = [f"| {k} | {name} | {part} |" for k, (name, part) in enumerate(PART_OF.items())]
-    return "\n".join(["| label | CelebAMask-HQ class | map |", "| --- | --- | --- |", *rows])
+    return markdown_table([(k, name, part) for k, (name, part) in enumerate(PART_OF.items())], ("label", "CelebAMask-HQ class", "map"))
 
 # %% ../nbs/01a_parts.ipynb #c010
 def parsing_11(

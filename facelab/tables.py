@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import FacelabError
+from .engine.text import markdown_table
 from .images import replacing
 from .metrics import CONVENTIONS, lpips_unavailable, read_scores, summarise
 
@@ -35,8 +36,7 @@ class Table:
 
     def markdown(self):
         "A Markdown table, the title above, the notes below."
-        lines = [self.columns, ["---"] + ["---:"] * (len(self.columns) - 1), *self.cells("markdown")]
-        body = "\n".join("| " + " | ".join(line) + " |" for line in lines)
+        body = markdown_table(self.cells("markdown"), self.columns, ["---"] + ["---:"] * (len(self.columns) - 1))
         return f"**{self.title}**\n\n{body}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
 
     def latex(self):

@@ -10,7 +10,7 @@ import time
 import pytest
 from conftest import ENV, copy_project, run, shrink
 
-STAGES = ["sources", "draw", "faces", "pretrain@features", *(f"{s}@{r}" for s in ("train", "evaluate") for r in ("bicubic", "srresnet", "prior_guided_sr", "prior_guided_gan")),
+STAGES = ["sources", "draw", "faces", "synthesize", "samples", "pretrain@features", *(f"{s}@{r}" for s in ("train", "evaluate") for r in ("bicubic", "srresnet", "prior_guided_sr", "prior_guided_gan")),
           *(f"{s}@prior_guided_sr" for s in ("tables", "figures", "architecture"))]
 
 

@@ -15,10 +15,11 @@ from conftest import ENV, ROOT
 from safetensors.torch import load_file
 
 from facelab import FacelabError
+from facelab.degradations.chain import Chain
 from facelab.drawn import draw_set
 from facelab.engine.params import load_params
 from facelab.faces import PARTS_11, FaceSet
-from facelab.recipes import build, load_recipes, resolve
+from facelab.recipes import load_recipes, resolve
 from facelab.training import Run, load_model, lr_factor, open_state, save_state, state_tensors, step_inputs, take_step, train
 
 torch.set_num_threads(1)
@@ -157,7 +158,7 @@ def test_a_mirrored_face_has_mirrored_labels(faces):
     """Published code flips pictures without exchanging left and right labels."""
     recipe = small("prior_guided_sr")
     part = faces.part("train")
-    degrade = build(recipe["degradation"])
+    degrade = Chain(recipe["degradation"])
     left, right = PARTS_11.index("left eye"), PARTS_11.index("right eye")
     x = torch.arange(part.size).float()
     seen = 0
@@ -173,9 +174,8 @@ def test_a_mirrored_face_has_mirrored_labels(faces):
 
 def test_a_set_without_parsing_says_what_to_do(faces):
     bare = FaceSet(name="bare", images=faces.images, names=faces.names, split=faces.split)
-    run = Run(small("prior_guided_sr"), bare.part("train"))
-    with pytest.raises(FacelabError, match="has no parsing"):
-        take_step(run)
+    with pytest.raises(FacelabError, match="recipe prior_guided_sr needs parsing, which the faces lack"):
+        Run(small("prior_guided_sr"), bare.part("train"))
 
 
 def test_a_batch_larger_than_the_set_says_what_to_do(faces):

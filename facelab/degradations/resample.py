@@ -6,9 +6,10 @@
 __all__ = ['cubic_kernel', 'resize', 'Downsample']
 
 # %% ../../nbs/degradations/01_resample.ipynb #c002
+from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
-from .core import Degraded, check_images
+from .core import Degradation, Degraded, number, switch
 
 # %% ../../nbs/degradations/01_resample.ipynb #c005
 def cubic_kernel(
@@ -31,15 +32,20 @@ def resize(
     return F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=antialias)
 
 # %% ../../nbs/degradations/01_resample.ipynb #c025
-class Downsample:
+@dataclass(frozen=True)
+class Downsample(Degradation):
     "Bicubic down by `scale`, clamped: hr (N,3,H,W) in [0,1] -> `Degraded`; FacelabError if H or W does not divide by scale."
-    def __init__(self,
-        scale=8,        # 4 or 8 in the papers
-        antialias=True, # True: as MATLAB and PIL; False: as OpenCV
-    ): self.scale, self.antialias = scale, antialias
+    scale: int = number(8, 1, 32, "how many times smaller", "x")
+    antialias: bool = switch(True, "True: as MATLAB and PIL; False: as OpenCV")
 
-    def __call__(self, hr, generator=None):
-        h, w = check_images(hr, "the image to shrink", self.scale).shape[-2:]
-        return Degraded(resize(hr, (h//self.scale, w//self.scale), self.antialias).clamp(0, 1), hr, {})
+    @property
+    def multiple(self): return self.scale
 
-    def __repr__(self): return f"Downsample(scale={self.scale}, antialias={self.antialias})"
+    def degrade(self, x, dice, labels): return Degraded(self.shrink(x), x, {})
+
+    def shrink(self, x):
+        "The small picture."
+        h, w = x.shape[-2:]
+        return x if self.scale == 1 else resize(x, (h//self.scale, w//self.scale), self.antialias).clamp(0, 1)
+
+    def latex(self, maps, i=0): return rf"I_{{LR}} = H\downarrow_{{{self.scale}}}"

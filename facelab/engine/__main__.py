@@ -26,9 +26,9 @@ def main(argv=None):
         elif args.todo == "profile":
             choose_profile(args.name, root)
         else:
-            from facelab.engine.sources import check_project, write_sources
+            from facelab.engine.sources import check_chains, write_sources
 
-            (check_project if args.todo == "check" else write_sources)(root)
+            (check_chains if args.todo == "check" else write_sources)(root)
     except FacelabError as error:
         print(f"facelab: {error}", file=sys.stderr)
         return 1

@@ -3,13 +3,13 @@
 import copy
 import difflib
 import io
-import os
 import subprocess
 from pathlib import Path
 
 import yaml
 
 from facelab import FacelabError
+from facelab.engine.text import write_text
 
 
 def project_root(start="."):
@@ -117,13 +117,6 @@ def choose_profile(name, root=None):
     out = io.StringIO()
     text.dump(params, out)
     write_text(root / "params.yaml", out.getvalue())
-
-
-def write_text(path, text):
-    "Write a file whole or not at all."
-    half = path.with_name(path.name + ".half")
-    half.write_text(text)
-    os.replace(half, path)
 
 
 def committed_params(root):

@@ -13,8 +13,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.engine.params import load_params, read_yaml, write_text
-from facelab.recipes import load_recipes, resolve
+from facelab.engine.params import load_params, read_yaml
+from facelab.engine.text import write_text
+from facelab.recipes import load_degradations, load_recipes, resolve
 
 
 def _without_docstrings(tree):
@@ -26,6 +27,7 @@ def _without_docstrings(tree):
     return tree
 
 
+@lru_cache(maxsize=None)
 def digest(code):
     "SHA-256 of Python code without comments, docstrings, layout and position."
     return hashlib.sha256(ast.unparse(_without_docstrings(ast.parse(code))).encode()).hexdigest()[:16]
@@ -42,6 +44,7 @@ def notebook_code(path):
     return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
 
 
+@lru_cache(maxsize=None)
 def imports(code, module=""):
     "Names of the facelab modules that this code imports, anywhere in it; `module` is its own name, for relative imports."
     found = set()
@@ -52,7 +55,7 @@ def imports(code, module=""):
             above = module.split(".")[: -node.level] if node.level else []
             base = ".".join([*above, *filter(None, [node.module])])
             found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
-    return {name for name in found if name.split(".")[0] == "facelab"}
+    return frozenset(name for name in found if name.split(".")[0] == "facelab")
 
 
 @lru_cache(maxsize=None)
@@ -93,12 +96,12 @@ def stage_source(root, notebook, about=None):
 
 
 def recipe_sources(root, recipes, params):
-    "Training depends on the whole recipe; evaluation on how a face is degraded and on the network, not on how it learned."
+    "Training depends on the whole recipe; evaluation on which inputs it is given and on the network, not on how it learned."
     for name in recipes:
         full = resolve(name, recipes, params)
         yield f"train@{name}", stage_source(root, "train", {k: v for k, v in full.items() if k not in ("label", "needs")})
         if not full["prior"]:
-            yield f"evaluate@{name}", stage_source(root, "evaluate", {k: full[k] for k in ("paper", "degradation", "generator")})
+            yield f"evaluate@{name}", stage_source(root, "evaluate", {k: full[k] for k in ("paper", "inputs", "generator")})
 
 
 def paper_sources(root, recipes):
@@ -127,10 +130,24 @@ def check_project(root):
     return params, recipes
 
 
+def check_chains(root):
+    "`check_project`, and every chain of degradations built, which imports torch."
+    check_project(root)
+    from facelab.degradations.chain import Chain
+
+    for name, chain in load_degradations(root).items():
+        try:
+            Chain(chain["steps"])
+        except FacelabError as error:
+            raise FacelabError(f"the degradation {name!r} of recipes/: {error}") from None
+
+
 def write_sources(root):
     "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
     params, recipes = check_project(root)
     out = {name: stage_source(root, name) for name in ("draw", "faces")}
+    out["synthesize"] = stage_source(root, "synthesize", {name: chain["steps"] for name, chain in load_degradations(root).items()})
+    out["samples"] = stage_source(root, "samples", {path.stem: read_yaml(path).get("samples", {}) for path in sorted((root / "papers").glob("*.yaml"))})
     out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes))
     folder = root / "build" / "sources"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,86 @@
+"""What a case of the benchmark is, and how it is compared and timed."""
+
+import json
+import os
+import resource
+import time
+from typing import Callable, NamedTuple
+
+import numpy as np
+import torch
+
+from facelab.dice import Dice
+
+
+class Case(NamedTuple):
+    "One operation, done by facelab for a batch and in the usual way for one image at a time."
+    name: str               # as the table shows it
+    degradation: object     # ours
+    reference: Callable     # (hr (H, W, 3) float32, i, maps of face i, labels of face i) -> (H, W, 3) float32
+    tolerance: float = .5   # largest mean difference, grey levels of 255
+
+
+def hwc(x):
+    "A batch as a list of contiguous (H, W, 3) arrays, as files and cameras give them."
+    return [np.ascontiguousarray(a) for a in x.permute(0, 2, 3, 1).numpy()]
+
+
+def rows(tensors, i, keep=lambda v: True):
+    "Row i of every tensor, as numpy."
+    return {k: v[i].numpy() for k, v in tensors.items() if v is not None and keep(v)}
+
+
+def difference(case, x, labels):
+    "Mean absolute difference between ours and the usual way, given the same random numbers; grey levels of 255."
+    ours = case.degradation(x, Dice(0, "benchmark", range(len(x))), **labels)
+    theirs = [case.reference(hr, i, rows(ours.maps, i), rows(labels, i)) for i, hr in enumerate(hwc(x))]
+    return float(np.mean([np.abs(a - b).mean() for a, b in zip(theirs, hwc(ours.input))]) * 255)
+
+
+def rates(case, x, labels, seconds=2.):
+    "Images a second, measured in turn within one run, the best round of each: ours, the usual way until the batch is a tensor, and its images alone."
+    ours = case.degradation(x, Dice(0, "benchmark", range(len(x))), **labels)
+    images = hwc(x)
+    given = [(rows(ours.maps, i, lambda v: v.dim() == 1), rows(labels, i)) for i in range(len(x))]  # drawn numbers, not fields
+
+    def batch(k): return case.degradation(x, Dice(k, "benchmark", range(len(x))), **labels)
+    def each(k): return [case.reference(hr, i, maps, label) for i, (hr, (maps, label)) in enumerate(zip(images, given))]
+    def collated(k): return torch.from_numpy(np.stack(each(k))).permute(0, 3, 1, 2).contiguous()
+
+    best, end, k = dict.fromkeys((batch, collated, each), 1e9), time.perf_counter() + seconds, 0
+    while k < 3 or time.perf_counter() < end:
+        for way in best:
+            start = time.perf_counter()
+            way(k)
+            best[way] = min(best[way], time.perf_counter() - start)
+        k += 1
+    return [len(x) / t for t in best.values()]
+
+
+def memory(case, x, labels):
+    "Largest memory of one call above what there was before, MB: measured in a child process, which starts with nothing allocated of its own."
+    read, write = os.pipe()
+    if not (child := os.fork()):
+        torch.set_num_threads(1)
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        case.degradation(x, Dice(0, "benchmark", range(len(x))), **labels)
+        os.write(write, json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    return json.loads(os.read(read, 100)) / 1024
+
+
+def main(cases, size=128, batch=64, threads=2):
+    "Compare, then time: one row a case, as Markdown."
+    from facelab.drawn import draw_faces
+    drawn = draw_faces(range(batch), size=size)
+    labels = dict(landmarks=drawn["landmarks_68"], parsing=drawn["parsing"], foreground=drawn["foreground"], depth=drawn["depth"])
+    used = {case.name: memory(case, drawn["image"], labels) for case in cases}   # before threads are started: they don't survive a fork
+    torch.set_num_threads(threads)
+    print(f"{size}x{size}, batch {batch}, {threads} threads, the batch itself has {drawn['image'].nbytes / 2**20:.0f} MB\n")
+    print("| degradation | ours, img/s | usual way, batch as tensor | ratio | usual way, images alone | difference, grey levels | memory, MB |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    for case in cases:
+        off = difference(case, drawn["image"], labels)
+        assert off <= case.tolerance, f"{case.name}: ours and the usual way differ by {off:.3f} grey levels, allowed are {case.tolerance}"
+        ours, theirs, alone = rates(case, drawn["image"], labels)
+        print(f"| {case.name} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.1f} | {alone:,.0f} | {off:.3f} | {used[case.name]:.0f} |", flush=True)

@@ -1,0 +1,34 @@
+"""Files that are written whole or not at all, and tables in Markdown."""
+
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from uuid import uuid4
+
+
+@contextmanager
+def replacing(path):
+    "Write to the yielded path: it takes the place of `path` when the block succeeds, and is removed when the block fails."
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path, text):
+    "Write a text file, whole or not at all."
+    with replacing(path) as half:
+        half.write_text(text)
+
+
+def markdown_table(rows, head, align=None):
+    "A table in Markdown; numbers to the right by default, thousands with commas."
+    cell = lambda v: f"{v:,}" if isinstance(v, int) else " ".join(str(v).replace("|", "/").split())
+    rows = [list(row) for row in rows]
+    right = [bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(head))]
+    marks = align or ["---:" if r else "---" for r in right]
+    return "\n".join(f"| {' | '.join(map(cell, row))} |" for row in (head, marks, *rows))

@@ -1,0 +1,225 @@
+"""The explorer in a real browser: Chromium opens it in Voila and in JupyterLab, moves sliders by keyboard, and the pictures change."""
+
+import base64
+import io
+import os
+import re
+import shlex
+import shutil
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+from conftest import ROOT
+from PIL import Image
+from playwright.sync_api import sync_playwright
+
+from facelab.degradations.chain import Chain
+from facelab.images import astronaut, to_uint8
+from facelab.recipes import load_degradations
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "/usr/bin/chromium"))), None)
+ARGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync").split()
+LAB = "jupyter lab nbs --ServerApp.token= --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --allow-root"
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium): the explorer was not tried in a browser")
+
+
+def wait_until(what, seconds=30):
+    "The first truthy value of `what`."
+    end = time.monotonic() + seconds
+    while not (value := what()):
+        assert time.monotonic() < end, "nothing happened in time"
+        time.sleep(.03)
+    return value
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def listening(port):
+    with socket.socket() as s:
+        return s.connect_ex(("127.0.0.1", port)) == 0
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    "A project for the explorer to live in: what it saves must not land in this one."
+    root = tmp_path_factory.mktemp("browser")
+    for name in ("dvc.yaml", "params.yaml", "recipes"):
+        (root / name).symlink_to(ROOT / name)
+    (root / "nbs").mkdir()
+    shutil.copy(ROOT / "nbs" / "explore.ipynb", root / "nbs")
+    return root
+
+
+@pytest.fixture(scope="module")
+def servers(project):
+    "Voila, as `make explore` starts it, and JupyterLab: name -> port."
+    explore = re.search(r"^explore:.*\n\t(voila .*)$", (ROOT / "Makefile").read_text(), re.M)[1]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **{f"JUPYTER{k}_DIR": str(project) for k in ("_CONFIG", "LAB_SETTINGS", "LAB_WORKSPACES")}}
+    started, ports = [], {}
+    try:
+        for name, command in (("voila", explore), ("lab", LAB)):
+            ports[name], log = free_port(), open(project / f"{name}.log", "w")
+            started.append(subprocess.Popen([*shlex.split(command), "--no-browser", f"--port={ports[name]}"], cwd=project, env=env, stdout=log, stderr=subprocess.STDOUT))
+        yield ports
+    finally:
+        for process in started:
+            process.terminate()
+        for process in started:
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+@pytest.fixture(scope="module")
+def browser(servers):
+    with sync_playwright() as playwright:
+        chromium = playwright.chromium.launch(executable_path=CHROMIUM, args=ARGS)
+        yield chromium
+        chromium.close()
+
+
+def open_page(browser, port, path=""):
+    "A page, and the list of everything that goes wrong on it: errors of the console, exceptions, requests to other machines."
+    wait_until(lambda: listening(port))
+    page, wrong = browser.new_page(viewport=dict(width=1280, height=1000)), []
+    # Voila's page template asks a content network for an icon font, which the explorer does not need: answered here, so that the test needs no network
+    page.route("**/@fortawesome/**", lambda route: route.fulfill(body="", content_type="text/css"))
+    page.on("console", lambda message: wrong.append(f"{message.text} ({message.location.get('url')})") if message.type == "error" else None)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: None if re.match(rf"(https?|wss?)://127\.0\.0\.1:{port}/|data:|blob:", request.url) or "@fortawesome" in request.url else wrong.append(request.url))
+    page.goto(f"http://127.0.0.1:{port}/{path}", timeout=60_000)
+    return page, wrong
+
+
+def pixels(page, name="degraded"):
+    "The picture under this caption, as the browser decoded it."
+    return page.evaluate("""name => {
+        const slot = [...document.querySelectorAll('.fl-slot')].find(s => s.querySelector('b').textContent == name), image = slot && slot.querySelector('img');
+        if (!image || !image.complete || !image.naturalWidth) return null;
+        const canvas = Object.assign(document.createElement('canvas'), {width: image.naturalWidth, height: image.naturalHeight});
+        canvas.getContext('2d').drawImage(image, 0, 0);
+        return canvas.toDataURL();
+    }""", name)
+
+
+def choose(page, preset):
+    label = f"{preset}: {load_degradations(ROOT)[preset]['label']}"
+    page.locator(".fl-controls select").filter(has_text=label).first.select_option(label=label)
+
+
+def recipe(page):
+    return Chain(yaml.safe_load(page.locator(".fl-code textarea").input_value() or "{degradations: {x: {steps: []}}}")["degradations"].popitem()[1]["steps"])
+
+
+def push(page, parameter, key="ArrowRight", handle=0):
+    "Move a slider by keyboard; returns once the degraded picture has changed."
+    before = pixels(page)
+    page.locator(".fl-control").filter(has=page.locator(f"b:text-is('{parameter}')")).locator(".noUi-handle").nth(handle).focus()
+    page.keyboard.press(key)
+    return wait_until(lambda: (now := pixels(page)) and now != before and now)
+
+
+@pytest.fixture(scope="module")
+def voila(browser, servers):
+    page, wrong = open_page(browser, servers["voila"])
+    page.wait_for_selector(".fl-picture", timeout=60_000)
+    wait_until(lambda: pixels(page))
+    yield page, wrong
+    page.close()
+
+
+def test_the_page_shows_the_preset_untouched(voila):
+    page, wrong = voila
+    page.get_by_role("button", name="Copy as recipe").click()
+    for preset in ("heavy_rain_x4", "sr_deblur_gan", "jdsr_gan_x4"):   # a slider between two steps would be moved by the browser, and the recipe with it
+        choose(page, preset)
+        chain = Chain(load_degradations(ROOT)[preset]["steps"])
+        wait_until(lambda: recipe(page) == chain)
+        wait_until(lambda: page.locator(".fl-math mjx-container").count() >= 2)
+        page.wait_for_timeout(300)
+        assert recipe(page) == chain
+    assert page.locator(".fl-error").count() == 0 and wrong == []
+
+
+def test_sliders_move_by_keyboard_and_pictures_follow(voila):
+    page, wrong = voila
+    choose(page, "heavy_rain_x4")
+    wait_until(lambda: pixels(page, "S"))
+    rain = pixels(page)
+    brighter = push(page, "light", "ArrowRight", handle=1)
+    assert brighter != rain and recipe(page).steps[1].light[1] > load_degradations(ROOT)["heavy_rain_x4"]["steps"][1].get("light", (0, .95))[1] - 1e-9
+    assert push(page, "seed") != brighter
+    face = pixels(page, "face")
+    push(page, "face")
+    assert pixels(page, "face") != face and wrong == []
+
+
+def test_a_step_is_added_and_taken_away(voila):
+    page, wrong = voila
+    choose(page, "prior_guided_x8")
+    wait_until(lambda: len(recipe(page).steps) == 1)
+    before = pixels(page)
+    page.get_by_role("button", name="+ add").click()
+    wait_until(lambda: len(recipe(page).steps) == 2 and pixels(page) != before)
+    page.get_by_role("button", name="remove").last.click()
+    wait_until(lambda: pixels(page) == before)
+    assert wrong == []
+
+
+def test_a_picture_of_ones_own(voila, tmp_path):
+    page, wrong = voila
+    choose(page, "jdsr_gan_x4")
+    Image.fromarray(to_uint8(astronaut(150)[0]).permute(1, 2, 0).numpy()).save(tmp_path / "me.jpg")
+    (tmp_path / "broken.jpg").write_bytes((tmp_path / "me.jpg").read_bytes()[:2000])
+    page.get_by_role("button", name="upload", exact=True).click()
+    for name, words in (("me.jpg", "point at its eyes"), ("broken.jpg", "broken.jpg cannot be read"), ("me.jpg", "point at its eyes")):
+        with page.expect_file_chooser() as chooser:
+            page.get_by_role("button", name="choose a picture").click()
+        chooser.value.set_files(tmp_path / name)
+        page.get_by_role("alert").filter(has_text=words).wait_for()
+    page.get_by_label("point at eyes").check()
+    wait_until(lambda: pixels(page, "mask"))
+    masked = pixels(page)
+    assert push(page, "left mouth corner") != masked and page.get_by_role("alert").count() == 0 and wrong == []
+
+
+def test_save_writes_the_pair(voila, project):
+    page, wrong = voila
+    page.get_by_role("button", name="Save").click()
+    page.get_by_text("saved in").wait_for()
+    pair = project / "data" / "explored" / "0001"
+    kept = Image.open(pair / "degraded.png")
+    shown = Image.open(io.BytesIO(base64.b64decode(pixels(page).split(",")[1]))).convert("RGB")
+    assert kept.tobytes() == shown.tobytes() and (pair / "maps.safetensors").exists() and wrong == []
+
+
+def test_a_narrow_page_needs_no_sideways_scrolling_and_keeps_the_pictures_in_sight(voila):
+    page, wrong = voila
+    page.set_viewport_size(dict(width=400, height=800))
+    page.get_by_role("button", name="+ add").scroll_into_view_if_needed()
+    page.wait_for_timeout(200)
+    widths = page.evaluate("[...document.querySelectorAll('.fl-explorer, .fl-explorer *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.fl-math, .fl-code, .noUi-target')).length")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 400 and widths == 0
+    box = page.locator(".fl-main img").first.bounding_box()
+    assert 0 <= box["y"] < 150 and wrong == []
+
+
+def test_the_notebook_in_jupyterlab(browser, servers):
+    page, wrong = open_page(browser, servers["lab"], "lab/tree/explore.ipynb")
+    page.get_by_text("| Idle").wait_for(timeout=60_000)   # the kernel is there
+    page.get_by_role("menuitem", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    page.wait_for_selector(".fl-picture", timeout=60_000, state="attached")
+    wait_until(lambda: pixels(page))
+    push(page, "seed")
+    page.close()
+    assert wrong == []

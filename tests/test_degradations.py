@@ -1,0 +1,143 @@
+"""What every degradation owes, tried on all of them with parameters, shapes, batches and seeds that hypothesis chooses."""
+
+import importlib
+import pkgutil
+from dataclasses import fields
+from functools import lru_cache
+
+import pytest
+import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+import facelab.degradations
+from facelab.degradations.chain import Chain
+from facelab.degradations.core import Degradation
+from facelab.dice import Dice
+from facelab.drawn import draw_faces
+from facelab.images import FacelabError
+from facelab.recipes import load_degradations
+
+MODULES = [importlib.import_module(f"facelab.degradations.{m.name}") for m in pkgutil.iter_modules(facelab.degradations.__path__)]
+CLASSES = sorted({c for m in MODULES for c in vars(m).values() if isinstance(c, type) and issubclass(c, Degradation) and c not in (Degradation, Chain) and c.__module__ == m.__name__},
+                 key=lambda c: c.__name__)
+CHAINS = {name: chain["steps"] for name, chain in load_degradations().items()}
+SOME = settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
+
+
+def values(field):
+    "Allowed values of one parameter, from what it says of itself."
+    m = field.metadata
+    if m["kind"] == "number":
+        return st.integers(m["low"], m["high"]) if isinstance(field.default, int) else st.floats(m["low"], m["high"])
+    if m["kind"] == "between":
+        return st.tuples(*[st.floats(m["low"], m["high"])] * 2).map(lambda ab: tuple(sorted(ab)))
+    if m["kind"] == "one":
+        return st.sampled_from(m["options"])
+    if m["kind"] == "several":
+        return st.lists(st.sampled_from(m["options"]), min_size=1, max_size=3).map(tuple)
+    if m["kind"] == "colour":
+        return st.sampled_from(["random", "#000000", "#3060a0", "#ffffff"])
+    assert m["kind"] == "switch"
+    return st.booleans()
+
+
+def made(cls):
+    return st.fixed_dictionaries({f.name: values(f) for f in fields(cls)}).map(lambda given: usable(cls, given)).filter(bool)
+
+
+def usable(cls, given):
+    "Combinations that the class itself refuses in a sentence are not tried."
+    try:
+        return cls(**given)
+    except FacelabError:
+        return None
+
+
+@lru_cache(maxsize=None)
+def drawn(size):
+    return draw_faces(range(6), size=size)
+
+
+def faces(size, rows, count, first=0):
+    "Some drawn faces, cropped to an oblong picture, with all their labels."
+    d, part = drawn(size), slice(first, first + count)
+    labels = dict(landmarks=d["landmarks_68"][part], **{k: d[k][part, :rows] for k in ("parsing", "foreground", "depth")})
+    return d["image"][part, :, :rows].contiguous(), labels
+
+
+def check(degradation, size, rows, count, seed):
+    "Range, type, shapes, determinism, independence of the batch; CPU and GPU alike where there is one."
+    x, labels = faces(size, rows, count)
+    before = x.clone()
+    out = degradation(x, Dice(seed, "test", range(count)), **labels)
+    assert torch.equal(x, before) and torch.equal(out.target, x), "the clean picture was changed"
+    assert out.input.dtype == torch.float32 and out.input.isfinite().all() and out.input.min() >= 0 and out.input.max() <= 1
+    assert out.input.shape[:2] == (count, 3) and all(len(v) == count and v.isfinite().all() for v in out.maps.values())
+    again = degradation(x, Dice(seed, "test", range(count)), **labels)
+    assert torch.equal(out.input, again.input) and all(torch.equal(v, again.maps[k]) for k, v in out.maps.items())
+    last = degradation(x[-1:], Dice(seed, "test", [count - 1]), **{k: v[-1:] for k, v in labels.items()})
+    assert torch.allclose(out.input[-1:], last.input, atol=1e-6), "a face depends on the others in its batch"
+    for k, v in out.maps.items():
+        assert torch.allclose(v[-1:].float(), last.maps[k].float(), atol=1e-4), f"{k} of a face depends on the others in its batch"
+    if torch.cuda.is_available():
+        there = degradation(x.cuda(), Dice(seed, "test", range(count)), **{k: v.cuda() for k, v in labels.items()})
+        assert torch.allclose(out.input, there.input.cpu(), atol=1e-4)
+    return out
+
+
+def test_there_are_degradations_for_all_five_papers():
+    assert {"Block", "Downsample", "FaceMask", "GaussianBlur", "GaussianNoise", "Greyscale", "HeavyRain", "JPEG", "MotionBlur", "Part", "Worn"} <= {c.__name__ for c in CLASSES}
+    assert {"jdsr_gan_x4", "jdsr_gan_x8", "fcsr_gan_x4", "fcsr_gan_x8", "sr_deblur_gan", "prior_guided_x8", "heavy_rain_x4"} <= set(CHAINS)
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_any_parameters_any_shape_any_seed(cls):
+    @SOME
+    @given(st.data())
+    def tried(data):
+        degradation = data.draw(made(cls))
+        size = data.draw(st.sampled_from([32, 64, 96]))
+        sides = [s for s in (size, size * 7 // 8) if size % degradation.multiple == 0 and s % degradation.multiple == 0] or [size]
+        if size % degradation.multiple == 0:
+            check(degradation, size, data.draw(st.sampled_from(sides)), data.draw(st.integers(1, 4)), data.draw(st.integers(0, 2**40)))
+    tried()
+
+
+@pytest.mark.parametrize("name", CHAINS)
+def test_every_chain_of_the_recipes(name):
+    chain = Chain(CHAINS[name])
+    out = check(chain, 96, 96, 3, seed=5)
+    assert Chain(chain.spec) == chain
+    if "gamma" in out.maps:
+        assert torch.equal(out.maps["gamma"], (out.input - out.maps["clean"]).abs())
+        assert out.maps["clean"].shape == out.input.shape
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_every_parameter_explains_itself_and_refuses_what_it_cannot_do(cls):
+    for name, default, span, unit, what in cls.parameters():
+        assert len(what) > 3 and not what.endswith("."), (name, what)
+        with pytest.raises(FacelabError, match=name):
+            cls(**{name: "no such value"})
+        about = cls.__dataclass_fields__[name].metadata
+        if "high" in about:
+            with pytest.raises(FacelabError, match=f"{name}.*{about['high']}"):
+                cls(**{name: about["high"] + 1})
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
+def test_bad_images_and_labels_get_one_sentence(cls):
+    x, labels = faces(64, 64, 2)
+    degradation = cls()
+    for bad, said in ((x * 255, "0, 1"), (x[0], "N, 3, H, W"), (x * float("nan"), "0, 1"), (x[:0], "empty"), ([x[0], x[1, :, :8]], "2 sizes"), (x.to(torch.uint8), "float")):
+        with pytest.raises(FacelabError, match=said):
+            degradation(bad, **labels)
+    for need in degradation.needs:
+        with pytest.raises(FacelabError, match=f"{cls.__name__} needs"):
+            degradation(x, **{k: v for k, v in labels.items() if k not in need.split("|")})
+    if "landmarks" in degradation.needs:
+        with pytest.raises(FacelabError, match="outside its 64x64 picture"):
+            degradation(x, landmarks=labels["landmarks"] + 70)
+        with pytest.raises(FacelabError, match="give"):
+            degradation(x, landmarks=labels["landmarks"][:1])
