@@ -33,10 +33,9 @@ def blurred(
     "Every face of x filtered by its own row of k, along rows and columns."
     n, c, h, w = x.shape
     r, k = k.shape[1]//2, k.to(x).repeat_interleave(c, 0)
-    y = F.pad(x, (r, r, 0, 0), mode=edges).view(1, n*c, h, w + 2*r)
-    y = F.conv2d(y, k[:, None, None, :], groups=n*c).view(n, c, h, w)
-    y = F.pad(y, (0, 0, r, r), mode=edges).view(1, n*c, h + 2*r, w)
-    return F.conv2d(y, k[:, None, :, None], groups=n*c).view(n, c, h, w)
+    y = F.pad(x, (r, r, r, r), mode=edges).view(1, n*c, h + 2*r, w + 2*r)
+    y = F.conv2d(y, k[:, None, :, None], groups=n*c)
+    return F.conv2d(y, k[:, None, None, :], groups=n*c).view(n, c, h, w)
 
 # %% ../../nbs/degradations/06_camera.ipynb #c010
 @dataclass(frozen=True)
