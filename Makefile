@@ -31,7 +31,7 @@ repro: $(READY)  ## from faces to every table and figure; goes on where it was s
 
 test: $(READY)  ## all tests: the notebooks, then tests/
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 python -m pytest
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
 profile: $(READY)  ## make profile PROFILE=real: what params.yaml holds (demo, real or paper)
 	@python -m facelab.engine profile $(PROFILE)
