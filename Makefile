@@ -27,7 +27,7 @@ repro: $(READY)  ## from faces to every table and figure; goes on where it was s
 	@python -m facelab.engine check
 	dvc repro
 	@for table in build/tables/*/*.md; do echo; cat $$table; done
-	@echo; echo "Tables: build/tables   Figures: build/figures, build/architecture   Executed notebooks: build/notebooks"
+	@echo; echo "Tables: build/tables   Figures: build/figures, build/samples, build/architecture   Executed notebooks: build/notebooks"
 
 test: $(READY)  ## all tests: the notebooks, then tests/
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print

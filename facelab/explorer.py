@@ -23,6 +23,7 @@ from PIL import Image, ImageDraw
 import facelab.degradations
 from .degradations.chain import Chain
 from .degradations.core import Degradation
+from .degradations.motion import colour_field
 from .degradations.resample import resize
 from .dice import Dice
 from .drawn import draw_faces
@@ -185,12 +186,9 @@ def scalar(x, colours="viridis") -> Picture:
 # %% ../nbs/12_explorer.ipynb #c023
 def vectors(u, v) -> Picture:
     "Vectors in pixels, u to the right and v down (h,w): hue is the direction, strength the length."
-    u, v = np.asarray(u, np.float32), np.asarray(v, np.float32)
-    length = np.hypot(u, v)
-    high = ceiling(float(length.max()))
-    turn = np.arctan2(v, u)[..., None] - np.array([0, 2, 4], np.float32)*np.float32(math.pi/3)
-    hue = np.clip(.5 + np.cos(turn), 0, 1)
-    return Picture(((1 - (1 - hue)*(length/high)[..., None])*255).round().astype(np.uint8), "direction", 0., high)
+    u, v = (torch.as_tensor(x).float()[None, None] for x in (u, v))
+    high = ceiling(float(torch.hypot(u, v).max()))
+    return Picture(to_uint8(colour_field(u, v, high))[0].permute(1, 2, 0).numpy(), "direction", 0., high)
 
 def path(points) -> Picture:
     "Points (K,2) around 0, in pixels, as a line from light to dark."

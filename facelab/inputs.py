@@ -42,7 +42,7 @@ def write_inputs(
     steps,              # the chain's, as a recipe writes them or as degradations
     seed: int = 0,      # of the random numbers
     device="cpu",       # where to compute
-    progress: bool = False,  # show a bar
+    progress: bool = False,  # show a bar, for more faces than one file of maps holds
 ):
     "Degrade all faces: `input/*.png`, `maps/*.npz`, `manifest.json`; returns the `Inputs`."
     from tqdm import tqdm
@@ -54,7 +54,7 @@ def write_inputs(
     try:
         (half / "maps").mkdir(parents=True)
         with ThreadPoolExecutor(4) as pool:
-            for first in tqdm(range(0, len(faces), MAPS), desc=folder.name, unit="batch", disable=not progress):
+            for first in tqdm(range(0, len(faces), MAPS), desc=folder.name, unit="batch", disable=not progress or len(faces) <= MAPS):
                 names = faces.names[first:first + MAPS]
                 out = _degraded(chain, faces, range(first, first + len(names)), seed, device, labels)
                 paths = [half / "input" / f"{Path(name).stem}.png" for name in names]

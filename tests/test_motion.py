@@ -220,7 +220,7 @@ def test_a_face_without_a_face(drawn):
     x, labels = drawn
     parsing = labels["parsing"].clone()
     parsing[2] = 0
-    with pytest.raises(FacelabError, match="face 2 of the batch has no face in its labels"): MotionBlur()(x, parsing=parsing)
+    with pytest.raises(FacelabError, match="face 2 has no face in its labels"): MotionBlur()(x, parsing=parsing)
     with pytest.raises(FacelabError, match="68 or 81 landmarks, but there are 5"): MotionBlur()(x, landmarks=labels["landmarks"][:, [36, 45, 30, 48, 54]])
 
 

@@ -1,5 +1,6 @@
 """The pipeline as a reader runs it, on the smallest parameters: to the end, again, after a change, killed, and on broken input."""
 
+import json
 import os
 import re
 import shutil
@@ -8,7 +9,9 @@ import subprocess
 import time
 
 import pytest
-from conftest import ENV, copy_project, run, shrink
+from conftest import ENV, ROOT, copy_project, run, shrink
+
+from facelab.recipes import load_degradations
 
 STAGES = ["sources", "draw", "faces", "synthesize", "samples", "pretrain@features", *(f"{s}@{r}" for s in ("train", "evaluate") for r in ("bicubic", "srresnet", "prior_guided_sr", "prior_guided_gan")),
           *(f"{s}@prior_guided_sr" for s in ("tables", "figures", "architecture"))]
@@ -28,7 +31,7 @@ def edit(path, old, new):
 
 def results(project):
     "Every table, score, figure and weight, byte for byte."
-    return {str(p.relative_to(project)): p.read_bytes() for folder in ("tables", "scores", "figures", "architecture", "models", "history", "restored")
+    return {str(p.relative_to(project)): p.read_bytes() for folder in ("tables", "scores", "figures", "samples", "architecture", "models", "history", "restored", "inputs")
             for p in sorted((project / "build" / folder).rglob("*")) if p.is_file() and not p.name.startswith(".")}
 
 
@@ -69,6 +72,29 @@ def test_killed_and_run_again_gives_the_same_bytes(pair):
     a, b = results(pair["peace"]), results(pair["killed"])
     assert a.keys() == b.keys() and len(a) > 60
     assert [name for name in a if a[name] != b[name]] == []
+
+
+def test_inputs_go_on_where_they_were_killed(pair):
+    """Stopped between two chains: what is made stays as it is, the rest follows, and all is as in the run that was left in peace."""
+    folder = pair["killed"] / "build" / "inputs"
+    shutil.rmtree(folder)
+    command = ["python", "-m", "facelab.engine", "run", "synthesize"]
+    stopped = subprocess.Popen(command, cwd=pair["killed"], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    limit = time.monotonic() + 120
+    while not (folder / "made.json").exists() and stopped.poll() is None and time.monotonic() < limit:
+        time.sleep(.01)
+    os.killpg(stopped.pid, signal.SIGKILL)
+    stopped.wait()
+    time.sleep(2)
+    made = json.loads((folder / "made.json").read_text())["chains"]
+    before = {name: (folder / name / "manifest.json").stat().st_mtime_ns for name in made}
+    done = run(command, pair["killed"])
+    assert done.returncode == 0, done.stdout
+    assert len(before) < len(load_degradations(ROOT)) and all((folder / name / "manifest.json").stat().st_mtime_ns == t for name, t in before.items())
+    files = {p.relative_to(folder): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+    peace = pair["peace"] / "build" / "inputs"
+    assert files == {p.relative_to(peace): p.read_bytes() for p in sorted(peace.rglob("*")) if p.is_file()}
+    assert len(files) > 300
 
 
 def test_a_second_run_runs_nothing(pair):

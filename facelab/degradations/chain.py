@@ -59,6 +59,9 @@ class Chain(Degradation):
             x = out.input
             yield name, step, out, clean
 
+    def refuse(self, x, labels):
+        for step in self.steps: step.refuse(x, labels)
+
     def degrade(self, x, dice, labels):
         maps, out, clean, only = {}, Degraded(x, x, {}), x, True
         for name, step, out, clean in self.walk(x, dice, labels):

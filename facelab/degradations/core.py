@@ -146,7 +146,11 @@ class Degradation:
         if dice is not None and len(dice) != len(hr): raise FacelabError(f"{who} got dice for {len(dice)} faces but {len(hr)} images: give one row of dice a face")
         take = wanted_labels(self.needs, [k for k, v in labels.items() if v is not None and k in LABEL_SHAPES], who)
         check_labels({k: labels[k] for k in take}, hr, who)
+        self.refuse(hr, labels)
         return self.degrade(hr, dice or Dice(0, "degrade", range(len(hr))), labels)
+
+    def refuse(self, x, labels):
+        "Raise for faces that this degradation cannot handle; called before `degrade`, which itself never waits for a GPU."
 
     def degrade(self, x, dice, labels): raise NotImplementedError(f"{type(self).__name__} lacks degrade")
 

@@ -86,7 +86,7 @@ def middle(
     "Centre of mass (N,2), continuous pixels; float64 inside, so that it does not depend on the order of the sum."
     weight = [region.double().sum(axis) for axis in (2, 3)]
     at = [torch.arange(v.shape[-1], device=v.device) + .5 for v in weight]
-    return torch.stack([(v*p).sum((1, 2))/v.sum((1, 2)) for v, p in zip(weight, at)], 1).to(region.dtype)
+    return torch.stack([(v*p).sum((1, 2))/v.sum((1, 2)).clamp(min=1e-9) for v, p in zip(weight, at)], 1).to(region.dtype)
 
 def at_times(
     path, # (N,P,2)
@@ -187,20 +187,22 @@ class MotionBlur(Degradation):
         wander = dice.named("wander")
         most = math.ceil(side*(self.length[1] + math.radians(self.turn[1])/2))
         path = trajectory(drawn["length"]*side, drawn["angle"], drawn["bend"], torch.stack([wander.normal() for _ in range(3)], 1), 2*max(most, 1) + 1)
-        region, turn = self.moving(x, labels), drawn["turn"].deg2rad()
+        region, turn = self.moving(x, labels)[:, None].to(x.dtype), drawn["turn"].deg2rad()
+        if self.region != "picture": region = soften(region)
         blurred, alpha = blur_roll(x, region, path, turn) if self.turn[1] else blur_slide(x, region, path)
         u, v = motion_field(region, path, turn)
         return Degraded(blurred, x, dict(foreground=region, u=u, v=v, blurred=blurred, alpha=alpha, path=path.to(x), **{k: column(d, x, 0) for k, d in drawn.items()}))
 
     def moving(self, x, labels):
-        "The region that moves (N,1,H,W), soft; FacelabError if a face of the batch has none."
-        if self.region == "picture": return x.new_ones(len(x), 1, *x.shape[-2:])
-        if self.region == "face": where = face_region(labels, x.shape[-2:])
-        else: where = labels["foreground"] if labels.get("foreground") is not None else labels["parsing"] > 0
-        there = where.flatten(1).any(1)
+        "The region that moves, (N,H,W)."
+        if self.region == "picture": return x.new_ones(len(x), *x.shape[-2:])
+        if self.region == "face": return face_region(labels, x.shape[-2:])
+        return labels["foreground"] if labels.get("foreground") is not None else labels["parsing"] > 0
+
+    def refuse(self, x, labels):
+        there = self.moving(x, labels).flatten(1).any(1)
         if not there.all():
-            raise FacelabError(f"MotionBlur: face {int((~there).nonzero()[0, 0])} of the batch has no {self.region} in its labels: leave it out, or set region to picture")
-        return soften(where[:, None].to(x.dtype))
+            raise FacelabError(f"MotionBlur: face {int((~there).nonzero()[0, 0])} has no {self.region} in its labels: leave it out, or set region to picture")
 
     def latex(self, maps, i=0):
         blur = r"I_{HRB} = \int_0^1 I_t\,dt,\quad I_t(p) = I_{HR}(c + R(-\omega t)\,(p - c - s(t)))" if self.turn[1] else r"I_{HRB}(p) = \int_0^1 I_{HR}(p - s(t))\,dt"
