@@ -321,7 +321,7 @@ STYLE = """<style>
 .fl-slot .widget-html-content {display:flex; justify-content:space-between; flex-wrap:wrap; gap:0 6px; line-height:1.3}
 .fl-picture {width:100%; max-width:100%; height:auto; aspect-ratio:1; margin:0; image-rendering:pixelated; object-fit:contain; border-radius:3px}
 .fl-bar {display:inline-block; width:36px; height:9px; border-radius:2px} .fl-wheel {display:inline-block; width:13px; height:13px; border-radius:50%; vertical-align:-2px}
-.fl-wheel {background:conic-gradient(from 90deg,#f00,#ff0,#0f0,#0ff,#00f,#f0f,#f00)}
+.fl-wheel {background:conic-gradient(from 90deg,#f00,#f0f,#00f,#0ff,#0f0,#ff0,#f00)}
 .fl-explorer .fl-control {width:100%; margin:0 0 6px; flex-wrap:wrap; height:auto}
 .fl-control > .widget-label {width:100%; text-align:left; white-space:normal; line-height:17px; height:auto; font-size:13px}
 .fl-explorer i, .fl-explorer .fl-about {color:var(--jp-ui-font-color2,#666); font-size:12px; font-style:normal} .fl-about {margin:0 0 6px}

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1",
@@ -15,6 +16,9 @@ ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']
 TINY = {"train: 800": "train: 24", "val: 40": "val: 4", "test: 80": "test: 6", "steps: 220": "steps: 8", "batch: 8 ": "batch: 4 ", "width: 0.25": "width: 0.125",
         "depth: 0.125": "depth: 0.05", "threads: 2": "threads: 1", "log_every: 20": "log_every: 2", "checkpoint_seconds: 10": "checkpoint_seconds: 0",
         "faces: 6": "faces: 2", "dpi: 150": "dpi: 60", "bootstrap: 2000": "bootstrap: 50"}
+
+CHAINS = ["clean", "prior_guided_x8", "jdsr_gan_x4", "fcsr_gan_x4_2x2", "sr_deblur_gan", "heavy_rain_x4"]   # that `shrink` keeps; all are tried in test_degradations.py
+SAMPLES = {"jdsr_gan": ["inputs"], "fcsr_gan": ["figure_8a"], "sr_deblur_gan": ["figure_3"], "heavy_rain": ["figure_5"]}
 
 
 def run(command, cwd, **more):
@@ -43,7 +47,17 @@ def shrink(project):
         assert re.search(old, text), f"params.yaml has no {old!r} any more: adapt TINY"
         text = text.replace(old, new)
     path.write_text(text)
+    keep_some(project / "recipes" / "degradations.yaml", "degradations", CHAINS)
+    for paper, figures in SAMPLES.items():
+        keep_some(project / "papers" / f"{paper}.yaml", "samples", figures)
     return project
+
+
+def keep_some(path, section, names):
+    "Leave only these entries in a section of a YAML file."
+    data = yaml.safe_load(path.read_text())
+    data[section] = {name: data[section][name] for name in names}
+    path.write_text(yaml.safe_dump(data, sort_keys=False))
 
 
 @pytest.fixture

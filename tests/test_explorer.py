@@ -201,7 +201,7 @@ def test_colours_stand_for_the_values_they_claim():
     assert np.array_equal(scalar(x).pixels[0], explorer_module.palette("viridis"))
     assert (vectors(np.zeros((2, 2)), np.zeros((2, 2))).pixels == 255).all()   # no motion is white
     right, down = vectors(np.ones((1, 1)), np.zeros((1, 1))).pixels[0, 0], vectors(np.zeros((1, 1)), np.ones((1, 1))).pixels[0, 0]
-    assert right.tolist() == [255, 0, 0] and down[1] > 230 > 140 > down[0] > down[2]   # the wheel of the caption: red to the right, yellow-green down
+    assert right.tolist() == [255, 0, 0] and down[2] > 230 > 140 > down[0] > down[1]   # the wheel of the caption: red to the right, violet down
 
 
 @given(st.floats(1e-6, 1e6))
