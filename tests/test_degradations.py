@@ -141,3 +141,27 @@ def test_bad_images_and_labels_get_one_sentence(cls):
             degradation(x, landmarks=labels["landmarks"] + 70)
         with pytest.raises(FacelabError, match="give"):
             degradation(x, landmarks=labels["landmarks"][:1])
+
+
+def test_a_chain_is_its_steps_in_the_order_that_they_are_written():
+    """Yun et al. blur first and reduce then; the other order gives other pixels."""
+    x, labels = faces(96, 96, 2)
+    blur, small = (Chain(CHAINS["sr_deblur_gan"]).steps[k] for k in (0, 1))
+    dice = Dice(0, "test", range(2))
+    out = Chain([blur, small])(x, dice, **labels)
+    blurred = blur(x, dice.named("MotionBlur"), **labels)
+    assert torch.equal(out.maps["blurred"], blurred.input) and torch.equal(out.input, small(blurred.input).input)
+    assert torch.equal(out.maps["clean"], small(x).input) and torch.equal(out.target, x)
+    other = Chain([small, blur])(x, dice, **labels)
+    assert other.input.shape == out.input.shape and (other.input - out.input).abs().max() > .01
+
+
+def test_labels_follow_the_picture_through_a_chain():
+    """A part that is hidden after x4 is the part that is hidden before it, a quarter of the size."""
+    x, labels = faces(96, 96, 2)
+    part = dict(use="degradations.occlusion.Part", part="mouth")
+    before = Chain([part])(x, Dice(0, "test", range(2)), **labels).maps["M"]
+    after = Chain([dict(use="degradations.resample.Downsample", scale=4), part])(x, Dice(0, "test", range(2)), **labels).maps["M"]
+    assert after.shape == (2, 1, 24, 24)
+    hidden = torch.nn.functional.avg_pool2d(1 - before, 4)
+    assert ((1 - after) * hidden).sum() > .7 * hidden.sum() and (1 - after).sum() < 2 * hidden.sum()
