@@ -63,3 +63,10 @@ def test_what_is_printed_is_what_the_thesis_prints():
     rows = yaml.safe_load((ROOT / "papers" / "prior_guided_sr.yaml").read_text())["tables"]["table_4_1"]["rows"]
     assert {name: list(row.values()) for name, row in rows.items()} == {
         "bicubic": [20.72, .52, .5351], "srresnet": [24.47, .7201, .1854], "prior_guided_sr": [24.66, .723, .19], "prior_guided_gan": [23.38, .6689, .1018]}
+
+
+def test_the_python_of_the_readme_runs():
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
+    names = {}
+    exec(code, names)
+    assert names["masked"].input.shape == (4, 3, 32, 32) and names["masked"].maps["mask"].max() == 1
