@@ -1,9 +1,11 @@
 """What a case of the benchmark is, and how it is compared and timed."""
 
+import importlib
 import json
 import os
 import resource
 import time
+from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
@@ -18,6 +20,12 @@ class Case(NamedTuple):
     degradation: object     # ours
     reference: Callable     # (hr (H, W, 3) float32, i, maps of face i, labels of face i) -> (H, W, 3) float32
     tolerance: float = .5   # largest mean difference, grey levels of 255
+
+
+def all_cases(names=()):
+    "The cases of these files of benchmarks, or of all."
+    known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "__main__", "common"))
+    return [case for name in names or known for case in importlib.import_module(f"benchmarks.{name}").CASES]
 
 
 def hwc(x):

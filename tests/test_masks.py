@@ -213,7 +213,7 @@ def test_same_call_same_bytes():
     assert not torch.equal(masked(FaceMask(), x, p, 1).input, masked(FaceMask(), x, p, 2).input)
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU: CPU = GPU is not compared")
 def test_gpu_agrees():
     x, p = faces()["image"], points(68)
     there = FaceMask()(x.cuda(), Dice(0, "mask", range(len(x))), landmarks=p.cuda())
