@@ -6,6 +6,8 @@ PROFILE ?= demo
 READY := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHONHASHSEED := 0
+# Compiled modules are kept, whatever the surroundings say: every notebook and stage imports torch.
+export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
 .PHONY: help install repro test check profile faces explore bench lab clean
@@ -46,8 +48,9 @@ faces: $(READY)  ## make faces FROM=/path/to/CelebA: real faces for the data sou
 explore: $(READY)  ## the degradation explorer as a page in the browser
 	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="{'websocket_max_message_size': 268435456}"
 
-bench: $(READY)  ## images a second of every degradation, beside the usual way
+bench: $(READY)  ## images a second of every degradation, beside the usual way; every network's size, time and memory
 	python -m benchmarks
+	python -m benchmarks.networks
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	jupyter lab nbs

@@ -53,7 +53,7 @@ def count_macs(
 
 # %% ../nbs/03_architecture.ipynb #c014
 _SHORT = dict(BatchNorm2d="BN", LeakyReLU="LReLU", AdaptiveAvgPool2d="global mean", Softmax="softmax", Sigmoid="sigmoid", Flatten="flatten")
-_FUNCTIONS = dict(add="+", sub="−", mul="×", div="÷", cat="concat", relu="ReLU", max_pool2d="max pool", avg_pool2d="mean pool", mean="mean", interpolate="resize")
+_FUNCTIONS = dict(add="+", sub="−", rsub="1 −", mul="×", div="÷", cat="concat", relu="ReLU", max_pool2d="max pool", avg_pool2d="mean pool", mean="mean", interpolate="resize")
 _VIEWS = {"__getitem__", "view", "view_as", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "contiguous", "detach", "clone", "to", "float"}
 
 def _side(v): return "×".join(map(str, v)) if isinstance(v, tuple) else f"{v}×{v}"

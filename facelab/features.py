@@ -76,17 +76,20 @@ def _vgg_layer(name, before):
 class VGG(nn.Module):
     "VGG up to the last layer asked for; weights random until `load`ed"
     def __init__(self,
-        network,  # "vgg16" or "vgg19"
-        layers,   # names such as "conv5_4", "relu3_3", "pool2"
+        network,               # "vgg16" or "vgg19"
+        layers,                # names such as "conv5_4", "relu3_3", "pool2"
+        normalise="imagenet",  # or "none": images in [0,1] go in as they are
     ):
         super().__init__()
+        if normalise not in ("imagenet", "none"): raise FacelabError(f'VGG takes normalise="imagenet" or "none", not {normalise!r}.')
         known, self.wanted = vgg_layers(network), tuple(layers)
         unknown = [l for l in self.wanted if l not in known]
         if unknown or not layers: raise FacelabError(f"{network} has no layer {', '.join(map(str, unknown)) or '(none given)'}; it has {', '.join(known)}.")
         self.names = known[:1 + max(map(known.index, self.wanted))]
         self.layers = nn.ModuleList(_vgg_layer(name, before) for name, before in zip(self.names, ["image", *self.names]))
-        self.register_buffer("mean", torch.tensor([.485, .456, .406]).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor([.229, .224, .225]).view(3, 1, 1), persistent=False)
+        mean, std = ([.485, .456, .406], [.229, .224, .225]) if normalise == "imagenet" else ([0.]*3, [1.]*3)
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
     def features(self, x):
         "Images (N,3,H,W) in [0,1] -> {layer: (N,C,h,w)}"
@@ -96,7 +99,7 @@ class VGG(nn.Module):
             if name in self.wanted: out[name] = x
         return out
 
-# %% ../nbs/05_features.ipynb #c017
+# %% ../nbs/05_features.ipynb #c018
 def load_vgg(
     vgg,    # a `VGG`
     state,  # state dict with torchvision's names
@@ -113,28 +116,32 @@ def load_vgg(
     except (RuntimeError, KeyError) as e: raise FacelabError(f"{file} does not fit this VGG: {str(e).splitlines()[-1].strip()}") from None
     return vgg
 
-# %% ../nbs/05_features.ipynb #c022
+# %% ../nbs/05_features.ipynb #c023
 class Features(nn.Module):
     "A frozen network as {layer: features / scale}; `name` says which, `scales` by what each layer is divided"
     def __init__(self,
-        network,       # module with `features(images) -> {layer: tensor}`
+        network,       # module with `features(images) -> {layer: tensor}`, the layers that `wanted` names
         name,          # printed with every result
         scale="blur",  # "blur": bicubic x8 has a mean squared distance of 1; "unit": RMS 1; a number; or {layer: number}
     ):
         super().__init__()
         self.network, self.name = network.requires_grad_(False).eval(), name
-        with torch.no_grad(): sharp, blurred = (network.features(x) for x in _reference())
+        if scale in ("blur", "unit"): scale = self.measured(scale)
+        self.scales = scale if isinstance(scale, dict) else dict.fromkeys(network.wanted, scale)
+        if self.scales.keys() != set(network.wanted) or not all(isinstance(s, (int, float)) and s > 0 for s in self.scales.values()):
+            raise FacelabError(f'The scale of features is "blur", "unit", or a positive number for each of {", ".join(network.wanted)}, not {scale!r}.')
+
+    @torch.no_grad()
+    def measured(self, scale):
+        "Root mean square of each layer's change by blurring, or of the layer itself"
+        sharp, blurred = (self.network.features(x) for x in _reference())
         rms = lambda x: x.double().square().mean().sqrt().item()
-        if scale == "blur": scale = {layer: rms(sharp[layer] - blurred[layer]) for layer in sharp}
-        elif scale == "unit": scale = {layer: rms(sharp[layer]) for layer in sharp}
-        self.scales = scale if isinstance(scale, dict) else dict.fromkeys(sharp, scale)
-        if self.scales.keys() != sharp.keys() or not all(isinstance(s, (int, float)) and s > 0 for s in self.scales.values()):
-            raise FacelabError(f'The scale of features is "blur", "unit", or a positive number for each of {", ".join(sharp)}, not {scale!r}.')
+        return {layer: rms(sharp[layer] - blurred[layer] if scale == "blur" else sharp[layer]) for layer in sharp}
 
     def forward(self, x): return {layer: y / self.scales[layer] for layer, y in self.network.features(x).items()}
     def train(self, mode=True): return super().train(False)   # stays in evaluation mode inside a training loop
 
-# %% ../nbs/05_features.ipynb #c023
+# %% ../nbs/05_features.ipynb #c024
 @functools.lru_cache(maxsize=1)
 def _reference():
     from facelab.degradations.resample import resize
@@ -142,7 +149,7 @@ def _reference():
     sharp = draw_faces(range(8), size=128)["image"]
     return sharp, resize(resize(sharp, 16), 128).clamp(0, 1)
 
-# %% ../nbs/05_features.ipynb #c027
+# %% ../nbs/05_features.ipynb #c028
 def _conv(before, after, stride): return nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
 
 class PartsNet(nn.Module):
@@ -168,23 +175,24 @@ class PartsNet(nn.Module):
         logits = logits + F.interpolate(self.heads[1](x["stage3"]), logits.shape[-2:], mode="bilinear")
         return dict(prior=F.interpolate(logits, image.shape[-2:], mode="bilinear"))
 
-# %% ../nbs/05_features.ipynb #c036
+# %% ../nbs/05_features.ipynb #c037
 VGG_FILES = {"vgg16": "vgg16-397923af.pth", "vgg19": "vgg19-dcbb9e9d.pth"}
 PARTS_FILE = "build/models/features/generator.safetensors"
 
-def _vgg_features(network, layers, file, scale, origin):
-    vgg, path = VGG(network, layers), find_weights(file)
-    name = f"VGG-{network[3:]} {' '.join(layers)} ({origin or f'file {path.name}'})"
+def _vgg_features(network, layers, file, scale, normalise, origin):
+    vgg, path = VGG(network, layers, normalise), find_weights(file)
+    said = "" if normalise == "imagenet" else ", images not normalised"
+    name = f"VGG-{network[3:]} {' '.join(layers)} ({origin or f'file {path.name}'}{said})"
     return Features(load_vgg(vgg, load_weights(path), path), name, scale)
 
-# %% ../nbs/05_features.ipynb #c037
-def _torchvision_features(network, layers, scale, download):
+# %% ../nbs/05_features.ipynb #c038
+def _torchvision_features(network, layers, scale, normalise, download):
     file = VGG_FILES[network]
     try: find_weights(file)
     except Unavailable as e:
         if not download: raise Unavailable(f"{e} Or allow its download with download: true, or take features from another source.") from None
         _download(file)
-    return _vgg_features(network, layers, file, scale, "torchvision")
+    return _vgg_features(network, layers, file, scale, normalise, "torchvision")
 
 def _download(file):
     url, path = f"https://download.pytorch.org/models/{file}", Path(torch.hub.get_dir()) / "checkpoints" / file
@@ -192,7 +200,7 @@ def _download(file):
     try: torch.hub.download_url_to_file(url, str(path), hash_prefix=re.search(r"-(\w+)\.", file)[1], progress=False)
     except Exception as e: raise Unavailable(f"{url} could not be downloaded ({e}); fetch the file elsewhere and put it into {path.parent}.") from None
 
-# %% ../nbs/05_features.ipynb #c039
+# %% ../nbs/05_features.ipynb #c040
 def _parts_features(layers, file, scale, trained_on):
     path = find_weights(file)
     state = load_weights(path)
@@ -206,19 +214,20 @@ def _parts_features(layers, file, scale, trained_on):
     origin = f"trained on {trained_on}" if trained_on else "trained by this pipeline"
     return Features(net, f"facelab parts network, {', '.join(layers).replace('stage', 'stage ')} ({origin})", scale)
 
-# %% ../nbs/05_features.ipynb #c040
+# %% ../nbs/05_features.ipynb #c041
 def _metadata(path):
     if path.suffix != ".safetensors": return {}
     from safetensors import safe_open
     with safe_open(path, "pt") as f: return f.metadata() or {}
 
-# %% ../nbs/05_features.ipynb #c041
+# %% ../nbs/05_features.ipynb #c042
 def make_features(
     source,           # "torchvision", "file" or "trained"
     network=None,     # vgg19 or vgg16; "parts" for the source "trained"
     layers=(),        # such as ["relu5_4"]; default relu5_4, conv3_4 or stage2, by source
     file=None,        # weights of the sources "file" and "trained": a path, or a name in $FACELAB_WEIGHTS
     scale=None,       # default "blur"; see `Features`
+    normalise=None,   # default "imagenet"; see `VGG`
     download=False,   # may torchvision's weights be fetched?
     trained_on=None,  # faces that the parts network was trained on, for its name
 ):
@@ -228,8 +237,10 @@ def make_features(
     network, layers, scale = network or defaults[source][0], list(layers or defaults[source][1]), scale or "blur"
     if (network == "parts") != (source == "trained"):
         raise FacelabError(f"The source {source} has no network {network!r}: trained goes with parts, file and torchvision with vgg16 or vgg19.")
+    if source == "trained" and normalise is not None: raise FacelabError("normalise is a setting of VGG; the parts network takes images as it was trained.")
     if source == "file" and file is None: raise FacelabError("Features from the source file need the file's name: file: vgg19.safetensors, say.")
     with torch.random.fork_rng(devices=[]):   # building a network must not move the random numbers of a training run
         if source == "trained": return _parts_features(layers, file or PARTS_FILE, scale, trained_on)
-        if source == "torchvision": return _torchvision_features(network, layers, scale, download)
-        return _vgg_features(network, layers, file, scale, None)
+        normalise = normalise or "imagenet"
+        if source == "torchvision": return _torchvision_features(network, layers, scale, normalise, download)
+        return _vgg_features(network, layers, file, scale, normalise, None)

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np, torch
 from PIL import Image
 from .images import FacelabError, open_image
-from .parts import CLASSES_19, LANDMARK_SCHEMES, order_194, resize_labels, similarity
+from .parts import CLASSES_19, LANDMARK_SCHEMES, order_194, resize_labels
 from .parts import _oversampling
 
 # %% ../nbs/01b_folders.ipynb #c006

@@ -61,7 +61,7 @@ def write_inputs(
                 list(pool.map(write_image, paths, out.input.cpu()))
                 np.savez_compressed(half / "maps" / f"{first:07d}.npz", **{k: packed(v) for k, v in out.maps.items()})
                 rows += [dict(name=name, sha256=digest) for name, digest in zip(names, pool.map(sha256, paths))]
-        about = dict(faces=faces.name, seed=seed, steps=Chain(steps).spec, maps=sorted(out.maps), rows=rows)
+        about = dict(faces=faces.name, seed=seed, steps=chain.spec, maps=sorted(out.maps), rows=rows)
         (half / "manifest.json").write_text(json.dumps(about, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         half.rename(folder)

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['face_order', 'permutation', 'asks_for', 'labels_for', 'check_faces_for', 'step_inputs', 'ema_update', 'lr_factor',
-           'pick_device', 'make_fabric', 'outputs', 'make_loss', 'pick', 'make_optimiser', 'Run', 'loss_function',
-           'take_step', 'generator_term', 'update', 'state_tensors', 'save_state', 'open_state', 'load_state',
-           'History', 'write_history', 'train', 'write_model', 'load_weights', 'load_model', 'restore', 'run_report']
+           'pick_device', 'make_fabric', 'outputs', 'make_optimiser', 'Run', 'objective', 'take_step', 'update',
+           'state_tensors', 'save_state', 'open_state', 'load_state', 'History', 'write_history', 'train',
+           'write_model', 'put_weights', 'load_model', 'restore', 'run_report']
 
 # %% ../nbs/08_training.ipynb #c002
 import hashlib, inspect, json, math, time
@@ -25,7 +25,8 @@ from .engine.params import check_keys, near
 from .faces import mirror, parsing_11
 from .images import replacing
 from .networks.start import start_as_identity
-from .recipes import build, locate
+from .objective import Objective, detached, frozen, names
+from .recipes import build
 
 # %% ../nbs/08_training.ipynb #c008
 def face_order(
@@ -52,7 +53,8 @@ def asks_for(
     target: str,   # such as "parsing"
 ) -> bool:
     "Does a loss of this recipe compare with `target`?"
-    return any(loss.get("to") == target for stage in recipe["stages"] for loss in stage["losses"].values())
+    objectives = [terms for stage in recipe["stages"] for terms in (stage["losses"], *stage.get("critics", {}).values())]
+    return any(target in names(loss.get("to")) for terms in objectives for loss in terms.values() if loss)
 
 # %% ../nbs/08_training.ipynb #c017
 def labels_for(
@@ -160,30 +162,7 @@ def outputs(
     "Named outputs: a bare tensor is the restored face."
     return result if isinstance(result, dict) else {"restored": result}
 
-# %% ../nbs/08_training.ipynb #c037
-def make_loss(
-    spec: dict,  # a loss of a recipe
-):
-    "The function of a loss; one that compares features is given its features."
-    found = locate(spec["use"])
-    if "features" in spec:
-        from facelab.features import make_features
-
-        found = found(make_features(**spec["features"]))
-    return found
-
-# %% ../nbs/08_training.ipynb #c040
-def pick(
-    named: dict,  # what there is
-    name: str,    # what a recipe asks for
-    what: str,    # how the message calls it
-):
-    "`named[name]`, or one sentence that says what there is."
-    if name not in named:
-        raise FacelabError(f"a loss of the recipe names the {what} {name!r}, which does not exist: {near(name, named)}")
-    return named[name]
-
-# %% ../nbs/08_training.ipynb #c041
+# %% ../nbs/08_training.ipynb #c038
 def make_optimiser(
     spec: dict,  # `use`: a class of torch.optim, and its arguments
     net,         # whose parameters it moves
@@ -196,7 +175,7 @@ def make_optimiser(
     check_keys(given, inspect.signature(known[spec["use"]]).parameters, f"the optimiser {spec['use']}")
     return known[spec["use"]](net.parameters(), **given)
 
-# %% ../nbs/08_training.ipynb #c044
+# %% ../nbs/08_training.ipynb #c041
 class Run:
     "The state of one training run: networks, optimisers, averaged weights, step and history."
 
@@ -223,7 +202,7 @@ class Run:
                 self.optimisers[name] = make_optimiser(recipe["optimiser"], net)
             self.nets[name] = self._prepare(name, net)
         self.average = {k: v.detach().clone() for k, v in self.bare["generator"].state_dict().items()}
-        self.losses = {}
+        self.objectives = {}
 
     def _prepare(self, name, net):
         "Compiled if the recipe says so, then wrapped by Fabric for device and precision."
@@ -244,16 +223,15 @@ class Run:
         ends = [sum(s["steps"] for s in self.recipe["stages"][: i + 1]) for i in range(len(self.recipe["stages"]))]
         return next(i for i, end in enumerate(ends) if self.step < end)
 
-# %% ../nbs/08_training.ipynb #c047
-def loss_function(run: Run, stage, name, spec):
-    "A loss is built once a run, on the run's device."
-    key = (stage["name"], name)
-    if key not in run.losses:
-        made = make_loss(spec)
-        run.losses[key] = made.to(run.device) if isinstance(made, torch.nn.Module) else made
-    return run.losses[key]
+# %% ../nbs/08_training.ipynb #c044
+def objective(run: Run, stage, net) -> Objective:
+    "What a network learns in a stage; built once a run, on the run's device."
+    key = (stage["name"], net)
+    if key not in run.objectives:
+        run.objectives[key] = Objective(stage["losses"] if net == "generator" else stage["critics"][net], run.device)
+    return run.objectives[key]
 
-# %% ../nbs/08_training.ipynb #c048
+# %% ../nbs/08_training.ipynb #c045
 def take_step(
     run: Run,
 ) -> dict:  # name -> loss, detached
@@ -266,30 +244,18 @@ def take_step(
         for group in optimiser.param_groups:
             group["lr"] = rate
     out, seen = outputs(run.nets["generator"](given["input"])), {}
-    for name, spec in stage.get("critics", {}).items():
-        critic, tell = run.nets[name], loss_function(run, stage, name, spec)
-        seen[name] = update(run, name, tell(critic(pick(given, spec["to"], "target")), critic(pick(out, spec["of"], "output").detach())))
-    total = 0.
-    for name, spec in stage["losses"].items():
-        value = generator_term(run, stage, name, spec, out, given)
-        seen[name], total = value.detach(), total + spec.get("weight", 1.) * value
-    update(run, "generator", total)
+    critics = {name: run.nets[name] for name in run.recipe["critics"]}
+    for name in stage.get("critics", {}):
+        seen[name] = update(run, name, objective(run, stage, name)(detached(out), given, critics)[0])
+    with frozen(critics.values()):
+        total, terms = objective(run, stage, "generator")(out, given, critics)
+        update(run, "generator", total)
+    seen |= {name: value.detach() for name, value in terms.items()}
     ema_update(run.average, run.bare["generator"].state_dict(), run.recipe["ema"], run.step)
     run.step += 1
     return seen
 
-# %% ../nbs/08_training.ipynb #c049
-def generator_term(run: Run, stage, name, spec, out, given):
-    "One term of the generator's loss, before its weight."
-    loss = loss_function(run, stage, name, spec)
-    if "critic" not in spec:
-        return loss(pick(out, spec["of"], "output"), pick(given, spec["to"], "target"))
-    critic = pick(run.nets, spec["critic"], "critic").requires_grad_(False)
-    value = loss(critic(pick(out, spec["of"], "output")))
-    critic.requires_grad_(True)
-    return value
-
-# %% ../nbs/08_training.ipynb #c050
+# %% ../nbs/08_training.ipynb #c046
 def update(run: Run, name, loss):
     "Backward and one optimiser step of one network."
     run.optimisers[name].zero_grad(set_to_none=True)
@@ -297,7 +263,7 @@ def update(run: Run, name, loss):
     run.optimisers[name].step()
     return loss.detach()
 
-# %% ../nbs/08_training.ipynb #c053
+# %% ../nbs/08_training.ipynb #c049
 def state_tensors(run: Run):
     "All tensors that a run needs to go on, by name."
     out = {f"average/{k}": v for k, v in run.average.items()}
@@ -308,7 +274,7 @@ def state_tensors(run: Run):
             out |= {f"optimiser/{name}/{i}/{k}": torch.as_tensor(v) for k, v in moments.items()}
     return out
 
-# %% ../nbs/08_training.ipynb #c054
+# %% ../nbs/08_training.ipynb #c050
 def save_state(
     run: Run,
     path,              # where the checkpoint lies
@@ -320,7 +286,7 @@ def save_state(
     with replacing(path) as half:
         save_file(tensors, half, metadata={"facelab": json.dumps(head)})
 
-# %% ../nbs/08_training.ipynb #c055
+# %% ../nbs/08_training.ipynb #c051
 def open_state(
     path,  # a checkpoint
 ):
@@ -331,7 +297,7 @@ def open_state(
     except (SafetensorError, TypeError, KeyError, json.JSONDecodeError) as error:
         raise FacelabError(f"the checkpoint {path} is damaged ({error}): delete it to train from the start") from None
 
-# %% ../nbs/08_training.ipynb #c056
+# %% ../nbs/08_training.ipynb #c052
 def load_state(
     run: Run,
     path,              # where the checkpoint lies
@@ -357,7 +323,7 @@ def load_state(
     run.step, run.history, run.seconds = head["step"], head["history"], head["seconds"]
     return True
 
-# %% ../nbs/08_training.ipynb #c063
+# %% ../nbs/08_training.ipynb #c059
 class History:
     "Means of the losses over windows of steps; rows go to the run, to DVCLive and at the end to a CSV file."
 
@@ -404,7 +370,7 @@ class History:
         if self.live:
             self.live.end()
 
-# %% ../nbs/08_training.ipynb #c064
+# %% ../nbs/08_training.ipynb #c060
 def write_history(
     rows: list,  # dicts; later stages may have more losses than earlier ones
     path,        # the CSV file
@@ -416,7 +382,7 @@ def write_history(
     with replacing(path) as half:
         Path(half).write_text("\n".join(lines) + "\n")
 
-# %% ../nbs/08_training.ipynb #c065
+# %% ../nbs/08_training.ipynb #c061
 def train(
     recipe: dict,            # a resolved recipe
     faces,                   # a face set; its training part is used
@@ -458,7 +424,7 @@ def train(
         Path(state).unlink(missing_ok=True)
     return run
 
-# %% ../nbs/08_training.ipynb #c067
+# %% ../nbs/08_training.ipynb #c063
 def write_model(
     run: Run,  # a finished run
     out,       # the folder
@@ -473,8 +439,8 @@ def write_model(
     with replacing(out / "recipe.json") as half:
         Path(half).write_text(json.dumps(run.recipe, indent=1, sort_keys=True) + "\n")
 
-# %% ../nbs/08_training.ipynb #c068
-def load_weights(
+# %% ../nbs/08_training.ipynb #c064
+def put_weights(
     net,   # a network
     path,  # a safetensors file
 ):
@@ -490,7 +456,7 @@ def load_weights(
         raise FacelabError(f"the weights {path} are of another network ({str(error).splitlines()[-1].strip()}): train again") from None
     return net
 
-# %% ../nbs/08_training.ipynb #c069
+# %% ../nbs/08_training.ipynb #c065
 def load_model(
     folder,               # as `write_model` leaves it
     device: str = "cpu",  # where it is wanted
@@ -500,10 +466,10 @@ def load_model(
     if not path.exists():
         raise FacelabError(f"there is no trained model in {folder}: train it first, for example with `dvc repro`")
     recipe = json.loads(path.read_text())
-    net = load_weights(build(recipe["generator"]), Path(folder) / "generator.safetensors")
+    net = put_weights(build(recipe["generator"]), Path(folder) / "generator.safetensors")
     return net.to(device).eval(), recipe
 
-# %% ../nbs/08_training.ipynb #c070
+# %% ../nbs/08_training.ipynb #c066
 @torch.inference_mode()
 def restore(
     net,                 # a generator
@@ -512,7 +478,7 @@ def restore(
     "Restored faces, clamped to the range of images."
     return outputs(net(input))["restored"].float().clamp(0, 1)
 
-# %% ../nbs/08_training.ipynb #c075
+# %% ../nbs/08_training.ipynb #c071
 def run_report(
     run: Run,  # a finished run
 ) -> dict:

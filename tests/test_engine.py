@@ -49,7 +49,7 @@ def test_a_module_counts_for_the_stages_that_reach_it():
 
 def test_a_recipe_counts_for_the_modules_it_names():
     full = resolve("prior_guided_gan", load_recipes(ROOT), load_params(ROOT))
-    assert used(full) == {f"facelab.{m}" for m in ("degradations.resample", "systems.prior_guided_sr", "networks.srgan", "losses")}
+    assert used(full) == {f"facelab.{m}" for m in ("degradations.resample", "systems.prior_guided_sr", "networks.srgan", "losses.pixel", "losses.perceptual", "losses.adversarial")}
 
 
 def edit(path, old, new):
@@ -81,7 +81,7 @@ def test_what_an_edit_reaches(project):
 
 def test_one_recipe_is_one_recipe(project):
     """Method 2 is like method 1, so a change of method 1 reaches both; nothing else of the paper's trains again."""
-    touched = changed(project, ("recipes/prior_guided_sr.yaml", "coarse: {use: losses.mse,", "coarse: {use: losses.l1,"))
+    touched = changed(project, ("recipes/losses.yaml", "coarse: {use: losses.pixel.mse,", "coarse: {use: losses.pixel.l1,"))
     assert touched == {"train@prior_guided_sr", "train@prior_guided_gan"}
 
 
@@ -111,6 +111,9 @@ def test_a_profile_and_back(project):
     ("seed: 0", "sead: 0", "did you mean 'seed'?"),
     ("seed: 0", "seed: [0", "is not valid YAML at line"),
     ("  threads: 2", "#", "train lacks 'threads'"),
+    ("compile: false", "compile: 'false'", "train: compile must be true or false, not 'false'"),   # a released trainer reads any text as true
+    ("lr: 0.003", "lr: 3e-3", "train: lr must be a number or null, not '3e-3': write 0.001 for 1e-3"),
+    ("seed: 0", "seed: true", "seed must be a whole number, not True"),
 ])
 def test_bad_parameters_get_one_sentence(project, old, new, said):
     edit(project / "params.yaml", old, new)
@@ -136,11 +139,15 @@ def test_command_line_mistakes(command, said, project):
     ("  srresnet:\n    paper:", "  srresnet:\n    peper:", "unknown parameter 'peper'"),
     ("    like: prior_guided_sr", "    like: prior_guided", "did you mean 'prior_guided_sr'?"),
     ("    like: prior_guided_sr", "    like: prior_guided_gan", "in a circle"),
-    ("of: coarse_sr", "oof: coarse_sr", "unknown parameter 'oof' in prior_guided_sr.yaml: prior_guided_sr, loss coarse: did you mean 'of'?"),
+    ("losses: [prior_guided_content, prior_guided_realism]", "losses: [prior_guided_content, prior_guided_realizm]", "did you mean 'prior_guided_realism'?"),
+    ("losses: [prior_guided_content, prior_guided_realism]", "losses: [prior_guided_content, prior_guided_content]", "both have a term"),
     ("  srresnet:\n    paper: prior_guided_sr", "  srresnet:", "lacks 'paper'"),
+    ("of: coarse_sr", "oof: coarse_sr", "unknown parameter 'oof' in losses.yaml: prior_guided_content, loss coarse: did you mean 'of'?"),
+    ("  jdsr_gan_critic:\n    paper: jdsr_gan\n", "  jdsr_gan_critic:\n    paper: jdsr_gan\n    like: jdsr_gan_crit\n", "did you mean 'jdsr_gan_critic'?"),
 ])
 def test_bad_recipes_get_one_sentence(project, old, new, said):
-    edit(project / "recipes" / "prior_guided_sr.yaml", old, new)
+    path = next(p for p in (project / "recipes").glob("*.yaml") if old in p.read_text())
+    edit(path, old, new)
     done = run(f"{sys.executable} -m facelab.engine sources", project)
     assert done.returncode == 1 and said in done.stdout and "Traceback" not in done.stdout, done.stdout
     assert not (project / "build" / "sources").exists()

@@ -267,7 +267,7 @@ def project(tmp_path_factory):
     (root / "recipes" / "degradations.yaml").write_bytes((ROOT / "recipes" / "degradations.yaml").read_bytes())
     recipe = dict(name="x", prior=False, seed=0, batch=2, threads=1, start="identity", critics={}, warmup=1, schedule="constant", ema=.5, precision="auto", compile=False, log_every=2,
                   generator=dict(use="networks.srresnet.SRResNet", scale=4, width=8, depth=1), optimiser=dict(use="Adam", lr=.001),
-                  stages=[dict(name="content", share=1, steps=2, losses=dict(fine=dict(use="losses.mse", of="restored", to="target")))])
+                  stages=[dict(name="content", share=1, steps=2, losses=dict(fine=dict(use="losses.pixel.mse", of="restored", to="target")))])
     faces, models = draw_set(4, 0, 0, size=64), root / "build" / "models"
     for name, steps in (("a_block", [BLOCK, X4]), ("b_plain", [X4]), ("c_damaged", [X4])):
         train({**recipe, "label": f"Model {name[0].upper()}", "degradation": steps}, faces, models / name, progress=False)

@@ -11,7 +11,8 @@ from facelab import features
 from facelab.drawn import draw_faces
 from facelab.features import PartsNet, Unavailable, find_weights, load_weights, make_features, vgg_layers
 from facelab.images import FacelabError, astronaut
-from facelab.losses import Perceptual, mse
+from facelab.losses.perceptual import Perceptual
+from facelab.losses.pixel import mse
 
 OXFORD = "vgg19_features_conv1-3.safetensors"
 
@@ -48,6 +49,32 @@ def test_every_layer_equals_torchvision(trunk, file):
     for name, seen in ours(x).items():
         y = net[names.index(name)](y)
         assert torch.equal(seen, y), name
+
+
+@pytest.mark.parametrize("network, cfg, layers", [
+    ("vgg16", "D", ["relu1_1", "pool1", "relu2_2", "pool2", "relu3_3", "pool3"]), ("vgg19", "E", ["pool1", "pool2", "pool3", "pool4", "conv5_4", "pool5"])])
+def test_layers_that_the_papers_name(network, cfg, layers, tmp_path):
+    from torchvision.models.vgg import cfgs, make_layers
+    torch.manual_seed(0)
+    net = make_layers(cfgs[cfg]).requires_grad_(False).eval()
+    save_file({f"features.{k}": v for k, v in net.state_dict().items()}, tmp_path / "vgg.safetensors")
+    f = make_features("file", network=network, file=tmp_path / "vgg.safetensors", layers=layers, normalise="none", scale=1)
+    x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    seen = f(x)
+    assert [*seen] == layers
+    for name, layer in zip(vgg_layers(network), net):
+        x = layer(x)
+        if name in seen: assert torch.equal(seen[name], x), name
+    if network == "vgg19": assert (seen["conv5_4"] < 0).any() and seen["pool5"].shape == (1, 512, 1, 1)   # before its ReLU
+
+
+def test_images_that_are_not_normalised_are_said_in_the_name(file):
+    plain, raw = (make_features("file", file=file, layers=["relu1_1"], scale=1, **more) for more in ({}, dict(normalise="none")))
+    x = torch.rand(1, 3, 16, 16)
+    ready = (x - torch.tensor([.485, .456, .406]).view(3, 1, 1)) / torch.tensor([.229, .224, .225]).view(3, 1, 1)
+    assert torch.equal(plain(x)["relu1_1"], raw(ready)["relu1_1"]) and not torch.equal(plain(x)["relu1_1"], raw(x)["relu1_1"])
+    assert plain.name == "VGG-19 relu1_1 (file vgg.safetensors)" and raw.name == "VGG-19 relu1_1 (file vgg.safetensors, images not normalised)"
+    assert make_features("file", file=file, layers=["relu1_1"], normalise="imagenet").name == plain.name
 
 
 @pytest.mark.parametrize("network, cfg", [("vgg16", "D"), ("vgg19", "E")])
@@ -104,7 +131,8 @@ def test_transposed_weights_are_refused(trunk, tmp_path):
 
 
 @pytest.mark.parametrize("wrong", [dict(source="keras"), dict(source="file"), dict(source="trained", network="vgg19"),
-                                   dict(source="torchvision", network="parts"), dict(source="torchvision", layers=["conv9_1"])])
+                                   dict(source="torchvision", network="parts"), dict(source="torchvision", layers=["conv9_1"]),
+                                   dict(source="torchvision", layers=["pool1"], normalise="caffe"), dict(source="trained", normalise="none")])
 def test_wrong_configurations(wrong):
     with pytest.raises(FacelabError):
         make_features(**wrong)

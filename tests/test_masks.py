@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.interpolate import RBFInterpolator
 
 from conftest import ROOT
-from facelab.degradations.mask_template import FOLDS, HALVINGS, KINDS, LARGEST, LEFT, SHAPES, SIDE, STYLES, TEXTURES, TOP, place, printed, sheet, tile
+from facelab.degradations.mask_template import HALVINGS, KINDS, LARGEST, LEFT, SIDE, STYLES, TEXTURES, TOP, place, sheet, tile
 from facelab.degradations.masks import ANCHORS, FaceMask, anchors, bent, evenly, lighting, on_nodes, packed, rgb, similar, spreading, thin_plate, upright, window
 from facelab.dice import Dice
 from facelab.drawn import draw_faces

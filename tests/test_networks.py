@@ -1,9 +1,8 @@
-"Every network, the same questions: sizes, gradients, determinism, sharing, saving, bf16; and the printed tables."
+"The networks of the thesis: printed tables, equations, counts; the drawings. What every network must do is asked in test_registry.py."
 from copy import deepcopy
 from pathlib import Path
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 from facelab.architecture import beside, count_macs, count_parameters, draw_graph, layer_table, merge_chains, printed_table, trace
 from facelab.images import FacelabError
@@ -17,86 +16,6 @@ LAYERS = Path(__file__).parent.parent/"papers"/"prior_guided_sr_layers.yaml"
 
 def images(*shape, seed=0): return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
-def small_face(scale): return images(2, 3, 128//scale, 128//scale)
-
-# name -> (a constructor at small width, its inputs, the shapes of its outputs)
-CASES = {}
-for scale in (4, 8):
-    face = (3, 128, 128)
-    CASES[f"bicubic x{scale}"] = lambda s=scale: Bicubic(s), (small_face(scale),), [face]
-    CASES[f"SRResNet x{scale}"] = lambda s=scale: SRResNet(s, width=8, depth=3), (small_face(scale),), [face]
-    CASES[f"SRBranch x{scale}"] = lambda s=scale: SRBranch(s, width=8, depth=3), (small_face(scale),), [face]
-    CASES[f"SRBranch sigmoid x{scale}"] = lambda s=scale: SRBranch(s, width=8, depth=3, attention="sigmoid"), (small_face(scale),), [face]
-    CASES[f"PriorBranch x{scale}"] = lambda s=scale: PriorBranch(s, width=8, parts=11), (small_face(scale),), [(11, 128, 128)]
-    CASES[f"PriorGuidedSR x{scale}"] = lambda s=scale: PriorGuidedSR(s, width=8, depth=3), (small_face(scale),), [face, (11, 128, 128), face]
-CASES["FusingModule"] = lambda: FusingModule(11, width=8), (images(2, 3, 64, 64), images(2, 11, 64, 64, seed=1)), [(3, 64, 64)]
-CASES["Discriminator"] = lambda: Discriminator(64, width=4), (images(4, 3, 64, 64),), [(1,)]
-
-def build(name, seed=0):
-    torch.manual_seed(seed)
-    return CASES[name][0]()
-
-def tensors(out): return list(out.values()) if isinstance(out, dict) else [out]
-
-def run(name, net): return tensors(net(*CASES[name][1]))
-
-each = pytest.mark.parametrize("name", CASES)
-each_with_weights = pytest.mark.parametrize("name", [name for name in CASES if "bicubic" not in name])
-
-
-@each
-def test_forward_keeps_the_batch_and_is_finite(name):
-    _, inputs, shapes = CASES[name]
-    with torch.no_grad(): out = run(name, build(name))
-    assert [tuple(t.shape) for t in out] == [(len(inputs[0]), *shape) for shape in shapes]
-    assert all(t.isfinite().all() for t in out)
-
-
-@each
-def test_images_of_a_batch_do_not_mix(name):
-    net = build(name).eval()
-    with torch.no_grad():
-        together, alone = run(name, net), tensors(net(*[x[1:2] for x in CASES[name][1]]))
-    assert all(torch.allclose(t[1:2], a, atol=1e-5) for t, a in zip(together, alone))
-
-
-@each
-def test_same_seed_same_output(name):
-    with torch.no_grad(): first, second = run(name, build(name)), run(name, build(name))
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
-
-
-@each_with_weights
-def test_another_seed_another_output(name):
-    with torch.no_grad(): first, second = run(name, build(name)), run(name, build(name, seed=1))
-    assert not any(torch.equal(a, b) for a, b in zip(first, second))
-
-
-def silent(name, net):
-    "Names of the parameters that no output reaches; in evaluation mode, where batch norm does not cancel the bias before it."
-    sum((t - .3).square().mean() for t in run(name, net.eval())).backward()
-    return [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
-
-
-@each_with_weights
-def test_every_parameter_receives_a_gradient(name): assert silent(name, build(name)) == []
-
-
-def test_a_detached_branch_would_be_noticed():
-    net = build("PriorGuidedSR x8")
-    net.prior_branch.register_forward_hook(lambda m, args, out: out.detach())
-    missing = silent("PriorGuidedSR x8", net)
-    assert missing and all(n.startswith("prior_branch") for n in missing)
-
-
-@each_with_weights
-def test_no_weights_are_shared(name):
-    net = build(name)
-    addresses = [p.data_ptr() for p in net.parameters()]
-    assert len(set(addresses)) == len(addresses)
-    assert sum(p.numel() for _, p in net.named_parameters(remove_duplicate=False)) == count_parameters(net)
-
-
 @pytest.mark.parametrize("net, blocks", [(SRResNet(8, 8, 3), "blocks"), (SRBranch(8, 8, 3), "basic_blocks"), (PriorBranch(8, 8), "hourglasses")])
 def test_changing_one_block_leaves_the_others(net, blocks):
     first, *others = getattr(net, blocks)
@@ -104,26 +23,6 @@ def test_changing_one_block_leaves_the_others(net, blocks):
     with torch.no_grad():
         for p in first.parameters(): p.add_(1)
     assert all(torch.equal(old[k], new) for block, old in zip(others, before) for k, new in block.state_dict().items())
-
-
-@each_with_weights
-def test_saved_and_loaded(name, tmp_path):
-    net, other = build(name), build(name, seed=1)
-    run(name, net)
-    save_file(net.state_dict(), tmp_path/"net.safetensors")
-    other.load_state_dict(load_file(tmp_path/"net.safetensors"))
-    with torch.no_grad(): first, second = run(name, net.eval()), run(name, other.eval())
-    assert all(torch.equal(a, b) for a, b in zip(first, second))
-
-
-@each
-def test_bf16_autocast_stays_close(name):
-    net = build(name).eval()
-    with torch.no_grad():
-        exact = run(name, net)
-        with torch.autocast("cpu", torch.bfloat16): rough = run(name, net)
-    for a, b in zip(exact, rough):
-        assert b.isfinite().all() and (a - b.float()).abs().max() < .05*(1 + a.abs().max())
 
 
 def test_parameter_counts():
@@ -190,15 +89,8 @@ def test_field_of_view(name, size):
     assert rows.max() - rows.min() + 1 == size
 
 
-def test_fusing_uses_both_inputs():
-    net = build("PriorGuidedSR x8").eval()
-    out = net(small_face(8))
-    out["restored"].square().mean().backward()
-    for part in (net.sr_branch, net.prior_branch, net.fusing): assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in part.parameters())
-
-
 def test_discriminator_gives_logits_and_probabilities():
-    net, x = build("Discriminator").eval(), images(4, 3, 64, 64)
+    net, x = Discriminator(64, width=4).eval(), images(4, 3, 64, 64)
     with torch.no_grad(): assert torch.allclose(net.probability(x), net(x).sigmoid())
     with torch.no_grad(): net.dense2.bias.fill_(5.); assert (net(x) > 1).all() and (net.probability(x) < 1).all()
 

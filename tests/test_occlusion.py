@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from facelab.degradations.occlusion import FILLS, PARTS, STYLES, Block, Part, Worn, byte_noise, part_boxes, placed, sheet
+from facelab.degradations.occlusion import FILLS, STYLES, Block, Part, Worn, byte_noise, part_boxes, placed, sheet
 from facelab.dice import Dice
 from facelab.drawn import draw_faces
 from facelab.images import FacelabError

@@ -125,7 +125,7 @@ def test_prose_and_outputs_rerun_nothing(pair):
 
 
 def test_one_recipe_reruns_only_its_own_stages(pair):
-    edit(pair["peace"] / "recipes" / "prior_guided_sr.yaml", "fine: {use: losses.mse, of: restored, to: target}\n", "fine: {use: losses.l1, of: restored, to: target}\n")
+    edit(pair["peace"] / "recipes" / "prior_guided_sr.yaml", "fine: {use: losses.pixel.mse, of: restored, to: target}\n", "fine: {use: losses.pixel.l1, of: restored, to: target}\n")
     done, ran = repro(pair["peace"])
     assert done.returncode == 0, done.stdout[-3000:]
     assert ran == ["sources", "train@srresnet", "evaluate@srresnet", "tables@prior_guided_sr", "figures@prior_guided_sr"]

@@ -12,7 +12,6 @@ import time
 import pytest
 import torch
 from conftest import ENV, ROOT
-from safetensors.torch import load_file
 
 from facelab import FacelabError
 from facelab.degradations.chain import Chain

@@ -8,9 +8,8 @@ __all__ = ['shrunk', 'Chain', 'as_step', 'draw_chain']
 # %% ../../nbs/degradations/07_chain.ipynb #c002
 from dataclasses import dataclass, field
 import math
-import torch
 import torch.nn.functional as F
-from .core import Degradation, Degraded, wanted_labels
+from .core import Degradation, Degraded
 from ..dice import Dice
 from ..engine.text import markdown_table
 from ..images import FacelabError

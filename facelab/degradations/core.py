@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['LABEL_SHAPES', 'FACE', 'Degraded', 'check_images', 'wanted_labels', 'check_labels', 'number', 'between', 'one_of',
-           'switch', 'colour', 'Degradation', 'column', 'fill_polygon', 'face_outline', 'face_region']
+           'switch', 'colour', 'Degradation', 'column', 'among', 'fill_polygon', 'face_outline', 'face_region']
 
 # %% ../../nbs/degradations/00_core.ipynb #c002
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import ClassVar, NamedTuple
 import re
 import torch
@@ -183,6 +183,15 @@ def column(
 ):
     "Values as (N,1,1,1) (or `dims` ones), in the images' type and on their device."
     return values.to(x.dtype).to(x.device, non_blocking=True).view(-1, *[1]*dims)
+
+def among(
+    dice,       # one row a face
+    name,       # of the parameter
+    options,    # what it allows
+    known,      # all that there is, in order
+):
+    "(N,) numbers: which of `known` each face gets; all options are equally likely."
+    return torch.tensor([list(known).index(o) for o in options])[dice.named(name).choose([1.]*len(options))]
 
 # %% ../../nbs/degradations/00_core.ipynb #c026
 def fill_polygon(

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
-from .core import Degradation, Degraded, between, colour, number, one_of
+from .core import Degradation, Degraded, among, between, colour, number, one_of
 from .mask_template import HALVINGS, KINDS, LARGEST, LEFT, SHAPES, SIDE, STYLES, TEXTURES, TOP, place, sheet
 from .resample import cubic_kernel
 from ..parts import five_points
@@ -219,7 +219,7 @@ def to_sheet(uv, style, pixels, height, width):
 # %% ../../nbs/degradations/03_masks.ipynb #c044
 def _wear(mask, dice):
     "What each face wears and how: (N,) numbers by name."
-    several = lambda name, all: torch.tensor([all.index(k) for k in getattr(mask, name)])[dice.named(name).choose([1.]*len(getattr(mask, name)))]
+    several = lambda name, all: among(dice, name, getattr(mask, name), all)
     kind, low, askew = several("kind", KINDS), dice.named("lowered").chance(mask.lowered), dice.named("askew")
     texture, valve = several("texture", TEXTURES)*(kind == 1), dice.named("valve").chance(mask.valve).long()*(kind > 0)
     fabric, second, trim = colours(dice, kind, mask.colour)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
-from .core import Degradation, Degraded, between, colour, column, number, one_of
+from .core import Degradation, Degraded, among, between, colour, column, number, one_of
 from ..parts import five_points
 
 # %% ../../nbs/degradations/02_occlusion.ipynb #c006
@@ -129,7 +129,7 @@ class Part(Degradation):
     fill: str = one_of("black", FILLS, "what fills the box")
 
     def degrade(self, x, dice, labels):
-        chosen = torch.tensor([list(PARTS).index(p) for p in self.part])[dice.named("part").choose([1]*len(self.part))].to(x.device)
+        chosen = among(dice, "part", self.part, PARTS).to(x.device)
         sides, n = x.new_tensor(x.shape[2:]), len(x)
         extent = [min(s, math.ceil(s*max(self.size, 1)*max(PARTS[p][k] for p in self.part))) for k, s in enumerate(x.shape[2:])]
         corner = torch.stack([column(dice.named(name).uniform(), x, 0) for name in ("top", "left")], 1)*(sides - (sides/2).ceil())
@@ -446,7 +446,7 @@ class Worn(Degradation):
         "Drawn numbers, (N,) each; kind counts in STYLES, tile in the sheet, depth is the share of the nose's way."
         throw = lambda name, low=0., high=1.: dice.named(name).uniform(low, high)
         counts = torch.tensor([len(s) for s in STYLES.values()])
-        kind = torch.tensor([list(STYLES).index(k) for k in self.kind])[dice.named("kind").choose([1]*len(self.kind))]
+        kind = among(dice, "kind", self.kind, STYLES)
         tile = (counts.cumsum(0) - counts)[kind] + (throw("style")*counts[kind]).floor()
         mirror = torch.where(kind == 1, 1 - 2*dice.named("side").chance(.5), 1.)
         return dict(kind=kind, tile=tile, depth=torch.tensor([.12, .2, -.25])[kind], mirror=mirror,

@@ -3,6 +3,7 @@
 import copy
 import difflib
 import io
+import re
 import subprocess
 from pathlib import Path
 
@@ -68,24 +69,40 @@ def load_params(root=None):
     for section, known in SECTIONS.items():
         if section not in params:
             raise FacelabError(f"{root / 'params.yaml'} lacks the section {section!r}: compare it with `git show HEAD:params.yaml`")
-        if known:
+        if isinstance(known, dict):
             check_keys(params[section], known, f"{root / 'params.yaml'}: {section}")
             missing = [k for k in known if k not in params[section]]
             if missing:
                 raise FacelabError(f"{root / 'params.yaml'}: {section} lacks {missing[0]!r}: compare it with `git show HEAD:params.yaml`")
+        for name, kind in known.items() if isinstance(known, dict) else [(None, known)]:
+            value = params[section] if name is None else params[section][name]
+            check_kind(value, kind, f"{root / 'params.yaml'}: {section if name is None else f'{section}: {name}'}")
     return params
 
 
+def check_kind(value, kind, where):
+    """A value of another kind is refused: the text "false" would count as true, and YAML reads 1e-3 as text."""
+    if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return
+    said = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping", type(None): "null"}
+    kinds = getattr(kind, "__args__", (kind,))
+    wanted = [said[k] for k in kinds if not (k is int and float in kinds)]
+    hint = ": write 0.001 for 1e-3" if isinstance(value, str) and re.fullmatch(r"-?\d+e-?\d+", value) else ""
+    raise FacelabError(f"{where} must be {' or '.join(wanted)}, not {value!r}{hint}")
+
+
+NUMBER = int | float
 SECTIONS = {
-    "profile": None,
-    "seed": None,
-    "data": ["source", "size", "parsing"],
-    "draw": ["train", "val", "test"],
-    "train": ["steps", "batch", "width", "depth", "optimiser", "lr", "warmup", "schedule", "start", "ema", "threads", "device", "precision", "compile",
-              "checkpoint_seconds", "log_every"],
-    "perceptual": ["source", "network", "layers", "file", "scale"],
-    "evaluate": ["batch", "bootstrap"],
-    "figures": ["faces", "dpi"],
+    "profile": str,
+    "seed": int,
+    "data": {"source": str, "size": int, "parsing": str},
+    "draw": {"train": int, "val": int, "test": int},
+    "train": {"steps": int, "batch": int | None, "width": NUMBER, "depth": NUMBER, "optimiser": str | None, "lr": NUMBER | None, "warmup": int,
+              "schedule": str, "start": str, "ema": NUMBER, "threads": int, "device": str, "precision": str, "compile": bool,
+              "checkpoint_seconds": NUMBER, "log_every": int},
+    "perceptual": {"source": str, "network": str, "layers": list, "file": str | None, "scale": NUMBER | str | dict | None},
+    "evaluate": {"batch": int, "bootstrap": int},
+    "figures": {"faces": int, "dpi": int},
 }
 
 

@@ -8,8 +8,11 @@ __all__ = ['Bicubic']
 # %% ../../nbs/networks/00_bicubic.ipynb #c002
 from torch import nn
 from ..degradations.resample import resize
+from .core import expect
+from ..registry import network
 
 # %% ../../nbs/networks/00_bicubic.ipynb #c004
+@network("bicubic", "generator", "MATLAB's imresize", scales=(4, 8))
 class Bicubic(nn.Module):
     "Bicubic enlargement: (N,3,h,w) -> (N,3,h*scale,w*scale), clamped to [0,1]; has no weights."
     def __init__(self,
@@ -19,6 +22,6 @@ class Bicubic(nn.Module):
         super().__init__()
         self.scale, self.antialias = scale, antialias
 
-    def forward(self, x): return resize(x, (x.shape[-2]*self.scale, x.shape[-1]*self.scale), self.antialias).clamp(0, 1)
+    def forward(self, x): return resize(expect(self, x), (x.shape[-2]*self.scale, x.shape[-1]*self.scale), self.antialias).clamp(0, 1)
 
     def extra_repr(self): return f"scale={self.scale}, antialias={self.antialias}"

@@ -9,6 +9,8 @@ __all__ = ['conv_block', 'Discriminator']
 from collections import OrderedDict
 from torch import nn
 from ..images import FacelabError
+from .core import expect
+from ..registry import network
 
 # %% ../../nbs/networks/02_srgan.ipynb #c005
 def conv_block(
@@ -19,6 +21,7 @@ def conv_block(
     return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1), nn.BatchNorm2d(n_out), nn.LeakyReLU(.2))
 
 # %% ../../nbs/networks/02_srgan.ipynb #c008
+@network("srgan_critic", "critic", "Ledig et al. 2017, Fig 4; thesis Table 3.4", small=dict(size=64, width=4), small_side=64)
 class Discriminator(nn.Module):
     "Thesis Table 3.4: (N,3,size,size) in [0,1] -> logits (N,1); `probability` adds the sigmoid. FacelabError if size is no multiple of 16."
     def __init__(self,
@@ -28,13 +31,14 @@ class Discriminator(nn.Module):
         super().__init__()
         if size < 16 or size % 16: raise FacelabError(f"the discriminator halves the side four times, so size must be a multiple of 16, not {size}")
         w = width
+        self.size = size
         self.conv1, self.lrelu1 = nn.Conv2d(3, w, 3, padding=1), nn.LeakyReLU(.2)
         plan = (w, w, 2), (w, 2*w, 1), (2*w, 2*w, 2), (2*w, 4*w, 1), (4*w, 4*w, 2), (4*w, 8*w, 1), (8*w, 8*w, 2)
         self.blocks = nn.Sequential(OrderedDict((f"conv_block{i}", conv_block(*row)) for i, row in enumerate(plan, 1)))
         self.dense1 = nn.Sequential(nn.Flatten(), nn.Linear(8*w*(size//16)**2, 16*w))
         self.lrelu2, self.dense2, self.sigmoid = nn.LeakyReLU(.2), nn.Linear(16*w, 1), nn.Sigmoid()
 
-    def forward(self, x): return self.dense2(self.lrelu2(self.dense1(self.blocks(self.lrelu1(self.conv1(x))))))
+    def forward(self, x): return self.dense2(self.lrelu2(self.dense1(self.blocks(self.lrelu1(self.conv1(expect(self, x, size=self.size)))))))
 
     def probability(self, x):
         "The last row of Table 3.4: the probability that x is real, (N,1) in (0,1)."

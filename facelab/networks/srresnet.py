@@ -8,6 +8,8 @@ __all__ = ['ResidualBlock', 'doubling', 'doublings', 'SRResNet']
 # %% ../../nbs/networks/01_srresnet.ipynb #c002
 from torch import nn
 from ..images import FacelabError
+from .core import expect
+from ..registry import network
 
 # %% ../../nbs/networks/01_srresnet.ipynb #c005
 class ResidualBlock(nn.Module):
@@ -40,6 +42,7 @@ def doublings(
     return n
 
 # %% ../../nbs/networks/01_srresnet.ipynb #c014
+@network("srresnet", "generator", "Ledig et al. 2017, Fig 4", aliases=("SRGAN",), scales=(4, 8), small=dict(width=8, depth=2))
 class SRResNet(nn.Module):
     "SRResNet with batch norm: (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale), not clamped (Ledig et al. 2017, Fig. 4)."
     def __init__(self,
@@ -57,5 +60,5 @@ class SRResNet(nn.Module):
         self.tail = nn.Conv2d(width, 3, 9, padding=4)
 
     def forward(self, x):
-        head = self.head(x)
+        head = self.head(expect(self, x))
         return self.tail(self.up(head + self.body_end(self.blocks(head))))

@@ -7,9 +7,12 @@ __all__ = ['PriorGuidedSR']
 
 # %% ../../nbs/systems/01_prior_guided_sr.ipynb #c002
 from torch import nn
+from ..networks.core import expect
+from ..registry import network
 from ..networks.prior_guided import SRBranch, PriorBranch, FusingModule
 
 # %% ../../nbs/systems/01_prior_guided_sr.ipynb #c006
+@network("prior_guided_sr", "generator", "Liu 2023, Fig 3.1", aliases=("prior_guided_gan",), scales=(4, 8), small=dict(width=8, depth=2), variants=(dict(attention="sigmoid"), dict(rescale=True)))
 class PriorGuidedSR(nn.Module):
     "Thesis Fig 3.1: (N,3,h,w) in [0,1] -> dict of coarse_sr, restored (N,3,h*scale,w*scale) and prior (N,parts,h*scale,w*scale), not clamped."
     def __init__(self,
@@ -22,11 +25,12 @@ class PriorGuidedSR(nn.Module):
         **branch,          # kernel, attention, reduction, rescale of `SRBranch`
     ):
         super().__init__()
-        self.scale = scale
+        self.scale, self.multiple = scale, 2**hourglass_depth
         self.sr_branch = SRBranch(scale, width, depth, **branch)
         self.prior_branch = PriorBranch(scale, width, parts, hourglasses, hourglass_depth)
         self.fusing = FusingModule(parts, width)
 
     def forward(self, x):
+        expect(self, x, multiple=self.multiple)
         coarse_sr, prior = self.sr_branch(x), self.prior_branch(x)
         return dict(coarse_sr=coarse_sr, prior=prior, restored=self.fusing(coarse_sr, prior))

@@ -1,0 +1,236 @@
+"""Every registered network, the same questions: sizes, gradients, determinism, sharing, saving, bf16, compile, export, bad input."""
+
+import inspect
+import subprocess
+import sys
+
+import pytest
+import torch
+from conftest import ROOT
+from safetensors.torch import load_file, save_file
+
+from facelab import FacelabError
+from facelab.architecture import count_parameters
+from facelab.registry import ROLES, call, create, entries, example, find, network
+
+torch.set_num_threads(1)
+ENTRIES = entries()
+CASES = {f"{e.name} x{scale}" if scale > 1 else e.name: (e.name, scale, {}) for e in ENTRIES.values() for scale in e.scales}
+VARIANTS = {f"{e.name} {variant}": (e.name, e.scales[0], variant) for e in ENTRIES.values() for variant in e.variants}
+LEARNING = [case for case in CASES | VARIANTS if not case.startswith("bicubic")]
+BASELINES = ["Bicubic", "SRResNet", "SRGAN", "Pix2Pix", "ESRGAN", "RCAN", "FSRNet", "FSRGAN", "SRFBN", "DIC", "DICGAN", "DRN", "SICNN", "CBDNet", "GFC", "PConv",
+             "Heavy-Rain-Removal", "Face SR"]
+SYSTEMS = ["JDSR-GAN", "FCSR-GAN", "SR-deblur-GAN", "prior_guided_sr", "prior_guided_gan", "heavy_rain", "FCG-GAN"]
+
+each = pytest.mark.parametrize("case", CASES | VARIANTS)
+each_learning = pytest.mark.parametrize("case", LEARNING)
+each_entry = pytest.mark.parametrize("name", ENTRIES)
+
+
+def made(case, seed=0, **more):
+    "The small network of a case in evaluation mode, and its inputs."
+    name, scale, variant = (CASES | VARIANTS)[case]
+    torch.manual_seed(seed)
+    net, inputs = example(name, scale, **{**variant, **more})
+    return net.eval(), inputs
+
+
+def outputs(net, inputs):
+    "The tensors that a network gives; a network that draws noise draws the same."
+    torch.manual_seed(1)
+    out = net(**inputs)
+    return list(out.values()) if isinstance(out, dict) else [out]
+
+
+@each
+def test_forward_keeps_the_batch_and_is_finite_and_repeats_itself(case):
+    net, inputs = made(case)
+    with torch.no_grad():
+        out, again = outputs(net, inputs), outputs(*made(case))
+    assert all(len(t) == 2 and t.isfinite().all() for t in out)
+    assert all(torch.equal(a, b) for a, b in zip(out, again, strict=True))
+
+
+@each
+def test_faces_of_a_batch_do_not_mix(case):
+    net, inputs = made(case)
+    if "noise" in (CASES | VARIANTS)[case][2]:
+        inputs = {k: v[:1].expand_as(v) for k, v in inputs.items()}   # noise differs from face to face: only the first can be compared
+    with torch.no_grad():
+        together, alone = outputs(net, inputs), outputs(net, {k: v[:1] for k, v in inputs.items()})
+    assert all(torch.allclose(t[:1], a, atol=1e-4 * (1 + a.abs().max())) for t, a in zip(together, alone, strict=True)) or "noise" in case
+
+
+@each_entry
+def test_full_width_gives_the_size_that_is_declared(name):
+    """On the meta device, which computes shapes and nothing else."""
+    entry = ENTRIES[name]
+    for scale in entry.scales:
+        with torch.device("meta"), torch.no_grad():
+            net, inputs = example(name, scale, batch=2, small=False)
+            out = net.eval()(**inputs)
+        side = entry.side if isinstance(entry.side, tuple) else (entry.side, entry.side)
+        if entry.role == "generator":
+            face = out["restored"] if isinstance(out, dict) else out
+            assert tuple(face.shape) == (2, 3, *side)
+        elif entry.role in ("completion", "denoiser"):
+            face = out["restored"] if isinstance(out, dict) else out
+            assert tuple(face.shape) == (2, 3, *side)
+        else:
+            assert all(len(t) == 2 for t in (out.values() if isinstance(out, dict) else [out]))
+
+
+@each_learning
+def test_another_seed_another_output(case):
+    with torch.no_grad():
+        first, second = outputs(*made(case)), outputs(made(case, seed=1)[0], made(case)[1])
+    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+
+
+def silent(net, inputs):
+    "Names of the parameters that no output reaches; in evaluation mode, where batch norm does not cancel the bias before it."
+    sum((t - .3).square().mean() for t in outputs(net, inputs)).backward()
+    return [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+
+
+@each_learning
+def test_every_parameter_receives_a_gradient(case):
+    """From one of several starts: the four ReLUs of a small channel gate can all begin at rest."""
+    never = silent(*made(case))
+    for seed in range(1, 6):
+        never = never and [n for n in never if n in silent(*made(case, seed))]
+    assert never == []
+
+
+@each_learning
+def test_no_weights_are_shared_and_training_mode_runs(case):
+    net, inputs = made(case)
+    assert sum(p.numel() for _, p in net.named_parameters(remove_duplicate=False)) == count_parameters(net)
+    addresses = [p.data_ptr() for p in net.parameters()]
+    assert len(set(addresses)) == len(addresses)
+    assert all(t.isfinite().all() for t in outputs(net.train(), inputs))
+
+
+@each_learning
+def test_saved_and_loaded_it_is_the_same(case, tmp_path):
+    net, inputs = made(case)
+    outputs(net.train(), inputs)   # running means move
+    other = made(case, seed=1)[0]
+    save_file(net.state_dict(), tmp_path / "net.safetensors")
+    other.load_state_dict(load_file(tmp_path / "net.safetensors"))
+    with torch.no_grad():
+        assert all(torch.equal(a, b) for a, b in zip(outputs(net.eval(), inputs), outputs(other.eval(), inputs), strict=True))
+
+
+@each
+def test_bf16_autocast_stays_close(case):
+    net, inputs = made(case)
+    with torch.no_grad():
+        exact = outputs(net, inputs)
+        with torch.autocast("cpu", torch.bfloat16):
+            rough = outputs(net, inputs)
+    for a, b in zip(exact, rough, strict=True):
+        assert b.isfinite().all() and (a - b.float()).square().mean().sqrt() < .05 * (a.square().mean().sqrt() + .1)
+
+
+@each_entry
+def test_compiles_in_one_piece(name):
+    """No graph break, so nothing is left to Python; that what is compiled learns the same is tried once, below."""
+    net, inputs = made(next(case for case, (n, *_) in CASES.items() if n == name))
+    torch.compiler.reset()
+    compiled = torch.compile(net, fullgraph=True, backend="eager")
+    with torch.no_grad():
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs(net, inputs), outputs(compiled, inputs), strict=True))
+
+
+def test_compiled_it_learns_the_same():
+    net, inputs = made("srresnet x4")
+    torch.compiler.reset()
+    gradients = []
+    for run in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
+        net.zero_grad()
+        sum(t.square().mean() for t in outputs(run, inputs)).backward()
+        gradients.append([p.grad.clone() for p in net.parameters()])
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+
+
+@each_entry
+def test_exports(name):
+    net, inputs = made(next(case for case, (n, *_) in CASES.items() if n == name))
+    exported = torch.export.export(net, (), inputs).module()
+    with torch.no_grad():
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs(net, inputs), outputs(exported, inputs), strict=True))
+
+
+@each_entry
+def test_published_counts(name):
+    told = ENTRIES[name].published
+    if not told:
+        return
+    with torch.device("meta"):
+        ours = count_parameters(create(name, **told["args"]))
+    assert abs(ours / told["parameters"] - 1) < .01, f"{ours:,} parameters, published {told['parameters']:,} ({told['source']})"
+
+
+@each_entry
+def test_wrong_channels_are_told_with_the_shape(name):
+    net, inputs = made(next(case for case, (n, *_) in CASES.items() if n == name))
+    for arg, x in inputs.items():
+        with pytest.raises(FacelabError, match=r"takes .* not \(2, 7,") as error:
+            net(**{**inputs, arg: x[:, :1].expand(-1, 7, -1, -1)})
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name, arg", [(e.name, arg) for e in ENTRIES.values() for arg in list(e.inputs)[1:]])
+def test_a_missing_map_is_told_by_name(name, arg):
+    net, inputs = made(next(case for case, (n, *_) in CASES.items() if n == name))
+    with pytest.raises(FacelabError, match=rf"needs {arg} \(N,"):
+        net(**{k: v for k, v in inputs.items() if k != arg})
+
+
+@pytest.mark.parametrize("name, option", [(e.name, o) for e in ENTRIES.values() for o in ("variant", "attention") if isinstance(getattr(
+    inspect.signature(e.make).parameters.get(o), "default", None), str)])
+def test_an_unknown_variant_is_told(name, option):
+    with pytest.raises(FacelabError, match="nonsense") as error:
+        create(name, **{**ENTRIES[name].small, option: "nonsense"})
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [e.name for e in ENTRIES.values() if max(e.scales) > 1 and e.name != "bicubic"])   # bicubic enlarges by any factor
+def test_an_impossible_scale_is_told(name):
+    with pytest.raises(FacelabError, match="scale.* 5|x5"):
+        create(name, **{**ENTRIES[name].small, "scale": 5})
+
+
+def test_every_baseline_and_system_builds_by_name():
+    for name in BASELINES + SYSTEMS:
+        entry = find(name)
+        assert isinstance(create(name, **entry.small), torch.nn.Module) and entry.role in ROLES, name
+
+
+def test_names_that_do_not_exist():
+    with pytest.raises(FacelabError, match="unknown network 'srfbm': did you mean 'srfbn'"):
+        find("srfbm")
+    with pytest.raises(FacelabError, match="unknown parameter 'widht' in rcan: did you mean 'width'"):
+        create("rcan", widht=8)
+    with pytest.raises(FacelabError, match="unknown role 'net'"):
+        network("x", "net", "nowhere")
+    with pytest.raises(FacelabError, match="belongs to SRResNet already"):
+        network("SRGAN", "generator", "nowhere")(torch.nn.Identity)
+    assert call(lambda **given: given, dict(a=1), "anything") == dict(a=1)
+
+
+def test_importing_facelab_imports_no_network_and_asking_for_the_registry_no_torch():
+    code = "import sys, facelab, facelab.registry; print([m for m in sys.modules if m.startswith(('facelab.networks', 'facelab.systems', 'torch'))])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]", done.stdout + done.stderr
+
+
+def test_planted_faults_are_found():
+    """The questions above can fail: a detached branch, a shared block, a clamp in bf16."""
+    net, inputs = made("prior_guided_sr x8")
+    net.prior_branch.register_forward_hook(lambda m, args, out: out.detach())
+    missing = silent(net, inputs)
+    assert missing and all(n.startswith("prior_branch") for n in missing)
+    shared = torch.nn.Sequential(*[torch.nn.Conv2d(3, 3, 1)] * 3)
+    assert sum(p.numel() for _, p in shared.named_parameters(remove_duplicate=False)) != count_parameters(shared)
