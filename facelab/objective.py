@@ -6,14 +6,14 @@
 __all__ = ['parse', 'names', 'listed', 'Scope', 'make_loss', 'Objective', 'frozen', 'detached']
 
 # %% ../nbs/07a_objective.ipynb #c002
-import ast
+import ast, inspect
 from contextlib import contextmanager
 from functools import lru_cache
 
 import torch
 
 from . import FacelabError
-from .engine.params import near
+from .engine.params import check_keys, near
 from .losses import views
 from .recipes import locate
 from .registry import call
@@ -67,7 +67,7 @@ class Scope:
 
     def _value(self, node, first):
         if isinstance(node, ast.Attribute):
-            return self._pick(node.attr, self.given) if _is_given(node) else self._pick(node.attr, self.value(ast.unparse(node.value), first))
+            return self._pick(node.attr, self.given if _is_given(node) else self.value(ast.unparse(node.value), first))
         if isinstance(node, ast.Call):
             function = self.networks.get(node.func.id) or getattr(views, node.func.id, None) or self._pick(node.func.id, self.networks)
             return function(*[self.value(ast.unparse(a), first) for a in node.args])
@@ -75,6 +75,7 @@ class Scope:
         return self._pick(node.id, self.networks | both)
 
     def _pick(self, name, named):
+        if not isinstance(named, dict): raise FacelabError(f"a loss of the recipe asks for the output {name!r} of something that has only one: leave .{name} out")
         if name not in named: raise FacelabError(f"a loss of the recipe names {name!r}, which does not exist: {near(name, named)}")
         return named[name]
 
@@ -88,6 +89,7 @@ def make_loss(
         from facelab.features import make_features
         options["features"] = make_features(**options["features"])
     if isinstance(found, type): return call(found, options, spec["use"])
+    check_keys(options, inspect.signature(found).parameters, spec["use"])
     return lambda *tensors: found(*tensors, **options)
 
 # %% ../nbs/07a_objective.ipynb #c013

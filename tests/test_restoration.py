@@ -201,7 +201,8 @@ def test_no_channel_of_the_noise_map_is_silent_from_the_start_and_usual_weights_
         torch.manual_seed(seed)
         net = NoiseEstimator(width).requires_grad_(False)
         silent["ours"] += int((net(x).amax((0, 2, 3)) == 0).sum())
-        net.last.reset_parameters()
+        for layer in net.modules():
+            if isinstance(layer, torch.nn.Conv2d): layer.reset_parameters()
         silent["usual"] += int((net(x).amax((0, 2, 3)) == 0).sum())
     assert silent["ours"] == 0 and silent["usual"] > 30
 

@@ -33,7 +33,7 @@ class NoiseEstimator(nn.Module):
         super().__init__()
         self.block, self.last = conv_block(3, *[width]*4, attention=attention), nn.Conv2d(width, 3, 3, padding=1)
         he_normal(self)
-        nn.init.constant_(self.last.bias, .1)
+        nn.init.normal_(self.last.weight, std=.001), nn.init.constant_(self.last.bias, .1)
 
     def forward(self, I): return F.relu(self.last(self.block(I)))
 
