@@ -66,7 +66,8 @@ def test_what_is_printed_is_what_the_thesis_prints():
 
 
 def test_the_python_of_the_readme_runs():
-    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[1]
     names = {}
-    exec(code, names)
+    for code in re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S):
+        exec(code, names)
     assert names["masked"].input.shape == (4, 3, 32, 32) and names["masked"].maps["mask"].max() == 1
+    assert type(names["net"]).__name__ == "FCSRGAN"

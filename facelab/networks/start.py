@@ -40,7 +40,8 @@ def start_as_identity(
     for module in net.modules():
         for name in getattr(module, "closing", ()):
             last = module.get_submodule(name)
-            last.weight.zero_(), last.bias.zero_()
+            last.weight.zero_()
+            if last.bias is not None: last.bias.zero_()
     return net
 
 # %% ../../nbs/networks/04_start.ipynb #c016
