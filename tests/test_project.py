@@ -28,6 +28,13 @@ def test_notebooks_are_small_and_without_runs_metadata(path):
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", c["id"]) for c in nb["cells"])
 
 
+@pytest.mark.parametrize("name", ["train", "evaluate", "tables", "figures", "architecture"])
+def test_the_pipelines_notebooks_take_their_item(name):
+    """Without the tag papermill only warns, and the notebook runs for its default item."""
+    cells = json.loads((ROOT / "nbs" / "pipeline" / f"{name}.ipynb").read_text())["cells"]
+    assert ["item = " in "".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])] == [True]
+
+
 def test_no_large_files_and_no_machine_paths():
     assert [p for p in TRACKED if (ROOT / p).stat().st_size > 1_000_000] == []
     texts = {p: (ROOT / p).read_text(errors="ignore") for p in TRACKED if p.rsplit(".")[-1] in ("py", "ipynb", "md", "yaml", "ini", "toml", "txt", "cff", "dvc")}
