@@ -17,7 +17,7 @@ from ..networks.srresnet import doublings
 from ..registry import create, find, network
 
 # %% ../../nbs/systems/03_fcsr_gan.ipynb #c007
-@network("fcsr_gan", "generator", "Cai et al. 2021, Fig 2, Eq 1-3", scales=(4, 8), inputs={"x": 3, "M": 1}, small=dict(width=8, depth=1, size=64), small_side=64,
+@network("fcsr_gan", "generator", "Cai et al. 2020, Fig 2, Eq 1-3", scales=(4, 8), inputs={"x": 3, "M": 1}, small=dict(width=8, depth=1, size=64), small_side=64,
          variants=(dict(completion="gfc"), dict(sr="srresnet"), dict(completion="gfc", sr="srresnet"), dict(variant="code")))
 class FCSRGAN(nn.Module):
     "Face with a hole (N,3,h,w) in [0,1], M (N,1,h,w), 1 where visible -> dict raw, completed, restored (N,3,size,size) and what the SR part tells; not clamped."
@@ -37,8 +37,9 @@ class FCSRGAN(nn.Module):
         doublings(scale)   # refuses what is no power of two
         first, self.enlarge = (size//scale, 1) if variant == "paper" else (size, scale)
         channels = inspect.signature(find(completion).make).parameters["width"].default*width//64
-        self.completion, self.takes_M = create(completion, size=first, width=channels), "M" in find(completion).inputs
-        self.sr = create(sr, scale=scale, width=width, depth=depth, **({} if variant == "paper" else dict(enlarge=False)))
+        released = lambda name: dict(variant="code") if variant == "code" and "variant" in inspect.signature(find(name).make).parameters else {}
+        self.completion, self.takes_M = create(completion, size=first, width=channels, **released(completion)), "M" in find(completion).inputs
+        self.sr = create(sr, scale=scale, width=width, depth=depth, **released(sr), **({} if variant == "paper" else dict(enlarge=False)))
 
     def forward(self, x, M=None):
         h, w = expect(self, x).shape[-2:]
