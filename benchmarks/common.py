@@ -65,17 +65,30 @@ def rates(case, x, labels, seconds=2.):
     return [len(x) / t for t in best.values()]
 
 
-def memory(case, x, labels):
-    "Largest memory of one call above what there was before, MB: measured in a child process, which starts with nothing allocated of its own."
+def in_child(measure):
+    "What `measure()` returns (numbers), computed in a child process, which starts with nothing allocated of its own."
     read, write = os.pipe()
     if not (child := os.fork()):
-        torch.set_num_threads(1)
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        case.degradation(x, Dice(0, "benchmark", range(len(x))), **labels)
-        os.write(write, json.dumps(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before).encode())
+        os.write(write, json.dumps(measure()).encode())
         os._exit(0)
     os.waitpid(child, 0)
-    return json.loads(os.read(read, 100)) / 1024
+    return json.loads(os.read(read, 200))
+
+
+def added_memory(step):
+    "Largest memory of one call above what there was before, MB."
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    step()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory(case, x, labels):
+    "Memory of one degradation of the batch, MB, on one thread."
+    def measure():
+        torch.set_num_threads(1)
+        return added_memory(lambda: case.degradation(x, Dice(0, "benchmark", range(len(x))), **labels))
+
+    return in_child(measure)
 
 
 def main(cases, size=128, batch=64, threads=2):

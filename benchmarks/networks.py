@@ -1,14 +1,12 @@
 """`python -m benchmarks.networks [NAME ...]`: every network at full width, faces of 128 pixels, batch 16: size, multiply-adds, time and memory; on a GPU also training."""
 
 import contextlib
-import json
-import os
-import resource
 import sys
 import time
 
 import torch
 
+from benchmarks.common import added_memory, in_child
 from facelab.architecture import count_macs, count_parameters
 from facelab.registry import entries, example
 
@@ -33,20 +31,15 @@ def best_time(step, seconds, least=2):
 
 def on_cpu(name, scale, batch=16, threads=2, seconds=1.):
     "Milliseconds a face and the largest memory above that of the weights (MB), measured in a process of its own."
-    read, write = os.pipe()
-    if not (child := os.fork()):
+    def measure():
         torch.set_num_threads(threads)
         net, inputs = example(name, scale, batch=batch, small=False)
+        net.eval()
         with torch.inference_mode():
-            net.eval()
-            before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-            net(**inputs)
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-            taken = best_time(lambda: net(**inputs), seconds)
-        os.write(write, json.dumps((1e3 * taken / batch, peak / 1024)).encode())
-        os._exit(0)
-    os.waitpid(child, 0)
-    return json.loads(os.read(read, 200))
+            peak = added_memory(lambda: net(**inputs))
+            return 1e3 * best_time(lambda: net(**inputs), seconds) / batch, peak
+
+    return in_child(measure)
 
 
 def training(name, scale, fast, batch=64, seconds=3.):

@@ -15,9 +15,9 @@ from facelab.drawn import draw_faces
 from facelab.faces import open_faces
 from facelab.features import Unavailable, find_weights
 from facelab.images import FacelabError
-from facelab.networks.identity import JDSRIdentity, PReLUBlock
+from facelab.networks.identity import JDSRIdentity
 from facelab.networks.inception_resnet import Block35, CrossBlock, InceptionResnetV1
-from facelab.networks.lightcnn import LightCNN9, LightCNN9Body, Luma, Recogniser, mfm, spread
+from facelab.networks.lightcnn import LightCNN9, LightCNN9Body, Luma, mfm, spread
 from facelab.networks.mobilefacenet import TEMPLATE, MobileFaceNet, crops, load_mobilefacenet, onto_template
 from facelab.networks.wgan_critic import WGANCritic
 from facelab.parts import five_points, moved
