@@ -32,7 +32,7 @@ from .faces import open_faces
 from .images import FacelabError, astronaut, open_image, show, to_float, to_uint8, write_image
 from .metrics import as_convention, psnr, ssim
 from .recipes import load_degradations
-from .training import load_model, restore
+from .models import load_model, restore
 
 # %% ../nbs/12_explorer.ipynb #c006
 ASTRONAUT_68 = """45 84 45 95 45.5 107 46.5 118 49 129 53 139.5 60.5 149 71 156 88 158.8 105 155.5 115 148.5 122.5 140 127.5 131 130.5 121 132 110 133.5 98 133.5 86
@@ -313,7 +313,7 @@ def _recipe(path, stamp):
     "Label and chain of a trained model; None for one that is no restorer, or that this version of the package cannot read."
     try:
         recipe = json.loads(path.read_text())
-        return (recipe["label"], Chain(recipe["degradation"])) if recipe["stages"] and not recipe["prior"] else None
+        return (recipe["label"], Chain(recipe["degradation"])) if recipe["kind"] == "recipes" and (recipe["stages"] or recipe.get("begin")) else None
     except (FacelabError, ValueError, KeyError, TypeError, OSError): return None
 
 # %% ../nbs/12_explorer.ipynb #c049
@@ -324,7 +324,7 @@ def models_for(
     "Trained models for this chain, or for another one of the same scale."
     try: folder = Path(root or project_root())/"build"/"models"
     except FacelabError: return []
-    found = [(path.parent, _recipe(path, path.stat().st_mtime_ns)) for path in sorted(folder.glob("*/recipe.json"))]
+    found = [(path.parent, _recipe(path, path.stat().st_mtime_ns)) for path in sorted(folder.glob("**/recipe.json"))]
     out = [Model(place.name, said[0], place, said[1] == chain, str(said[1])) for place, said in found if said and shrinks(said[1]) == shrinks(chain)]
     return sorted(out, key=lambda model: not model.fits)
 
@@ -335,7 +335,7 @@ def _network(folder, stamp): return load_model(folder)[0]
 def _restored(view, model):
     "One restoration; a network that cannot take a picture of this size says so."
     try:
-        image = restore(_network(model.folder, (model.folder/"recipe.json").stat().st_mtime_ns), view.degraded[None])
+        image = restore(_network(model.folder, (model.folder/"recipe.json").stat().st_mtime_ns), view.degraded[None], {name: x[None] for name, x in view.maps.items()})
         if image.shape != view.face.image.shape: raise FacelabError(f"it gives {tuple(image.shape[-2:])} for a face of {tuple(view.face.image.shape[-2:])}")
         return Restored(model, image[0], *(measure(image, view.face.image, view.state.convention).item() for measure in (psnr, ssim)))
     except (FacelabError, RuntimeError, OSError) as error:

@@ -12,9 +12,10 @@ __all__ = ['LABELS', 'HAVE', 'FaceSet', 'free_bytes', 'open_faces', 'Report', 'c
 import argparse, json, math, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 import numpy as np, torch
+from .dice import seed_of
 from .engine.text import markdown_table
 from .folders import SPLITS, Files, hash_split, label_points, survey
 from .folders import _label_reader, _reader, _sizes
@@ -71,6 +72,7 @@ class FaceSet:
     def batch(self, indices, device=None, labels=None): return _batch(self, indices, device, labels)
     def stream(self, batches, device=None, labels=None): return _stream(self, batches, device, labels)
     def to(self, device, budget=None): return _to(self, device, budget)
+    def order(self, batch, step, seed): return _order(len(self), batch, step, seed)
     def save(self, path): return _save(self, path)
     @staticmethod
     def load(path): return _load(path)
@@ -103,6 +105,16 @@ def _batch(faces, indices, device, labels):
     return dict(image=to_float(rows(faces.images)), **{k: rows(getattr(faces, k)) for k in (faces.labels if labels is None else labels)})
 
 # %% ../nbs/01_faces.ipynb #c018
+def _order(n, batch, step, seed):
+    "Indices of the faces of one step, (batch,)."
+    if batch > n: raise FacelabError(f"a batch of {batch} needs at least as many training faces, but there are {n}: lower train.batch in params.yaml")
+    epoch, k = divmod(step, n // batch)
+    return _permutation(n, seed_of(seed, "order", epoch))[k * batch:(k + 1) * batch]
+
+@lru_cache(maxsize=2)
+def _permutation(n, seed): return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+
+# %% ../nbs/01_faces.ipynb #c021
 def free_bytes(
     device, # "cpu", "cuda", ...
 )->int:
@@ -114,14 +126,14 @@ def free_bytes(
         return virtual_memory().available
     except ImportError: return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
-# %% ../nbs/01_faces.ipynb #c019
+# %% ../nbs/01_faces.ipynb #c022
 def _to(faces, device, budget):
     "The set, resident on the device if it fits into `budget` bytes; else left where it is, with batches going to the device."
     if faces.nbytes > (.7 * free_bytes(device) if budget is None else budget): return replace(faces, device=device)
     whole = lambda x: x[:] if isinstance(x, Files) else x
     return replace(faces, device=device, **{k: whole(getattr(faces, k)).to(device) for k in ("images", "split", *faces.labels)})
 
-# %% ../nbs/01_faces.ipynb #c020
+# %% ../nbs/01_faces.ipynb #c023
 def _stream(faces, batches, device, labels):
     "Batches for an iterable of index lists, in order; the next one is read while this one is used."
     if faces.resident and faces.images.device.type == torch.device(device or faces.device).type:
@@ -135,7 +147,7 @@ def _stream(faces, batches, device, labels):
         while waiting: yield waiting.pop(0).result()
     finally: ahead.shutdown(cancel_futures=True)
 
-# %% ../nbs/01_faces.ipynb #c023
+# %% ../nbs/01_faces.ipynb #c026
 def _save(faces, path):
     "Write the set to one safetensors file, atomically; returns the path."
     from safetensors.torch import save_file
@@ -145,7 +157,7 @@ def _save(faces, path):
     with replacing(path) as temporary: save_file(columns, temporary, {"facelab": json.dumps(about, sort_keys=True)})
     return Path(path)
 
-# %% ../nbs/01_faces.ipynb #c024
+# %% ../nbs/01_faces.ipynb #c027
 def _load(path):
     "A set that `FaceSet.save` wrote; columns that were absent stay absent."
     from safetensors import safe_open
@@ -158,7 +170,7 @@ def _load(path):
     if about.get("format") != "facelab faces 1": raise FacelabError(f"{path} was not written by FaceSet.save: give a folder of images or prepare the set again")
     return FaceSet(name=about["name"], names=about["names"], notes=[tuple(n) for n in about["notes"]], **columns)
 
-# %% ../nbs/01_faces.ipynb #c026
+# %% ../nbs/01_faces.ipynb #c029
 def _described(faces):
     "What the set has and what it lacks, as Markdown."
     rows = list(faces.notes) or [("images", f"{len(faces)} at {faces.size}x{faces.size}", ""), ("split", ", ".join(f"{n} {s}" for s, n in faces.counts.items()), "")]
@@ -167,13 +179,13 @@ def _described(faces):
     where = f"resident on {faces.images.device}" if faces.resident else f"streamed from disk to {faces.device}"
     return f"**{faces.name}**: {len(faces)} faces, {faces.size}x{faces.size}, {faces.nbytes / 1e6:.1f} MB, {where}\n\n" + markdown_table(rows, ("what", "found", "remark"))
 
-# %% ../nbs/01_faces.ipynb #c029
+# %% ../nbs/01_faces.ipynb #c032
 def _saved(path):
     "The facelab file that `path` is or holds, if any."
     path = Path(path)
     return path if path.suffix == ".safetensors" and path.is_file() else path / "faces.safetensors" if (path / "faces.safetensors").is_file() else None
 
-# %% ../nbs/01_faces.ipynb #c031
+# %% ../nbs/01_faces.ipynb #c034
 def _big_enough(survey, have, size, limit, too_small):
     "Which faces to keep: those that `have` (N,) pixels allow at `size`; raises unless the others may be left out."
     if too_small not in ("refuse", "leave out"): raise FacelabError(f"too_small={too_small!r} is not known: choose 'refuse' or 'leave out'")
@@ -186,7 +198,7 @@ def _big_enough(survey, have, size, limit, too_small):
     raise FacelabError(f"{(~keep).sum()} of {len(keep)} pictures of {survey.name} have too little detail for {size} pixels (first {survey.files[first]}, good for {have[first]:.0f}): "
                        f"ask for size={int(limit * have.min())} or less, or open the set with too_small='leave out' or a larger max_enlargement than {limit:.2f}")
 
-# %% ../nbs/01_faces.ipynb #c033
+# %% ../nbs/01_faces.ipynb #c036
 def open_faces(
     path, # folder of CelebA, CelebAMask-HQ, Helen or pictures; or a folder or file that `FaceSet.save` wrote
     size:int=128, # side of the squares
@@ -218,7 +230,7 @@ def open_faces(
     faces.notes = [("layout", found.kind, ""), ("images", f"{keep.sum()} at {size}x{size}", how), *found.notes]
     return faces if keep.all() else faces.take(torch.from_numpy(np.nonzero(keep)[0]))
 
-# %% ../nbs/01_faces.ipynb #c035
+# %% ../nbs/01_faces.ipynb #c038
 @dataclass
 class Report:
     "What `check_faces` found: rows (what, found, remark), and the sentence that makes the set unusable, if any."
@@ -230,7 +242,7 @@ class Report:
     def _repr_markdown_(self): return f"**{self.path}**: " + (self.problem or "usable") + ("\n\n" + markdown_table(self.rows, ("what", "found", "remark")) if self.rows else "")
     def __str__(self): return "\n".join([f"{self.path}: {self.problem or 'usable'}", *("  " + " | ".join(filter(None, row)) for row in self.rows)])
 
-# %% ../nbs/01_faces.ipynb #c036
+# %% ../nbs/01_faces.ipynb #c039
 def check_faces(
     path, # as for `open_faces`
     size:int=128, # the size that it is wanted at
@@ -246,7 +258,7 @@ def check_faces(
     absent = [(k, "absent", f"found in {HAVE[k]}") for k in LABELS if k not in faces.labels and k not in told]
     return Report(str(path), [*faces.notes, *absent, ("read", f"{len(indices)} of {len(faces)} faces", "decoded whole, no error")])
 
-# %% ../nbs/01_faces.ipynb #c050
+# %% ../nbs/01_faces.ipynb #c053
 def main(
     argv=None, # arguments; None takes those of the process
 )->int: # 0 usable, 1 not
@@ -261,5 +273,5 @@ def main(
     print(report, file=sys.stdout if report.usable else sys.stderr)
     return 0 if report.usable else 1
 
-# %% ../nbs/01_faces.ipynb #c052
+# %% ../nbs/01_faces.ipynb #c055
 if __name__ == "__main__" and __spec__ is not None: sys.exit(main())

@@ -13,11 +13,12 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1",
        "GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "test", "GIT_CONFIG_KEY_1": "user.email", "GIT_CONFIG_VALUE_1": "test@example.org"}
-TINY = {"train: 800": "train: 24", "val: 40": "val: 4", "test: 80": "test: 6", "steps: 220": "steps: 8", "batch: 8 ": "batch: 4 ", "width: 0.25": "width: 0.125",
-        "depth: 0.125": "depth: 0.05", "threads: 2": "threads: 1", "log_every: 20": "log_every: 2", "checkpoint_seconds: 10": "checkpoint_seconds: 0",
+TINY = {"train: 800": "train: 24", "val: 40": "val: 4", "test: 80": "test: 6", "steps: 40 ": "steps: 8 ", "depth: 0.125": "depth: 0.05", "log_every: 10": "log_every: 2", "validate: 4": "validate: 2", "checkpoint_seconds: 10": "checkpoint_seconds: 0",
+        "  prior_guided_sr: {steps: 220, batch: 8, width: 0.25}": "  cbd_drn_x8: {width: 0.125}",
         "faces: 6": "faces: 2", "dpi: 150": "dpi: 60", "bootstrap: 2000": "bootstrap: 50"}
 
-CHAINS = ["clean", "prior_guided_x8", "jdsr_gan_x4", "fcsr_gan_x4_2x2", "sr_deblur_gan", "heavy_rain_x4"]   # that `shrink` keeps; all are tried in test_degradations.py
+RECIPES = {"prior_guided_sr.yaml": None, "jdsr_gan.yaml": ["jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "cbd_drn_x8"]}   # that `shrink` keeps; all are tried in test_recipes.py
+CHAINS = ["clean", "prior_guided_x8", "jdsr_gan_x4", "jdsr_gan_x8", "fcsr_gan_x4_2x2", "sr_deblur_gan", "heavy_rain_x4"]   # that `shrink` keeps; all are tried in test_degradations.py
 SAMPLES = {"jdsr_gan": ["inputs"], "fcsr_gan": ["figure_8a"], "sr_deblur_gan": ["figure_3"], "heavy_rain": ["figure_5"]}
 
 
@@ -48,6 +49,7 @@ def shrink(project):
         text = text.replace(old, new)
     path.write_text(text)
     keep_some(project / "recipes" / "degradations.yaml", "degradations", CHAINS)
+    shorten_recipes(project / "recipes")
     for paper, figures in SAMPLES.items():
         keep_some(project / "papers" / f"{paper}.yaml", "samples", figures)
     return project
@@ -58,6 +60,29 @@ def keep_some(path, section, names):
     data = yaml.safe_load(path.read_text())
     data[section] = {name: data[section][name] for name in names}
     path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def shorten_recipes(folder):
+    "Leave only the recipes that `RECIPES` names, each standing alone."
+    everything = [yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")]
+    all_of = {name: entry for data in everything for kind in ("parts", "recipes") for name, entry in (data.get(kind) or {}).items()}
+    for path in folder.glob("*.yaml"):
+        data = yaml.safe_load(path.read_text())
+        if RECIPES.get(path.name, []) is None or path.name in ("degradations.yaml", "losses.yaml", "baselines.yaml"): continue
+        keep = RECIPES.get(path.name, [])
+        for kind in ("parts", "recipes"):
+            data[kind] = {name: standing_alone(name, all_of) for name in data.get(kind) or {} if name in keep}
+        if not keep: data["papers"] = {}
+        path.write_text(yaml.safe_dump(data, sort_keys=False))
+
+
+def standing_alone(name, all_of):
+    "A recipe without `like`."
+    from facelab.recipes import OWN, over
+
+    entry = dict(all_of[name])
+    like = entry.pop("like", None)
+    return entry if like is None else over({k: v for k, v in standing_alone(like, all_of).items() if k not in OWN}, entry)
 
 
 @pytest.fixture

@@ -2,8 +2,11 @@
 
 import hashlib
 import json
+import math
+import multiprocessing
 import random
-import signal
+import resource
+import socket
 import subprocess
 import sys
 import textwrap
@@ -12,14 +15,20 @@ import time
 import pytest
 import torch
 from conftest import ENV, ROOT
+from safetensors.torch import load_file
 
 from facelab import FacelabError
+from facelab.batches import filled, labels_for, step_inputs
+from facelab.checkpoints import differences, load_state, open_state, save_state, state_tensors
 from facelab.degradations.chain import Chain
+from facelab.dice import seed_of
 from facelab.drawn import draw_set
 from facelab.engine.params import load_params
 from facelab.faces import PARTS_11, FaceSet
-from facelab.recipes import load_recipes, resolve
-from facelab.training import Run, load_model, lr_factor, open_state, save_state, state_tensors, step_inputs, take_step, train
+from facelab.models import load_model, write_model
+from facelab.recipes import build, load_recipes, resolve
+from facelab.run import Run, lr_factor, take_step
+from facelab.training import train
 
 torch.set_num_threads(1)
 
@@ -27,7 +36,7 @@ torch.set_num_threads(1)
 def small(name="prior_guided_gan", steps=24, **train_params):
     "A recipe that trains in seconds; the perceptual term, which needs trained features, is left out."
     params = load_params(ROOT)
-    params["train"].update(steps=steps, batch=2, width=.125, depth=.05, log_every=2, threads=1, **train_params)
+    params["train"].update({**dict(steps=steps, batch=2, width=.125, depth=.05, log_every=2, threads=1, validate=2), **train_params})
     recipe = resolve(name, load_recipes(ROOT), params)
     for stage in recipe["stages"]:
         stage["losses"].pop("vgg", None)
@@ -39,71 +48,105 @@ def faces():
     return draw_set(12, 2, 2, seed=0)
 
 
-SCRIPT = """
-    import json, sys
-    from facelab.faces import FaceSet
-    from facelab.training import train
-    folder = sys.argv[1]
-    train(json.load(open(f"{folder}/recipe.json")), FaceSet.load(f"{folder}/faces.safetensors"), f"{folder}/model", f"{folder}/history.csv",
-          f"{folder}/state.safetensors", checkpoint_seconds=0, progress=False)
-"""
+FORKS = multiprocessing.get_context("forkserver")   # children are killed; a server that has torch already makes them at once
+FORKS.set_forkserver_preload(["facelab.training"])
+
+
+def train_in(folder):
+    "Train what `prepared` put into a folder; runs in a process of its own."
+    torch.set_num_threads(1)
+    train(json.loads((folder / "recipe.json").read_text()), FaceSet.load(folder / "faces.safetensors"), folder / "model", folder / "history.csv",
+          folder / "state.safetensors", checkpoint_seconds=0, progress=False)
+
+
+def prepared(folder, faces, recipe):
+    "A folder for `train_in`."
+    folder.mkdir()
+    faces.save(folder / "faces.safetensors")
+    (folder / "recipe.json").write_text(json.dumps(recipe))
+    return folder
 
 
 def start(folder):
-    return subprocess.Popen([sys.executable, "-c", textwrap.dedent(SCRIPT), str(folder)], cwd=ROOT, env=ENV)
+    process = FORKS.Process(target=train_in, args=(folder,))
+    process.start()
+    return process
 
 
 def result(folder):
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model/generator.safetensors", "model/discriminator.safetensors", "history.csv")}
+    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model/generator.safetensors", "model/best.safetensors", "model/discriminator.safetensors", "history.csv")}
 
 
 def kill_in_training(folder, seconds):
-    "Start training, wait for a new checkpoint, kill it some time later; True if it was still running."
+    "Start training, wait for a new checkpoint, kill it some time later; the step of the last checkpoint, None if it had ended."
     state = folder / "state.safetensors"
     before = state.stat().st_mtime_ns if state.exists() else 0
     process = start(folder)
-    while process.poll() is None and not (state.exists() and state.stat().st_mtime_ns > before):
+    while process.is_alive() and not (state.exists() and state.stat().st_mtime_ns > before):
         time.sleep(.01)
     time.sleep(seconds)
-    alive = process.poll() is None
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    return alive
+    alive = process.is_alive()
+    process.kill()
+    process.join()
+    return open_state(state)[0]["step"] if alive and state.exists() else None
 
 
-def test_killed_three_times_ends_with_the_same_bytes(faces, tmp_path):
-    undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
-    for folder in (undisturbed, killed):
-        folder.mkdir()
-        faces.save(folder / "faces.safetensors")
-        (folder / "recipe.json").write_text(json.dumps(small(steps=60)))
-    began = time.monotonic()
-    assert start(undisturbed).wait() == 0
-    points = [random.uniform(0, .4) for _ in range(3)]
-    alive = [kill_in_training(killed, seconds) for seconds in points]
-    print(f"one run {time.monotonic() - began:.1f} s, killed {points} s after a checkpoint, still training then: {alive}")
-    assert any(alive), "training ended before every kill: raise its steps"
-    assert (killed / "state.safetensors").exists() or not all(alive)
-    assert start(killed).wait() == 0
+def test_killed_ten_times_ends_with_the_same_bytes(faces, tmp_path):
+    """A recipe with two stages and a critic; SIGKILL at random moments, also while a checkpoint is being written."""
+    recipe = small(steps=120, log_every=1)
+    undisturbed, killed = (prepared(tmp_path / name, faces, recipe) for name in ("undisturbed", "killed"))
+    beside = start(undisturbed)
+    points = [random.uniform(0, .25) for _ in range(10)]
+    steps = [kill_in_training(killed, seconds) for seconds in points]
+    print(f"killed {points} s after a checkpoint; the checkpoints left behind are of steps {steps} of 120")
+    last = start(killed)
+    for process in (beside, last): process.join()
+    assert (beside.exitcode, last.exitcode) == (0, 0)
+    assert sum(step is not None for step in steps) == 10, "training ended before the tenth kill: raise its steps"
     assert result(killed) == result(undisturbed)
     assert not (killed / "state.safetensors").exists()
 
 
-def test_a_checkpoint_of_another_recipe_is_left_behind(faces, tmp_path, capsys):
-    recipe = small("srresnet", steps=4)
+def test_a_full_disk_is_told_and_the_checkpoint_stays(faces, tmp_path):
+    """The largest file that the process may write stands for the space that is left."""
+    recipe = small("srresnet", steps=8)
     run = Run(recipe, faces.part("train"))
     take_step(run)
-    save_state(run, tmp_path / "state.safetensors", "something else")
-    fresh = train(recipe, faces, tmp_path / "model", state=tmp_path / "state.safetensors", progress=False)
-    assert "starts anew" in capsys.readouterr().out
+    path = tmp_path / "state.safetensors"
+    save_state(run, path, {})
+    whole, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
+    try:
+        with pytest.raises(FacelabError, match=r"state.safetensors could not be written .*: is the disk full\? What was there before is untouched; free some space"):
+            save_state(run, path, {})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == whole and [p.name for p in tmp_path.iterdir()] == ["state.safetensors"]
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_and_the_difference_named(faces, tmp_path, capsys):
+    recipe, path = small("srresnet", steps=4), tmp_path / "state.safetensors"
+    run = Run(recipe, faces.part("train"))
+    take_step(run)
+    save_state(run, path, {"recipe": run.recipe, "code": {"facelab.run": "1"}, "faces": "a", "parts": {}})
+    with pytest.raises(FacelabError, match=r"made under another recipe, code or data \(recipe.batch: 2 then, 4 now; code.facelab.run: \"1\" then, \"2\" now\)"):
+        load_state(run, path, {"recipe": {**run.recipe, "batch": 4}, "code": {"facelab.run": "2"}, "faces": "a", "parts": {}})
+    fresh = train(recipe, faces, tmp_path / "model", state=path, progress=False, about={"code": {"facelab.run": "1"}, "faces": "b"})
+    assert 'faces: "a" then, "b" now' in (said := capsys.readouterr().out) and "training starts anew" in said
+    assert (tmp_path / "state.refused.safetensors").exists() and not path.exists()
     assert torch.equal(fresh.average["tail.weight"], train(recipe, faces, tmp_path / "other", progress=False).average["tail.weight"])
+
+
+def test_differences_of_anything():
+    assert differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == []
+    assert differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}], "c": None}) == ["a[1].b: 2 then, 3 now", 'c: "nothing" then, null now']
 
 
 @pytest.mark.parametrize("keep", [0, 7, 100, .5, .999])
 def test_a_truncated_checkpoint_is_named(faces, tmp_path, keep):
     recipe, path = small("srresnet", steps=4), tmp_path / "state.safetensors"
     run = Run(recipe, faces.part("train"))
-    save_state(run, path, "x")
+    save_state(run, path, {})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep if keep > 1 or keep == 0 else keep * len(whole))])
     with pytest.raises(FacelabError, match=r"the checkpoint .*state.safetensors is damaged .*: delete it to train from the start"):
@@ -132,7 +175,7 @@ def test_the_adversarial_term_reaches_the_generator_and_only_it(faces):
 
 def test_the_critic_learns_from_its_own_loss(faces):
     run = Run(small(steps=20), faces.part("train"))
-    run.step = run.recipe["stages"][0]["steps"]
+    run.stage = 1
     before = {k: v.clone() for k, v in run.bare["discriminator"].named_parameters()}
     seen = take_step(run)
     assert set(seen) == {"discriminator", "coarse", "prior", "fine", "adversarial"}
@@ -142,15 +185,128 @@ def test_the_critic_learns_from_its_own_loss(faces):
 
 def test_the_learning_rate_is_never_negative():
     for schedule in ("constant", "cosine"):
-        assert all(0 <= lr_factor(schedule, step, 100, warmup) <= 1 for step in range(101) for warmup in (0, 20))
+        assert all(0 <= lr_factor(schedule, step / 100, step, warmup) <= 1 for step in range(120) for warmup in (0, 20))
 
 
-def test_a_loss_that_is_not_finite_stops_with_step_and_seed_and_keeps_the_checkpoint(faces, tmp_path):
-    recipe = small("srresnet", steps=40)
-    recipe["optimiser"]["lr"], recipe["warmup"] = 1e30, 0
-    with pytest.raises(FacelabError, match=r"loss 'fine' of recipe 'srresnet' is not finite between steps \d+ and \d+ \(seed 0\): lower train.lr"):
-        train(recipe, faces, tmp_path / "model", state=tmp_path / "state.safetensors", checkpoint_seconds=0, progress=False)
+def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_checkpoint(faces, tmp_path, monkeypatch):
+    recipe, path, planted = small("srresnet", steps=40, validate=0), tmp_path / "state.safetensors", 13
+    import facelab.run as engine
+
+    def step_with_nan(*args, **more):
+        given = step_inputs(*args, **more)
+        if args[3] == planted: given["input"][0, 0, 0, 0] = math.nan
+        return given
+
+    monkeypatch.setattr(engine, "step_inputs", step_with_nan)
+    seed = seed_of(0, "step", planted)
+    with pytest.raises(FacelabError, match=rf"loss 'fine' of recipe 'srresnet' is not finite at step {planted} \(seed of its batch: {seed}\): lower train.lr"):
+        train(recipe, faces, tmp_path / "model", state=path, checkpoint_seconds=0, progress=False)
+    head, tensors = open_state(path)
+    assert head["step"] == 12 and all(torch.isfinite(t.float()).all() for t in tensors.values())
     assert not (tmp_path / "model").exists()
+
+
+def test_gradients_are_clipped(faces):
+    moved = {}
+    for clip in (None, 1e-6):
+        run = Run({**small("srresnet", clip=clip), "optimiser": {"use": "SGD", "lr": 1.}}, faces.part("train"))
+        before = run.bare["generator"].tail.weight.detach().clone()
+        take_step(run)
+        moved[clip] = (run.bare["generator"].tail.weight - before).norm().item()
+    assert 0 < moved[1e-6] <= 1e-6 < moved[None]
+
+
+def test_a_time_limit_ends_every_stage(faces, tmp_path):
+    recipe = {**small(log_every=1, validate=0), "seconds": 1.}
+    for stage in recipe["stages"]: stage["steps"] = 100_000
+    began = time.monotonic()
+    run = train(recipe, faces, tmp_path / "model", progress=False)
+    assert time.monotonic() - began < 60 and run.step < run.steps and run.done
+    assert {row["stage"] for row in run.history} == {"content", "adversarial"}
+
+
+TWO = """
+    import json, sys
+    from facelab.faces import FaceSet
+    from facelab.training import train
+    folder = sys.argv[1]
+    train(json.load(open(f"{folder}/recipe.json")), FaceSet.load(f"{folder}/faces.safetensors"), f"{folder}/model", f"{folder}/history.csv", progress=False)
+"""
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def test_two_processes_with_half_the_batch_equal_one(faces, tmp_path):
+    """Gloo on the CPU. No batch norm in this recipe, and a critic with a gradient penalty."""
+    recipe = small(steps=4, log_every=1, validate=0, batch=4)
+    recipe["generator"], recipe["optimiser"] = {"use": "networks.rrdb.RRDBNet", "scale": 8, "width": 8, "depth": 1}, {"use": "SGD", "lr": .1}
+    recipe["critics"] = {"critic": {"use": "networks.wgan_critic.WGANCritic", "size": 128, "width": 4}}
+    losses = {"fine": {"use": "losses.pixel.mse", "of": "restored", "to": "target"}, "adversarial": {"use": "losses.adversarial.wasserstein", "of": "critic(restored)", "weight": .01}}
+    critic = {"adversarial": {"use": "losses.adversarial.wasserstein_critic", "of": "critic(restored)", "to": "critic(target)"}}
+    recipe["stages"] = [{"name": "both", "steps": 4, "losses": losses, "critics": {"critic": critic}}]
+    one, two = (prepared(tmp_path / name, faces, recipe) for name in ("one", "two"))
+    script = tmp_path / "two.py"
+    script.write_text(textwrap.dedent(TWO))
+    assert subprocess.run([sys.executable, str(script), str(one)], cwd=ROOT, env=ENV).returncode == 0
+    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(script), str(two)], cwd=ROOT, env={**ENV, "GLOO_SOCKET_IFNAME": "lo"}, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for name in ("generator", "critic"):
+        a, b = (load_file(folder / "model" / f"{name}.safetensors") for folder in (one, two))
+        worst = max((a[k] - b[k]).abs().max().item() for k in a)
+        print(f"{name}: largest difference between one and two processes {worst:.1e}")
+        assert worst < 1e-5
+    rows = [[line.split(",") for line in (folder / "history.csv").read_text().splitlines()] for folder in (one, two)]
+    assert all(abs(float(x) - float(y)) < 1e-4 for a, b in zip(*(r[1:] for r in rows)) for x, y in zip(a[2:], b[2:]))
+
+
+def test_a_batch_that_two_processes_cannot_share_says_so(faces):
+    run = Run({**small("srresnet"), "batch": 3}, faces.part("train"))
+    run.processes = 2
+    with pytest.raises(FacelabError, match="make train.batch a multiple of 2"):
+        take_step(run)
+
+
+def test_the_best_weights_are_those_of_the_best_look(faces, tmp_path):
+    run = train(small("srresnet", steps=24, validate=6), faces, tmp_path / "model", progress=False)
+    looks = {row["step"]: row["psnr"] for row in run.history if "psnr" in row}
+    assert len(looks) == 6 and run.best["psnr"] == max(looks.values()) and looks[run.best["step"]] == run.best["psnr"]
+    best, last = (load_model(tmp_path / "model", weights=w)[0].state_dict() for w in ("best", "generator"))
+    assert torch.equal(best["tail.weight"], run.best["weights"]["tail.weight"])
+    assert torch.equal(best["tail.weight"], last["tail.weight"]) == (run.best["step"] == run.step)
+
+
+def test_parts_begin_and_helpers_judge(faces, tmp_path):
+    """A recipe that starts from one trained part and asks another: the helper never learns."""
+    spec = {"use": "networks.lightcnn.LightCNN9", "size": 128, "width": 8, "embedding": 16}
+    helper = build(spec)
+    write_model(tmp_path / "parts" / "people" / "lightcnn", {"generator": helper.state_dict()}, {"generator": spec, "critics": {}})
+    srresnet = small("srresnet", steps=4)
+    train(srresnet, faces, tmp_path / "parts" / "group" / "srresnet", progress=False)
+    recipe = {**srresnet, "begin": {"generator": "group/srresnet"}, "helpers": {"identity": "people/lightcnn"}}
+    recipe["stages"][0]["losses"]["identity"] = {"use": "losses.prior.identity", "of": "identity(restored)", "to": "identity(target)"}
+    run = Run(recipe, faces.part("train"), parts=tmp_path / "parts")
+    begun = load_file(tmp_path / "parts" / "group" / "srresnet" / "generator.safetensors")
+    assert all(torch.equal(v, begun[k]) for k, v in run.bare["generator"].state_dict().items())
+    assert set(take_step(run)) == {"fine", "identity"}
+    assert all(torch.equal(v, helper.state_dict()[k]) for k, v in run.helpers["identity"].state_dict().items())
+    with pytest.raises(FacelabError, match="nowhere/group/srresnet/generator.safetensors do not exist: train them first"):
+        Run(recipe, faces.part("train"), parts=tmp_path / "nowhere")
+    with pytest.raises(FacelabError, match="there is no trained model in .*nowhere/people/lightcnn: train it first"):
+        Run({**recipe, "begin": {}}, faces.part("train"), parts=tmp_path / "nowhere")
+
+
+def test_words_of_recipes_are_filled_from_the_training_faces(faces):
+    part = faces.part("train")
+    assert filled({"size": "faces.size", "small": "faces.size/4", "points": "faces.landmarks", "people": "faces.identities"}, part) == {"size": 128, "small": 32, "points": 81, "people": 3}
+    for box in ("eyes", "nose", "lips"):
+        left, top, right, bottom = filled(f"faces.{box}", part)
+        assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
+    with pytest.raises(FacelabError, match="did you mean 'faces.identities'"):
+        filled("faces.identitys", part)
 
 
 def test_a_mirrored_face_has_mirrored_labels(faces):
@@ -162,7 +318,7 @@ def test_a_mirrored_face_has_mirrored_labels(faces):
     x = torch.arange(part.size).float()
     seen = 0
     for step in range(6):
-        given = step_inputs(part, recipe, degrade, step, "cpu")
+        given = step_inputs(part.batch(part.order(2, step, 0), labels=labels_for(part, recipe, degrade)), recipe, degrade, step)
         for maps in given["parsing"]:
             if maps[left].sum() and maps[right].sum():
                 centre = lambda k: (maps[k].sum(0) * x).sum() / maps[k].sum()

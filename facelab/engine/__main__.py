@@ -1,4 +1,4 @@
-"""`python -m facelab.engine check | sources | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
+"""`python -m facelab.engine check | sources | grid | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
 
 import argparse
 import sys
@@ -12,6 +12,7 @@ def main(argv=None):
     todo = parser.add_subparsers(dest="todo", required=True)
     todo.add_parser("check", help="are parameters, recipes and faces fit for `dvc repro`?")
     todo.add_parser("sources", help="write the fingerprints that the stages depend on")
+    todo.add_parser("grid", help="write the stages that are out of date as a makefile, build/grid.mk, and print how many they are")
     stage = todo.add_parser("run", help="run one notebook of nbs/pipeline")
     stage.add_argument("stage")
     stage.add_argument("item", nargs="?", help="the recipe or paper, for stages that have one")
@@ -25,6 +26,10 @@ def main(argv=None):
             run(args.stage, args.item, root)
         elif args.todo == "profile":
             choose_profile(args.name, root)
+        elif args.todo == "grid":
+            from facelab.engine.grid import write_grid
+
+            print(write_grid(root))
         else:
             from facelab.engine.sources import check_chains, write_sources
 

@@ -56,7 +56,7 @@ def merge(base, change, where="profile"):
     out = copy.deepcopy(base)
     check_keys(change, base, where)
     for key, value in change.items():
-        nested = isinstance(value, dict) and isinstance(base[key], dict) and base[key]
+        nested = isinstance(value, dict) and isinstance(base[key], dict) and base[key] and key not in WHOLE
         out[key] = merge(base[key], value, f"{where}: {key}") if nested else value
     return out
 
@@ -77,6 +77,12 @@ def load_params(root=None):
         for name, kind in known.items() if isinstance(known, dict) else [(None, known)]:
             value = params[section] if name is None else params[section][name]
             check_kind(value, kind, f"{root / 'params.yaml'}: {section if name is None else f'{section}: {name}'}")
+    for name, change in params["instead"].items():
+        where = f"{root / 'params.yaml'}: instead: {name}"
+        check_kind(change, dict, where)
+        check_keys(change, SECTIONS["train"], where)
+        for key, value in change.items():
+            check_kind(value, SECTIONS["train"][key], f"{where}: {key}")
     return params
 
 
@@ -92,14 +98,16 @@ def check_kind(value, kind, where):
 
 
 NUMBER = int | float
+WHOLE = ("instead",)   # a profile replaces these; other sections are put over the demo's value by value
 SECTIONS = {
     "profile": str,
     "seed": int,
     "data": {"source": str, "size": int, "parsing": str},
     "draw": {"train": int, "val": int, "test": int},
-    "train": {"steps": int, "batch": int | None, "width": NUMBER, "depth": NUMBER, "optimiser": str | None, "lr": NUMBER | None, "warmup": int,
-              "schedule": str, "start": str, "ema": NUMBER, "threads": int, "device": str, "precision": str, "compile": bool,
+    "train": {"steps": int | None, "seconds": NUMBER | None, "batch": int | None, "width": NUMBER, "depth": NUMBER, "optimiser": str | None, "lr": NUMBER | None, "warmup": int,
+              "schedule": str, "start": str, "clip": NUMBER | None, "ema": NUMBER, "validate": int, "threads": int, "device": str, "precision": str, "compile": bool,
               "checkpoint_seconds": NUMBER, "log_every": int},
+    "instead": dict,
     "perceptual": {"source": str, "network": str, "layers": list, "file": str | None, "scale": NUMBER | str | dict | None},
     "evaluate": {"batch": int, "bootstrap": int},
     "figures": {"faces": int, "dpi": int},
@@ -125,7 +133,7 @@ def choose_profile(name, root=None):
 
     def put(into, values):
         for key, value in values.items():
-            if isinstance(value, dict) and isinstance(into[key], dict):
+            if isinstance(value, dict) and isinstance(into[key], dict) and key not in WHOLE:
                 put(into[key], value)
             else:
                 into[key] = value

@@ -96,26 +96,28 @@ def stage_source(root, notebook, about=None):
 
 
 def recipe_sources(root, recipes, params):
-    "Training depends on the whole recipe; evaluation on which inputs it is given and on the network, not on how it learned."
+    "Training depends on the whole recipe, but not on its name in a table."
     for name in recipes:
         full = resolve(name, recipes, params)
         yield f"train@{name}", stage_source(root, "train", {k: v for k, v in full.items() if k not in ("label", "needs")})
-        if not full["prior"]:
-            yield f"evaluate@{name}", stage_source(root, "evaluate", {k: full[k] for k in ("paper", "inputs", "generator")})
 
 
-def paper_sources(root, recipes):
-    "Tables, figures and drawings depend on what a paper reports and on the names of its rows."
-    rows = {name: r for name, r in recipes.items() if not r["prior"]}
+def paper_sources(root, recipes, params):
+    """Evaluation depends on which inputs the systems of a paper are given and on their networks, not on how they learned; tables, figures and
+    drawings on what the paper reports and on the names of its rows, as soon as it reports anything."""
+    rows = {name: r for name, r in recipes.items() if r["kind"] == "recipes"}
+    reported = set().union(*((read_yaml(path).get("reported") or {}) for path in (root / "recipes").glob("*.yaml")))
     for paper in sorted({r["paper"] for r in rows.values()}):
-        path = root / "papers" / f"{paper}.yaml"
-        reported = read_yaml(path)
-        labels = {name: r["label"] for name, r in rows.items() if r["paper"] == paper}
+        own = {name: r for name, r in rows.items() if r["paper"] == paper}
+        yield f"evaluate@{paper}", stage_source(root, "evaluate", {name: {k: v for k, v in resolve(name, recipes, params).items() if k in ("inputs", "generator")} for name in own})
+        if paper not in reported: continue
+        path, labels = root / "papers" / f"{paper}.yaml", {name: r["label"] for name, r in own.items()}
+        says = read_yaml(path)
         for stage, fields in (("tables", ("convention", "tables")), ("figures", ("figures",)), ("architecture", ("architecture", "layers"))):
-            missing = [f for f in fields if f not in reported]
+            missing = [f for f in fields if f not in says]
             if missing:
                 raise FacelabError(f"{path} lacks {missing[0]!r}, which the stage {stage} needs: add it")
-            yield f"{stage}@{paper}", stage_source(root, stage, {"labels": labels, **{f: reported[f] for f in fields}})
+            yield f"{stage}@{paper}", stage_source(root, stage, {"labels": labels, **{f: says[f] for f in fields}})
 
 
 def check_project(root):
@@ -148,7 +150,7 @@ def write_sources(root):
     out = {name: stage_source(root, name) for name in ("draw", "faces")}
     out["synthesize"] = stage_source(root, "synthesize", {name: chain["steps"] for name, chain in load_degradations(root).items()})
     out["samples"] = stage_source(root, "samples", {path.stem: read_yaml(path).get("samples", {}) for path in sorted((root / "papers").glob("*.yaml"))})
-    out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes))
+    out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
     folder = root / "build" / "sources"
     folder.mkdir(parents=True, exist_ok=True)
     for path in folder.glob("*.json"):

@@ -28,7 +28,11 @@ class HeavyRainFace(nn.Module):
         self.fpm = FaceParsing(maps, width=width)
         self.generator = FCGGenerator(scale, width, depth, maps)
 
-    def forward(self, x):
+    def analyse(self, x):
+        "What the first two networks find: S, T, A, J and parsing_maps; they are trained before the third."
         rain = self.hrrm(expect(self, x, multiple=16))
-        parsing_maps = self.fpm(x, rain["J"])
-        return dict(**rain, parsing_maps=parsing_maps, restored=self.generator(x, rain["J"], parsing_maps))
+        return dict(**rain, parsing_maps=self.fpm(x, rain["J"]))
+
+    def forward(self, x):
+        found = self.analyse(x)
+        return dict(**found, restored=self.generator(x, found["J"], found["parsing_maps"]))

@@ -1,0 +1,40 @@
+"""The stages that are out of date, as a makefile: make runs as many of them side by side as it is told, each after what it needs.
+
+DVC knows the stages and what they need, but runs them one after the other. `dvc repro -s` of different stages may run at the same time, and make is a
+scheduler that every machine has; so one is written in the language of the other.
+"""
+
+from pathlib import Path
+
+from facelab.engine.text import write_text
+
+HEAD = """# Written by `python -m facelab.engine grid`; run by `make repro`.
+SHELL := /bin/bash
+.PHONY: all {names}
+all: {names}
+{names}:
+\t@dvc repro -s $@ > build/logs/$@.log 2>&1 || {{ echo "stage $@ failed; the end of build/logs/$@.log:" >&2; tail -n 5 build/logs/$@.log >&2; exit 1; }}
+\t@echo $@
+"""
+
+
+def stale_stages(root):
+    "Names of the stages that must run -> those of them that must run before."
+    from dvc.repo import Repo
+    from networkx import ancestors
+
+    with Repo(str(root)) as repo:
+        graph = repo.index.graph   # its edges lead from a stage to what it needs
+        changed = repo.status()
+        stale = {stage for stage in graph if stage.addressing in changed and not stage.frozen}
+        stale |= set().union(*(ancestors(graph, stage) for stage in stale))
+        return {stage.addressing: sorted(need.addressing for need in graph.successors(stage) if need in stale) for stage in sorted(stale, key=lambda s: s.addressing)}
+
+
+def write_grid(root):
+    "Write `build/grid.mk`; returns how many stages it holds."
+    stages, build = stale_stages(root), Path(root) / "build"
+    (build / "logs").mkdir(parents=True, exist_ok=True)
+    needs = "".join(f"{name}: {' '.join(before)}\n" for name, before in stages.items() if before)
+    write_text(build / "grid.mk", HEAD.format(names=" ".join(stages)) + needs if stages else "all:\n")
+    return len(stages)

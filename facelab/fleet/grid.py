@@ -1,0 +1,209 @@
+"""One recipe after another, or many at once: what each is made from, whether it is made, and making it. `runner` and `cluster` share this."""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+from facelab import FacelabError
+from facelab.engine.params import SECTIONS, check_keys, check_kind, load_params, merge, near, project_root, read_yaml
+from facelab.engine.sources import closure, paper_sources, recipe_sources, used
+from facelab.engine.text import write_text
+from facelab.recipes import folder_of, load_recipes, parts_used, resolve
+
+
+@dataclass
+class Grid:
+    "What recipes are made from and where to: plain data, so that it can travel to other machines."
+
+    faces: str  # the packed face set
+    faces_sha256: str
+    out: Path  # what takes the place of `build`
+    params: dict
+    recipes: dict  # as `load_recipes` returns them
+    sources: dict  # fingerprints of code, as the pipeline has them in build/sources
+    inputs: str = None  # degraded test faces that exist already; None: they are made
+    restored: bool = False  # keep the restored faces
+
+    def folder(self, name):
+        return self.out / folder_of(name, self.recipes[name])
+
+    def weights(self, name):
+        return sha256(self.folder(name) / "generator.safetensors")
+
+    def needs(self, name):
+        "What has to be trained before: parts, and the features network if a loss asks for it."
+        losses = [loss for stage in resolve(name, self.recipes, self.params)["stages"] for loss in stage["losses"].values() if loss]
+        trained = any(((loss.get("with") or {}).get("features") or {}).get("source") == "trained" for loss in losses)
+        return [*parts_used(self.recipes[name]), *(["features"] if trained else [])]
+
+    def order(self, names):
+        "These recipes and what they need, each once and after what it needs."
+        out = {}
+        for name in names:
+            if name not in self.recipes:
+                raise FacelabError(f"unknown recipe {name!r}: {near(name, self.recipes)}")
+            out |= dict.fromkeys([*self.order(self.needs(name)), name])
+        return list(out)
+
+    def lock(self, what):
+        return self.out / "state" / f"{what}.lock"
+
+    def was_made(self, what, made_from):
+        "Was this made before, from the same things?"
+        path = self.out / "state" / f"{what}.json"
+        return path.exists() and json.loads(path.read_text()) == json.loads(json.dumps(made_from))
+
+    def note(self, what, made_from):
+        write_text(self.out / "state" / f"{what}.json", json.dumps(made_from, indent=1, sort_keys=True) + "\n")
+
+    def training(self, name):
+        "What a recipe's weights depend on."
+        return {"source": self.sources[f"train@{name}"], "faces": self.faces_sha256, "weights": {part: self.weights(part) for part in self.needs(name)}}
+
+    def inputs_from(self, chain):
+        "What the degraded test faces of a chain depend on."
+        return {"source": self.sources[f"inputs@{chain}"], "faces": self.faces_sha256, "seed": self.params["seed"], "from": self.inputs and sha256(Path(self.inputs) / chain / "manifest.json")}
+
+    def scoring(self, name):
+        "What a recipe's scores depend on."
+        recipe = self.recipes[name]
+        code = {k: v for k, v in self.sources[f"evaluate@{recipe['paper']}"].items() if k != "about"}
+        return {"weights": self.weights(name), "inputs": self.inputs_from(recipe["inputs"]), "code": code, "restored": self.restored}
+
+    def is_trained(self, name):
+        return self.was_made(name, self.training(name)) and (self.folder(name) / "recipe.json").exists()
+
+    def is_done(self, name):
+        row = self.recipes[name]["kind"] == "recipes"
+        return self.is_trained(name) and (not row or self.was_made(f"{name}.scores", self.scoring(name)))
+
+
+def open_grid(faces, out, params, root=None, **more):
+    "The grid of the project's recipes."
+    root, out = Path(root or project_root()), Path(out).resolve()
+    faces = str(faces) if "://" in str(faces) else str(Path(faces).resolve())
+    recipes = load_recipes(root)
+    sources = dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
+    sources |= {f"inputs@{r['inputs']}": {"steps": r["degradation"], "modules": closure(used(r["degradation"]) | {"facelab.inputs"}, root)} for r in recipes.values()}
+    (out / "state").mkdir(parents=True, exist_ok=True)
+    return Grid(faces, fingerprint(faces), out, params, recipes, sources, **more)
+
+
+def effective_params(root, profile=None, path=None):
+    "`params.yaml` under a profile, and under a file that says what else is different; names and kinds checked."
+    params = load_params(root)
+    if profile == params["profile"]:
+        profile = None
+    if profile and params["profile"] != "demo":
+        raise FacelabError(f"params.yaml holds the profile {params['profile']!r}: leave --profile out, or go back with `make profile PROFILE=demo` first")
+    for file in filter(None, (profile and Path(root) / "profiles" / f"{profile}.yaml", path)):
+        params = merge(params, change := read_yaml(file), file)
+        sections = {name: (SECTIONS[name], values) for name, values in change.items()} | {f"instead: {name}": (SECTIONS["train"], values) for name, values in change.get("instead", {}).items()}
+        for where, (known, values) in sections.items():
+            check_keys(values if isinstance(known, dict) else {}, known, f"{file}: {where}")
+            for key, kind, value in [(f": {k}", known[k], v) for k, v in values.items()] if isinstance(known, dict) else [("", known, values)]:
+                check_kind(value, kind, f"{file}: {where}{key}")
+    return {**params, "profile": profile or params["profile"]}
+
+
+def sha256(path):
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).exists() else None
+
+
+def file_of(pack):
+    "The safetensors file that a face set is, or None: then it is made of shards."
+    return next((p for p in (Path(pack), Path(pack) / "faces.safetensors") if p.suffix == ".safetensors" and p.is_file()), None)
+
+
+def fingerprint(pack):
+    "What identifies a face set: the hash of its file, or of the list of its shards."
+    if file := file_of(pack):
+        with open(file, "rb") as f:
+            return hashlib.file_digest(f, "sha256").hexdigest()
+    return hashlib.sha256(json.dumps(opened(pack).shards.rows).encode()).hexdigest()
+
+
+@lru_cache(maxsize=1)
+def opened(pack):
+    "The face set of a pack, opened once a process."
+    if file := file_of(pack):
+        from facelab.faces import FaceSet
+
+        return FaceSet.load(file)
+    from facelab.shards import open_shards
+
+    return open_shards(pack)
+
+
+@contextmanager
+def locked(path, wait=False):
+    "True inside `with` if the lock is ours; the system takes it from a process that dies."
+    with open(path, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def make(grid, name, deadline=None, progress=True):
+    "Train one recipe and score it, as far as that is not done; False if time was up before. Nobody else may make it meanwhile."
+    import torch
+
+    import facelab.features
+    from facelab.training import run_report, train
+
+    facelab.features.PARTS_FILE = str(grid.out / "models" / "features" / "generator.safetensors")  # build/... in the pipeline
+    recipe, settings, made_from = resolve(name, grid.recipes, grid.params), grid.params["train"], grid.training(name)
+    if recipe["compile"]:
+        torch.compiler.reset()  # what other recipes compiled would count towards torch's limit
+    if not grid.is_trained(name):
+        def finish(run):
+            write_text(grid.out / "runs" / f"{name}.json", json.dumps(run_report(run, grid.faces_sha256), indent=1) + "\n")
+            grid.note(name, made_from)
+
+        run = train(recipe, opened(grid.faces), grid.folder(name), grid.out / "history" / f"{name}.csv", grid.out / "state" / f"{name}.safetensors",
+                    {"code": made_from["source"]["modules"], "faces": grid.faces_sha256}, device=settings["device"], checkpoint_seconds=settings["checkpoint_seconds"],
+                    parts=grid.out / "parts", progress=progress, deadline=deadline, finish=finish)
+        if not run.done:
+            return False
+    if int(os.environ.get("RANK", 0)) == 0 and not grid.is_done(name):
+        score(grid, name)
+    return True
+
+
+def score(grid, name):
+    "Restore the test faces and score them, with the functions and in the places of the pipeline."
+    import torch
+
+    from facelab.devices import pick_device
+    from facelab.evaluation import evaluate
+
+    recipe, faces, device, made_from = grid.recipes[name], opened(grid.faces).part("test"), pick_device(grid.params["train"]["device"]), grid.scoring(name)
+    torch.set_num_threads(grid.params["train"]["threads"])
+    restored, scores = (grid.out / folder / recipe["paper"] / f"{name}{ending}" for folder, ending in (("restored", ""), ("scores", ".csv")))
+    evaluate(name, grid.folder(name), degraded(grid, recipe, faces, device), faces, restored, scores, device, grid.params["evaluate"]["batch"], made_from["code"])
+    if not grid.restored:
+        shutil.rmtree(restored)
+    grid.note(f"{name}.scores", made_from)
+
+
+def degraded(grid, recipe, faces, device):
+    "The folder of the degraded test faces of a recipe, made if need be."
+    from facelab.inputs import write_inputs
+
+    if grid.inputs:
+        return Path(grid.inputs) / recipe["inputs"]
+    folder, what, made_from = grid.out / "inputs" / recipe["inputs"], f"inputs@{recipe['inputs']}", grid.inputs_from(recipe["inputs"])
+    with locked(grid.lock(what), wait=True):
+        if not (grid.was_made(what, made_from) and (folder / "manifest.json").exists()):
+            write_inputs(folder, faces, recipe["degradation"], grid.params["seed"], device)
+            grid.note(what, made_from)
+    return folder
