@@ -24,7 +24,7 @@ class Case(NamedTuple):
 
 def all_cases(names=()):
     "The cases of these files of benchmarks, or of all."
-    known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "__main__", "common", "networks"))
+    known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "__main__", "common", "networks", "training"))
     return [case for name in names or known for case in importlib.import_module(f"benchmarks.{name}").CASES]
 
 

@@ -16,15 +16,15 @@ from .dice import Dice, seed_of
 from .engine.params import near
 from .faces import mirror, parsing_11
 from .heatmaps import DIC_MAPS, FSRNET_MAPS, heatmaps
-from .networks.fcg import average_boxes
 from .objective import names
+from .recipes import locate
 
 # %% ../nbs/08_batches.ipynb #c007
 FACTS = {
     "size": lambda faces: faces.size,
     "landmarks": lambda faces: faces.batch([0], labels=("landmarks",))["landmarks"].shape[1],
     "identities": lambda faces: len(people(faces)),
-    **{part: lambda faces, part=part: list(average_boxes(_some_parsing(faces))[part]) for part in ("eyes", "nose", "lips")},
+    **{part: lambda faces, part=part: _box(faces, part) for part in ("eyes", "nose", "lips")},
 }
 
 def people(
@@ -35,7 +35,9 @@ def people(
         raise FacelabError(f"the set {faces.name} has no identities, which a recogniser learns from: use a set that has them, such as drawn faces or CelebA")
     return torch.unique(faces.identity.cpu())
 
-def _some_parsing(faces, most=1000): return faces.batch(range(min(most, len(faces))), labels=("parsing",))["parsing"].cpu()
+def _box(faces, part, most=1000):
+    average_boxes = locate("networks.fcg.average_boxes")   # only recipes with component critics depend on that module
+    return list(average_boxes(faces.batch(range(min(most, len(faces))), labels=("parsing",))["parsing"].cpu())[part])
 
 # %% ../nbs/08_batches.ipynb #c009
 def filled(
@@ -57,9 +59,10 @@ MADE_FROM = {"parsing": "parsing", "heatmaps": "landmarks", "heatmaps_quarter": 
 def asked(
     recipe: dict,  # a resolved recipe
 ) -> set:          # names
-    "All names that the losses of a recipe use."
+    "All names that the losses of a recipe use, but those of its networks."
     objectives = [terms for stage in recipe["stages"] for terms in (stage["losses"], *stage.get("critics", {}).values())]
-    return set().union(*(names(loss.get(side)) for terms in objectives for loss in terms.values() if loss for side in ("of", "to")))
+    found = set().union(*(names(loss.get(side)) for terms in objectives for loss in terms.values() if loss for side in ("of", "to")))
+    return found - recipe["critics"].keys() - recipe.get("helpers", {}).keys()
 
 # %% ../nbs/08_batches.ipynb #c016
 def labels_for(

@@ -266,11 +266,12 @@ def stage_steps(
     steps: int,    # steps of all stages together
 ) -> list:         # whole numbers that add up to `steps`
     "Split the steps among the stages; every stage gets at least one."
-    ends = [round(steps * sum(shares[: i + 1]) / sum(shares)) for i in range(len(shares))]
-    out = [b - a for a, b in zip([0, *ends], ends)]
-    if min(out, default=1) < 1:
+    if steps < len(shares):
         raise FacelabError(f"train.steps = {steps} leaves no step for one of {len(shares)} stages: raise train.steps in params.yaml")
-    return out
+    ends = [0]
+    for i in range(len(shares)):
+        ends.append(min(max(round(steps * sum(shares[: i + 1]) / sum(shares)), ends[-1] + 1), steps - (len(shares) - i - 1)))
+    return [b - a for a, b in zip(ends, ends[1:])]
 
 # %% ../nbs/07_recipes.ipynb #c053
 def features_for(

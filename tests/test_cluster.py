@@ -6,25 +6,27 @@ import signal
 import threading
 import time
 
+import fsspec
 import psutil
 import pytest
-from conftest import ENV, ROOT
+from conftest import ROOT
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'facelab[cluster]'")
 
 from facelab import FacelabError  # noqa: E402
 from facelab.checkpoints import open_state  # noqa: E402
 from facelab.drawn import draw_set  # noqa: E402
+from facelab.evaluation import read_restored, restore_set  # noqa: E402
 from facelab.faces import FaceSet  # noqa: E402
 from facelab.fleet.cluster import Job, Worker, averages, main, restore_shards, score_shards, train_grid  # noqa: E402
 from facelab.fleet.grid import effective_params, open_grid  # noqa: E402
 from facelab.fleet.runner import make_all  # noqa: E402
-from facelab.images import to_uint8  # noqa: E402
-from facelab.models import load_model, restore  # noqa: E402
+from facelab.inputs import Inputs  # noqa: E402
+from facelab.models import load_model  # noqa: E402
 from facelab.shards import check_shards, open_shards, write_shards  # noqa: E402
 
-ROWS = ["bicubic", "srresnet", "prior_guided_gan"]
-SMALL = "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log_every: 2, validate: 2, checkpoint_seconds: 0}\ninstead: {}\n"
+ROWS, MODEL = ["bicubic", "srresnet", "prior_guided_gan"], "out/models/prior_guided_sr/srresnet"
+SMALL = "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log_every: 2, validate: 2, checkpoint_seconds: 0}\ninstead: {}\nevaluate: {batch: 4}\n"
 
 
 @pytest.fixture(scope="module")
@@ -37,11 +39,11 @@ def two_workers():
 
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
-    "A face set, in a file and in shards of three, and recipes that one process made of it."
+    "A face set, in a file and in shards of four, and recipes that one process made of it."
     folder = tmp_path_factory.mktemp("there")
-    faces = draw_set(24, 3, 12, seed=0)
+    faces = draw_set(24, 4, 12, seed=0)
     faces.save(folder / "faces.safetensors")
-    write_shards(faces, folder / "shards", per_shard=3, progress=False)
+    write_shards(faces, folder / "shards", per_shard=4, progress=False)
     (folder / "small.yaml").write_text(SMALL)
     assert make_all(grid(folder, folder / "out"), ROWS) == ({}, [])
     return folder
@@ -97,66 +99,71 @@ def test_a_grid_is_trained_although_a_worker_is_killed(two_workers, there, tmp_p
 def test_what_fails_is_told_and_what_needs_it_is_not_tried(two_workers, there, tmp_path):
     whole = FaceSet.load(there / "faces.safetensors")
     FaceSet("bare", whole.images, whole.names, whole.split).save(tmp_path / "faces.safetensors")
-    failed = train_grid(grid(tmp_path, tmp_path / "out") if (tmp_path / "small.yaml").write_text(SMALL) else None, ["prior_guided_gan", "bicubic"])
+    (tmp_path / "small.yaml").write_text(SMALL)
+    failed = train_grid(grid(tmp_path, tmp_path / "out"), ["prior_guided_gan", "bicubic"])
     assert failed["prior_guided_gan"] == "it needs features" and "needs parsing, which the faces lack" in failed["features"] and len(failed) == 2
 
 
 @pytest.fixture(scope="module")
 def restored(two_workers, there):
-    "The set degraded and restored, in two processes one of which is killed; what happened."
+    "The set degraded and restored by two processes, one of which is killed; what happened."
+    def some(): return {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")} if len(list(out.glob("*.tar"))) >= 3 else None
+
     out = there / "restored"
-    ready = lambda: [p.name for p in out.glob("*.tar")] if len(list(out.glob("*.tar"))) >= 3 else None
-    thread, killed = kill_when(ready, "ray::MapWorker")
-    return out, restore_shards(there / "shards", there / "out/models/prior_guided_sr/srresnet", out, workers=2, degrade=True, batch=2), killed
+    thread, killed = kill_when(some, "ray::MapWorker")
+    return out, restore_shards(there / "shards", there / MODEL, out, workers=2, degrade=True, batch=4), killed
 
 
 def test_a_set_is_restored_although_a_worker_is_killed(restored, there):
     out, rows, killed = restored
-    assert len(killed) == 1 and 3 <= len(killed[0]) < 13
-    assert [row["file"] for row in rows] == [row["file"] for row in open_shards(there / "shards").shards.rows]
-    assert sum(row["faces"] for row in rows) == 39 == len(open_shards(out)) and "every hash right" in check_shards(out, progress=False)
-    assert sum(row["new"] for row in rows) in (12, 13) and sorted(p.name for p in out.iterdir()) == sorted([*(row["file"] for row in rows), "index.json", "made_from.json"])
-    one = Worker(Job("restore", str(there / "shards"), str(there / "out/models/prior_guided_sr/srresnet"), str(there / "alone"), degrade=True, batch=2))
-    assert all(one.make(s)["new"] for s in range(13))
+    assert len(killed) == 1 and 3 <= len(killed[0]) < 10
+    assert killed[0].items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}.items()   # what was written then was not written again
+    assert [row["file"] for row in rows] == [row["file"] for row in open_shards(there / "shards").shards.rows] and sum(row["new"] for row in rows) >= 9
+    assert sum(row["faces"] for row in rows) == 40 == len(open_shards(out)) and "every hash right" in check_shards(out, progress=False)
+    assert sorted(p.name for p in out.iterdir()) == sorted([*(row["file"] for row in rows), "index.json", "made_from.json"])
+    alone = Worker(Job("restore", str(there / "shards"), str(there / MODEL), str(there / "alone"), degrade=True, batch=4))
+    assert all(alone.make(s)["new"] for s in range(10))
     assert made(there, "alone") == {f"alone/{row['file']}": (out / row["file"]).read_bytes() for row in rows}
-    print(f"killed when {len(killed[0])} of 13 shards were written; 39 faces in 13 shards, each reported once, all with the bytes of one process")
-
-
-def test_what_is_restored_is_what_the_pipeline_restores(restored, there, tmp_path):
-    """Against the pipeline's own files, and against packing the whole set at once."""
-    from facelab.evaluation import restore_set
-    from facelab.inputs import Inputs
-    from facelab.images import read_image
-
-    test, inputs = open_shards(restored[0]).part("test"), Inputs(there / "out/inputs/prior_guided_x8")
-    net = load_model(there / "out/models/prior_guided_sr/srresnet")[0]
-    alone = restore_shards_of_test(there, tmp_path)
-    restore_set(net, inputs, tmp_path / "png", "cpu", batch=2)
-    assert all((alone.images[[i]][0] == read_image(tmp_path / "png" / f"{name}.png")).all() for i, name in enumerate(test.names)) and len(test) == 12
-    print("12 test faces: the pixels of the pipeline's PNG files")
-
-
-def restore_shards_of_test(there, to):
-    restore_shards(there / "shards", there / "out/models/prior_guided_sr/srresnet", to / "test", workers=1, degrade=True, batch=2, split="test")
-    return open_shards(to / "test")
+    print(f"killed when {len(killed[0])} of 10 shards were written; 40 faces in 10 shards, each reported once and written once, all with the bytes of one process")
 
 
 def test_again_makes_only_what_is_missing(restored, there, capsys):
     out, rows, _ = restored
     (out / rows[4]["file"]).unlink()
     (out / rows[7]["file"]).write_bytes((out / rows[7]["file"]).read_bytes()[:700])
-    args = ["restore", "--faces", str(there / "shards"), "--model", str(there / "out/models/prior_guided_sr/srresnet"), "--out", str(out), "--batch", "2", "--workers", "2"]
+    args = ["restore", "--faces", str(there / "shards"), "--model", str(there / MODEL), "--out", str(out), "--batch", "4", "--workers", "1"]
     assert main([*args, "--degrade"]) == 0
-    assert "39 faces in 13 shards, 2 of them made now" in capsys.readouterr().out
+    assert "40 faces in 10 shards, 2 of them made now" in capsys.readouterr().out
     assert "every hash right" in check_shards(out, progress=False)
     assert main(args) == 1 and "holds what was made of other faces or by another model" in capsys.readouterr().err
 
 
+def test_addresses_and_the_pixels_of_the_pipeline(there, tmp_path):
+    """From and to an object store (in memory here); the pictures of the pipeline's PNG files; the tar files of packing them at once."""
+    memory = fsspec.filesystem("memory")
+    memory.put(str(there / "shards"), "/faces", recursive=True)
+    worker = Worker(Job("restore", "memory://faces", str(there / MODEL), "memory://test", "test", degrade=True, batch=4))
+    assert [worker.make(s)["new"] for s in range(3)] == [True] * 3 and [worker.make(s)["new"] for s in range(3)] == [False] * 3
+    inputs = Inputs(there / "out/inputs/prior_guided_x8")
+    restore_set(load_model(there / MODEL)[0], inputs, tmp_path / "png", "cpu", batch=4)
+    whole = FaceSet(worker.faces.name, read_restored(tmp_path / "png", inputs.names), inputs.names, worker.faces.split)
+    write_shards(whole, tmp_path / "shards", per_shard=4, progress=False)
+    tars = {p.name: p.read_bytes() for p in (tmp_path / "shards").glob("*.tar")}
+    assert tars == {name: memory.cat_file(f"/test/{name}") for name in tars} and len(tars) == 3
+    print(f"12 faces in {len(tars)} shards: the same bytes")
+
+
 def test_scores_are_those_of_the_pipeline(two_workers, there, tmp_path):
-    model = there / "out/models/prior_guided_sr/srresnet"
-    rows = score_shards(there / "shards", model, tmp_path, workers=2, batch=1)
-    tables = [(tmp_path / f"test-{i:06d}.csv").read_text().splitlines() for i in range(4)]
-    assert [row["faces"] for row in rows] == [3] * 4 and [row["new"] for row in rows] == [True] * 4
-    joined = "\n".join([tables[0][0], *(line for table in tables for line in table[1:])]) + "\n"
-    assert joined == (there / "out/scores/prior_guided_sr/srresnet.csv").read_text()
-    print(f"12 rows in 4 tables, joined the same bytes as the pipeline's; {averages(tmp_path, rows)}")
+    rows = score_shards(there / "shards", there / MODEL, tmp_path, workers=1, batch=4)
+    tables = [(tmp_path / f"test-{i:06d}.csv").read_text().splitlines() for i in range(3)]
+    assert [row["faces"] for row in rows] == [4] * 3 and [row["new"] for row in rows] == [True] * 3
+    assert [tables[0][0], *(line for table in tables for line in table[1:])] == (there / "out/scores/prior_guided_sr/srresnet.csv").read_text().splitlines()
+    print(f"12 rows in 3 tables, those of the pipeline; {averages(tmp_path, rows)}")
+
+
+def test_what_cannot_work_is_refused_before_anything_starts(there, tmp_path):
+    with pytest.raises(FacelabError, match="there is no trained model in"):
+        restore_shards(there / "shards", tmp_path, tmp_path / "out")
+    with pytest.raises(FacelabError, match="has no index.json"):
+        restore_shards(tmp_path, there / MODEL, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

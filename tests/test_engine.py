@@ -9,7 +9,7 @@ from conftest import ROOT, run
 
 from facelab import FacelabError
 from facelab.engine.params import choose_profile, load_params, merge, project_root, read_yaml
-from facelab.engine.sources import closure, digest, imports, notebook_code, used, write_sources
+from facelab.engine.sources import check_project, closure, digest, imports, notebook_code, used, write_sources
 from facelab.recipes import load_recipes, resolve
 
 CODE = '"""Module."""\n\ndef f(x):\n    "Doc."\n    return x + 1  # add\n'
@@ -73,10 +73,10 @@ def test_what_an_edit_reaches(project):
     assert changed(project, ("recipes/prior_guided_sr.yaml", "label: SRResNet", "label: SRResNet (BN)")) == {
         "tables@prior_guided_sr", "figures@prior_guided_sr", "architecture@prior_guided_sr"}
     assert changed(project, ("facelab/training.py", "def train(", "# a comment\ndef train(")) == set()
-    assert changed(project, ("facelab/networks/srresnet.py", "self.scale = scale", "self.scale = int(scale)")) >= {"train@srresnet", "evaluate@srresnet"}
+    assert changed(project, ("facelab/networks/srresnet.py", "self.scale = scale", "self.scale = int(scale)")) >= {"train@srresnet", "evaluate@prior_guided_sr"}
     assert changed(project, ("facelab/tables.py", '"psnr": 2', '"psnr": 3')) == {"tables@prior_guided_sr", "figures@prior_guided_sr"}
     assert changed(project, ("recipes/prior_guided_sr.yaml", "scale: 8, width: 64, depth: 16}\n    batch: 16", "scale: 8, width: 96, depth: 16}\n    batch: 16")) == {
-        "train@srresnet", "evaluate@srresnet"}
+        "train@srresnet", "evaluate@prior_guided_sr"}
 
 
 def test_one_recipe_is_one_recipe(project):
@@ -110,15 +110,23 @@ def test_a_profile_and_back(project):
     ("  steps:", "  stepz:", "unknown parameter 'stepz' in .*params.yaml: train: did you mean 'steps'?"),
     ("seed: 0", "sead: 0", "did you mean 'seed'?"),
     ("seed: 0", "seed: [0", "is not valid YAML at line"),
-    ("  threads: 2", "#", "train lacks 'threads'"),
+    ("  threads: 1", "#", "train lacks 'threads'"),
     ("compile: false", "compile: 'false'", "train: compile must be true or false, not 'false'"),   # a released trainer reads any text as true
     ("lr: 0.003", "lr: 3e-3", "train: lr must be a number or null, not '3e-3': write 0.001 for 1e-3"),
+    ("  prior_guided_sr: {steps: 220,", "  prior_guided_sr: {stepz: 220,", "instead: prior_guided_sr: did you mean 'steps'?"),
+    ("  prior_guided_sr: {steps: 220,", "  prior_guided_sr: {steps: many,", "instead: prior_guided_sr: steps must be a whole number or null, not 'many'"),
     ("seed: 0", "seed: true", "seed must be a whole number, not True"),
 ])
 def test_bad_parameters_get_one_sentence(project, old, new, said):
     edit(project / "params.yaml", old, new)
     with pytest.raises(FacelabError, match=said):
         load_params(project)
+
+
+def test_a_name_in_instead_must_be_known(project):
+    edit(project / "params.yaml", "  prior_guided_sr: {steps: 220,", "  prior_guided: {steps: 220,")
+    with pytest.raises(FacelabError, match="instead of params.yaml names 'prior_guided', which is no paper and no recipe: did you mean 'prior_guided_"):
+        check_project(project)
 
 
 def test_no_project_here(tmp_path):

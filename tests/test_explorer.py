@@ -265,15 +265,15 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     (root / "recipes").mkdir()
     (root / "recipes" / "degradations.yaml").write_bytes((ROOT / "recipes" / "degradations.yaml").read_bytes())
-    recipe = dict(name="x", prior=False, seed=0, batch=2, threads=1, start="identity", critics={}, warmup=1, schedule="constant", ema=.5, precision="auto", compile=False, log_every=2,
+    recipe = dict(name="x", kind="recipes", seconds=None, clip=None, validate=0, seed=0, batch=2, threads=1, start="identity", critics={}, warmup=1, schedule="constant", ema=.5, precision="auto", compile=False, log_every=2,
                   generator=dict(use="networks.srresnet.SRResNet", scale=4, width=8, depth=1), optimiser=dict(use="Adam", lr=.001),
-                  stages=[dict(name="content", share=1, steps=2, losses=dict(fine=dict(use="losses.pixel.mse", of="restored", to="target")))])
+                  stages=[dict(name="content", steps=2, losses=dict(fine=dict(use="losses.pixel.mse", of="restored", to="target")))])
     faces, models = draw_set(4, 0, 0, size=64), root / "build" / "models"
     for name, steps in (("a_block", [BLOCK, X4]), ("b_plain", [X4]), ("c_damaged", [X4])):
         train({**recipe, "label": f"Model {name[0].upper()}", "degradation": steps}, faces, models / name, progress=False)
     weights = models / "c_damaged" / "generator.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    for name, change in (("d_prior", dict(prior=True)), ("e_baseline", dict(stages=[]))):
+    for name, change in (("d_part", dict(kind="parts")), ("e_baseline", dict(stages=[]))):
         (models / name).mkdir()
         (models / name / "recipe.json").write_text(json.dumps({**recipe, "label": name, "degradation": [X4], **change}))
     (models / "f_torn").mkdir()

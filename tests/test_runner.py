@@ -11,14 +11,14 @@ import time
 
 import pytest
 import torch
-from conftest import ENV, ROOT
+from conftest import ENV, ROOT, copy_project, run, shrink
 
 from facelab import FacelabError
 from facelab.checkpoints import open_state
 from facelab.drawn import draw_set
 from facelab.evaluation import evaluate
 from facelab.faces import FaceSet
-from facelab.fleet.grid import effective_params, open_grid
+from facelab.fleet.grid import effective_params, make, open_grid
 from facelab.fleet.runner import main, make_all, turns
 from facelab.inputs import write_inputs
 from facelab.recipes import resolve
@@ -63,8 +63,8 @@ def command(pack, out, *more, faces="faces.safetensors", recipes=ROWS):
     return ["--faces", str(pack / faces), "--out", str(out), "--params", str(pack / "small.yaml"), "--recipes", *recipes, *more]
 
 
-def start(*args, program=(sys.executable, "-m", "facelab.fleet.runner"), **env):
-    return subprocess.Popen([*program, *args], cwd=ROOT, env={**ENV, **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def start(*args, program=(sys.executable, "-m", "facelab.fleet.runner"), cwd=ROOT, **env):
+    return subprocess.Popen([*program, *args], cwd=cwd, env={**ENV, "PYTHONPATH": str(cwd), **env}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
 
 def finished(process):
@@ -138,7 +138,7 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes(bare, pack, tmp_path):
     code, none, said = finished(start(*command(pack, out, "--seconds", "0.1")))
     assert code == 2 and none == [] and "3 of 4 recipes are finished; to go on with: prior_guided_gan" in said, said
     grid = open_grid(pack / "faces.safetensors", out, effective_params(ROOT, path=pack / "small.yaml"), ROOT)
-    assert make_all(grid, ROWS, time.monotonic() + .5)[1] == ["prior_guided_gan"] and open_state(state)[0]["step"] == at + 2   # one window of steps
+    assert not make(grid, "prior_guided_gan", deadline=time.monotonic()) and open_state(state)[0]["step"] == at + 2   # one window of steps
     code, after, said = finished(start(*command(pack, out)))
     assert code == 0 and before == ["bicubic", "srresnet", "features"] and after == ["prior_guided_gan"], said
     assert kept.items() <= {name: (out / name).stat().st_mtime_ns for name in results(out)}.items()
@@ -153,6 +153,19 @@ def test_processes_side_by_side_share_the_list(bare, pack, tmp_path):
     assert sorted(a + b) == sorted([*ROWS, "features"]) and a and b
     assert results(tmp_path) == results(bare[0])
     print(f"made by one {a}, by the other {b}: nothing twice")
+
+
+def test_the_pipeline_adopts_what_came_home(tmp_path):
+    """Copied over build/ and committed to DVC, nothing is trained again, and the pipeline's evaluation finds its restored faces."""
+    project = shrink(copy_project(tmp_path / "project"))
+    assert run("dvc repro -q faces", project).returncode == 0
+    code, made, said = finished(start("--faces", "build/faces", "--out", "home", "--recipes", "features", "srresnet", "--restored", cwd=project))
+    assert code == 0 and made == ["features", "srresnet"], said[-3000:]
+    done = run("cp -r home/models home/history home/restored home/scores build/ && dvc commit -q -f features train@srresnet && dvc repro --dry features train@srresnet", project)
+    assert done.returncode == 0 and "Stage 'train@srresnet' didn't change" in done.stdout and "Running stage" not in done.stdout, done.stdout
+    source = json.loads((project / "build/sources/evaluate@prior_guided_sr.json").read_text())
+    about = json.loads((project / "build/restored/prior_guided_sr/srresnet/made_from.json").read_text())
+    assert {k: about[k] for k in source if k != "about"} == {k: v for k, v in source.items() if k != "about"}
 
 
 def test_torchrun_trains_each_recipe_on_all_processes(pack, tmp_path):

@@ -35,7 +35,7 @@ torch.set_num_threads(1)
 
 def small(name="prior_guided_gan", steps=24, **train_params):
     "A recipe that trains in seconds; the perceptual term, which needs trained features, is left out."
-    params = load_params(ROOT)
+    params = {**load_params(ROOT), "instead": {}}
     params["train"].update({**dict(steps=steps, batch=2, width=.125, depth=.05, log_every=2, threads=1, validate=2), **train_params})
     recipe = resolve(name, load_recipes(ROOT), params)
     for stage in recipe["stages"]:

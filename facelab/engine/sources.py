@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.engine.params import load_params, read_yaml
+from facelab.engine.params import load_params, near, read_yaml
 from facelab.engine.text import write_text
 from facelab.recipes import load_degradations, load_recipes, resolve
 
@@ -127,6 +127,10 @@ def check_project(root):
         raise FacelabError(f"unknown data.source {params['data']['source']!r} in params.yaml: choose drawn or real")
     if params["data"]["source"] == "real" and not (root / "data" / "real").exists():
         raise FacelabError("data.source in params.yaml is `real`, but data/real does not exist: bring your faces with `make faces FROM=/path/to/folder`")
+    known = [*recipes, *{r["paper"] for r in recipes.values()}]
+    for name in params["instead"]:
+        if name not in known:
+            raise FacelabError(f"instead of params.yaml names {name!r}, which is no paper and no recipe: {near(name, known)}")
     for name in recipes:
         resolve(name, recipes, params)
     return params, recipes

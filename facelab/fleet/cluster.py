@@ -18,7 +18,9 @@ import tempfile
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import fsspec
 import torch
+from fsspec.implementations.local import LocalFileSystem
 from tqdm import tqdm
 
 from facelab import FacelabError
@@ -163,8 +165,6 @@ class Worker:
 
 def place(address):
     "The file system of an address, and the path there."
-    import fsspec
-
     return fsspec.core.url_to_fs(str(address).rstrip("/"))
 
 
@@ -178,13 +178,12 @@ def read_file(address, name):
 
 
 def write_file(address, name, data):
-    "A file, whole or not at all: object stores take it so, a folder gets it moved into place."
+    "A file, whole or not at all: an object store takes it so, on a disk it is moved into place."
     files, root = place(address)
-    if "://" in str(address):
-        files.pipe_file(f"{root}/{name}", data)
-    else:
-        with replacing(Path(root) / name) as half:
-            half.write_bytes(data)
+    if not isinstance(files, LocalFileSystem):
+        return files.pipe_file(f"{root}/{name}", data)
+    with replacing(Path(root) / name) as half:
+        half.write_bytes(data)
 
 
 def over_shards(job, workers=None, cpus=1, gpus=0):
@@ -197,8 +196,8 @@ def over_shards(job, workers=None, cpus=1, gpus=0):
     ray, n = started(), len(here.shards)
     from ray.data import ActorPoolStrategy, DataContext, from_items
 
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False  # there is one below
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     pool = ActorPoolStrategy(size=workers) if workers else ActorPoolStrategy(min_size=1, max_size=n)
     work = from_items([{"shard": s} for s in range(n)], override_num_blocks=n).map_batches(Worker, fn_constructor_args=(job,), batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus)
     try:

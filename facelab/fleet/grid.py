@@ -89,6 +89,7 @@ def open_grid(faces, out, params, root=None, **more):
     root, out = Path(root or project_root()), Path(out).resolve()
     faces = str(faces) if "://" in str(faces) else str(Path(faces).resolve())
     recipes = load_recipes(root)
+    check_keys(params["instead"], [*recipes, *{r["paper"] for r in recipes.values()}], "instead")
     sources = dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
     sources |= {f"inputs@{r['inputs']}": {"steps": r["degradation"], "modules": closure(used(r["degradation"]) | {"facelab.inputs"}, root)} for r in recipes.values()}
     (out / "state").mkdir(parents=True, exist_ok=True)
@@ -164,7 +165,9 @@ def make(grid, name, deadline=None, progress=True):
     recipe, settings, made_from = resolve(name, grid.recipes, grid.params), grid.params["train"], grid.training(name)
     if recipe["compile"]:
         torch.compiler.reset()  # what other recipes compiled would count towards torch's limit
-    if not grid.is_trained(name):
+    first = int(os.environ.get("RANK", 0)) == 0
+    if not grid.is_trained(name) and (first or recipe["stages"]):
+
         def finish(run):
             write_text(grid.out / "runs" / f"{name}.json", json.dumps(run_report(run, grid.faces_sha256), indent=1) + "\n")
             grid.note(name, made_from)
@@ -174,7 +177,7 @@ def make(grid, name, deadline=None, progress=True):
                     parts=grid.out / "parts", progress=progress, deadline=deadline, finish=finish)
         if not run.done:
             return False
-    if int(os.environ.get("RANK", 0)) == 0 and not grid.is_done(name):
+    if first and not grid.is_done(name):
         score(grid, name)
     return True
 

@@ -36,7 +36,7 @@ class FCSRGAN(nn.Module):
         if find(completion).role != "completion": raise FacelabError(f"{completion} is no completion network: it takes a {find(completion).role}'s place")
         doublings(scale)   # refuses what is no power of two
         first, self.enlarge = (size//scale, 1) if variant == "paper" else (size, scale)
-        channels = inspect.signature(find(completion).make).parameters["width"].default*width//64
+        channels = max(8, 4*round(inspect.signature(find(completion).make).parameters["width"].default*width/256))   # as a profile scales a completion of its own
         released = lambda name: dict(variant="code") if variant == "code" and "variant" in inspect.signature(find(name).make).parameters else {}
         self.completion, self.takes_M = create(completion, size=first, width=channels, **released(completion)), "M" in find(completion).inputs
         self.sr = create(sr, scale=scale, width=width, depth=depth, **released(sr), **({} if variant == "paper" else dict(enlarge=False)))

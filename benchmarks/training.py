@@ -1,0 +1,131 @@
+"""`python -m benchmarks.training [RECIPE ...]`: what a training step costs, and how much of it is data and degradation.
+
+On a CPU: each system's step (full width, or `--width`) and the share of reading, mirroring and degrading in it. On a GPU: the same step in float32,
+eager, fed by a DataLoader that degrades image by image (the way the authors' code works), beside ours (faces and degradation on the device, bf16,
+channels_last, compiled): images a second of both in one run, GPU utilisation, peak memory and the share of the card's rate.
+"""
+
+import argparse
+import time
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+import facelab.run as engine
+from benchmarks.networks import best_time
+from facelab.batches import asked_labels, asked, labels_for, people
+from facelab.dice import Dice
+from facelab.drawn import draw_set
+from facelab.engine.params import load_params
+from facelab.images import write_image
+from facelab.recipes import load_recipes, resolve
+from facelab.run import Run, take_step
+
+SYSTEMS = ["srresnet", "prior_guided_sr", "prior_guided_gan", "jdsr_gan_x4", "fcsr_gan_pconv_fsrnet_x4", "sr_deblur_gan", "heavy_rain"]
+
+
+def resolved(name, recipes, batch, width, **train):
+    "A recipe without what needs weights that are not there: trained parts, and features of perceptual losses."
+    params = load_params()
+    params["instead"] = {}
+    params["train"].update(steps=1000, batch=batch, width=width, depth=width, warmup=0, validate=0, **train)
+    recipe = resolve(name, recipes, params)
+    for stage in recipe["stages"]:
+        stage["losses"] = {term: loss for term, loss in stage["losses"].items() if loss and "features" not in (loss.get("with") or {})
+                           and not any(f"{helper}(" in str(loss) for helper in recipe["helpers"])}
+    return {**recipe, "begin": {}, "helpers": {}, "stages": recipe["stages"][-1:]}
+
+
+def cpu_share(recipe, faces, seconds):
+    "Milliseconds of a step, and the share of what comes before the network."
+    run = Run(recipe, faces.part("train"))
+
+    def inputs_alone():
+        run.batches = None
+        engine.next_inputs(run)
+
+    whole = best_time(lambda: take_step(run), seconds)
+    return 1e3 * whole, best_time(inputs_alone, seconds / 4) / whole
+
+
+class OneByOne(Dataset):
+    "Faces read from files and degraded one at a time, as a DataLoader's worker does it."
+    def __init__(self, folder, faces, recipe, degrade):
+        self.folder, self.faces, self.recipe, self.degrade, self.who = folder, faces, recipe, degrade, people(faces)
+        self.labels = labels_for(faces, recipe, degrade)
+        for i, image in enumerate(faces.images): write_image(folder / f"{i}.png", image)
+
+    def __len__(self): return 1_000_000
+
+    def __getitem__(self, i):
+        from facelab.images import read_image, to_float
+
+        k = i % len(self.faces)
+        image, labels = to_float(read_image(self.folder / f"{k}.png"))[None], {name: getattr(self.faces, name)[k:k + 1] for name in self.labels}
+        out = self.degrade.degrade(image, Dice(0, "degrade", [i]), labels)
+        given = {**out.maps, "input": out.input, "target": out.target, **asked_labels(labels, asked(self.recipe), image.shape[-1], self.who)}
+        return {name: x[0] for name, x in given.items()}
+
+
+def gpu_rate(recipe, faces, seconds, folder=None):
+    "Images a second, share of time that the GPU was busy, peak memory (GiB) and TFLOP/s; `folder`: fed by a DataLoader."
+    from torch.utils.flop_counter import FlopCounterMode
+
+    torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    run = Run(recipe, faces.part("train"), "cuda")
+    ours = engine.next_inputs
+    try:
+        if folder:
+            torch.set_num_threads(1)
+            loader = iter(DataLoader(OneByOne(folder, faces.part("train"), run.recipe, run.degrade), recipe["batch"], num_workers=12, pin_memory=True, persistent_workers=True))
+            engine.next_inputs = lambda run: {name: x.to("cuda", non_blocking=True) for name, x in next(loader).items()}
+        for _ in range(10): take_step(run)
+        torch.cuda.synchronize()
+        began, steps, busy = time.perf_counter(), 0, []
+        while time.perf_counter() < began + seconds:
+            take_step(run)
+            steps += 1
+            if steps % 16 == 0: busy.append(torch.cuda.utilization())
+        torch.cuda.synchronize()
+        took = time.perf_counter() - began
+        with FlopCounterMode(display=False) as counter:
+            eager = {name: run.bare[name] for name in run.bare}
+            run.nets, compiled = eager, run.nets
+            take_step(run)
+            run.nets = compiled
+        rate = steps / took
+        return rate * recipe["batch"], sum(busy) / max(1, len(busy)) / 100, torch.cuda.max_memory_allocated() / 2**30, rate * counter.get_total_flops() / 1e12
+    finally:
+        engine.next_inputs = ours
+
+
+def main():
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser.add_argument("recipes", nargs="*", help=f"by default {', '.join(SYSTEMS)}")
+    parser.add_argument("--batch", type=int, help="faces a step: 8 on a CPU, 64 on a GPU by default")
+    parser.add_argument("--width", type=float, help="share of the paper's channels and blocks: 0.25 on a CPU, 1 on a GPU by default")
+    parser.add_argument("--seconds", type=float, default=5., help="of each measurement")
+    parser.add_argument("--peak", type=float, default=785., help="TFLOP/s of bf16 products that the card was measured to reach")
+    args, gpu = parser.parse_args(), torch.cuda.is_available()
+    recipes, faces = load_recipes(), draw_set(256, 0, 0, seed=0)
+    settings = dict(batch=args.batch or (64 if gpu else 8), width=args.width or (1. if gpu else .25))
+    print(f"faces of 128 pixels, {settings}, {torch.cuda.get_device_name() if gpu else '1 CPU thread'}; without perceptual losses and trained helpers\n")
+    if gpu:
+        import tempfile
+        from pathlib import Path
+
+        print("| recipe | float32 eager, DataLoader, img/s | ours | ratio | GPU busy | memory, GiB | TFLOP/s | share of the card |\n| --- " + "| ---: " * 7 + "|")
+        for name in args.recipes or SYSTEMS:
+            with tempfile.TemporaryDirectory() as folder:
+                plain = gpu_rate(resolved(name, recipes, precision="32-true", compile=False, **settings), faces, args.seconds, Path(folder))
+            fast = gpu_rate(resolved(name, recipes, precision="bf16-mixed", compile=True, **settings), faces, args.seconds)
+            print(f"| {name} | {plain[0]:,.0f} | {fast[0]:,.0f} | {fast[0] / plain[0]:.1f} | {fast[1]:.0%} | {fast[2]:.1f} | {fast[3]:.1f} | {fast[3] / args.peak:.1%} |", flush=True)
+    else:
+        print("| recipe | ms a step | img/s | data and degradation |\n| --- | ---: | ---: | ---: |")
+        for name in args.recipes or SYSTEMS:
+            ms, share = cpu_share(resolved(name, recipes, threads=1, precision="32-true", compile=False, **settings), faces, args.seconds)
+            print(f"| {name} | {ms:,.0f} | {1e3 * settings['batch'] / ms:,.1f} | {share:.1%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
