@@ -6,7 +6,7 @@
 __all__ = ['FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'OWN', 'KINDS', 'TRAINING', 'check_recipe', 'check_terms',
            'over', 'load_degradations', 'load_losses', 'terms_table', 'summed', 'part_of', 'parts_used', 'check_parts',
            'load_recipes', 'folder_of', 'locate', 'build', 'scaled', 'stage_steps', 'features_for', 'in_sequence',
-           'resolve', 'sources_table', 'recipes_table']
+           'resolve', 'sources_table', 'recipes_table', 'recipes_page']
 
 # %% ../nbs/07_recipes.ipynb #c002
 import copy, importlib, pkgutil
@@ -355,3 +355,20 @@ def recipes_table(
         return f"`{name}`", r["label"], r["inputs"], " ".join(filter(None, [made, args and f"({args})"])), ", ".join(map(short, (c["use"] for c in r.get("critics", {}).values()))), starts, stages, learns
     return markdown_table([row(n, r) for n, r in recipes.items() if r["paper"] == paper],
                           ("recipe", "row", "degradation", "generator", "critics", "begins with", "stages and steps", "optimiser"))
+
+# %% ../nbs/07_recipes.ipynb #c067
+def recipes_page(
+    root=None,  # the project's folder; found by itself
+) -> str:       # Markdown
+    "All recipes, and where their values come from, paper by paper."
+    root = Path(root or project_root())
+    recipes, chains, sums = load_recipes(root), load_degradations(root), load_losses(root)
+    cited = {k: v for path in sorted((root / "recipes").glob("*.yaml")) for k, v in (read_yaml(path).get("papers") or {}).items()}
+    kinds = {kind: sum(r["kind"] == kind for r in recipes.values()) for kind in KINDS}
+    head = ["# Recipes", f"Made from `recipes/*.yaml` by `python -m facelab.engine recipes`: {kinds['recipes']} rows of tables, {kinds['parts']} parts that they are made of, "
+            f"{kinds['priors']} network for perceptual features. Networks and schedules are the papers'; `params.yaml` says how much smaller a profile makes them."]
+    for paper in dict.fromkeys(r["paper"] for r in recipes.values()):
+        head += [f"## {cited.get(paper, paper)}", recipes_table(recipes, paper), "### Where the values come from", sources_table(recipes, chains, paper, sums)]
+    shared = {name: entry for name, entry in sums.items() if entry["paper"] not in {r["paper"] for r in recipes.values()}}
+    head += ["## Weighted sums that papers share"] + [f"### {paper}\n\n" + terms_table(shared, paper) for paper in dict.fromkeys(e["paper"] for e in shared.values())]
+    return "\n\n".join(head) + "\n"

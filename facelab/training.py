@@ -30,7 +30,7 @@ _all_ = ["Run", "load_model", "restore", "take_step"]
 def validation_inputs(
     run: Run,
     faces,   # the validation part of a face set
-    most=32, # no more faces than these
+    most=16, # no more faces than these
 ) -> dict:   # as `step_inputs` returns them
     "The same degraded faces at every look."
     indices = range(min(most, len(faces)))
@@ -171,7 +171,7 @@ def train(
     checkpoint_seconds=10.,  # time between checkpoints
     live_dir=None,           # DVCLive's folder
     parts="build/parts",     # folder of trained parts
-    progress: bool = True,  # show one
+    progress: bool = True,   # show a bar
     deadline=None,           # `time.monotonic()` at which the run stops, unfinished, and keeps its checkpoint; None: never
     finish=None,             # called with the finished run before its checkpoint goes, such as to write a report of it
 ) -> Run:
@@ -182,7 +182,7 @@ def train(
     if run.recipe["stages"]: run_stages(run, faces.part("val"), state, about, checkpoint_seconds, live_dir, progress, deadline)
     if run.rank == 0 and run.done:
         best = {"best": run.best["weights"]} if run.best else {}
-        write_model(out, {"generator": run.average, **best, **{name: run.bare[name].state_dict() for name in run.recipe["critics"]}}, run.recipe)
+        write_model(out, {"generator": run.average, **best, **{name: run.bare[name].state_dict() for name in run.recipe["critics"]}}, {**run.recipe, "faces": faces.name})
         if history is not None: write_history(run.history, history)
         if finish is not None: finish(run)
         if state is not None: Path(state).unlink(missing_ok=True)
@@ -222,8 +222,8 @@ def run_stages(
     about: dict,         # what the run depends on
     checkpoint_seconds,  # time between checkpoints
     live_dir,            # DVCLive's folder, or None
-    progress: bool,  # show one
-    deadline=None,   # `time.monotonic()` at which to stop
+    progress: bool,      # show a bar
+    deadline=None,       # `time.monotonic()` at which to stop
 ):
     "All steps of all stages; what is logged, saved and shown on the way, and stopping in time, happens at the end of a window of steps."
     from tqdm import tqdm

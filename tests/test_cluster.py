@@ -96,12 +96,13 @@ def test_a_grid_is_trained_although_a_worker_is_killed(two_workers, there, tmp_p
     print(f"worker killed at step {killed[0]} of 12; checkpoints seen afterwards: {sorted(set(s for s in steps if s >= killed[0]))}; {len(b)} files with the bytes of one process")
 
 
-def test_what_fails_is_told_and_what_needs_it_is_not_tried(two_workers, there, tmp_path):
+def test_what_fails_is_told_and_what_needs_it_is_not_tried(two_workers, there, tmp_path, capsys):
     whole = FaceSet.load(there / "faces.safetensors")
     FaceSet("bare", whole.images, whole.names, whole.split).save(tmp_path / "faces.safetensors")
-    (tmp_path / "small.yaml").write_text(SMALL)
-    failed = train_grid(grid(tmp_path, tmp_path / "out"), ["prior_guided_gan", "bicubic"])
-    assert failed["prior_guided_gan"] == "it needs features" and "needs parsing, which the faces lack" in failed["features"] and len(failed) == 2
+    args = ["train", "--faces", str(tmp_path), "--out", str(tmp_path / "out"), "--params", str(there / "small.yaml"), "--recipes", "prior_guided_gan", "bicubic"]
+    assert main(args) == 1
+    said = capsys.readouterr()
+    assert "1 of 3 recipes are finished" in said.out and "failed: prior_guided_gan: it needs features" in said.err and "needs parsing, which the faces lack" in said.err
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ from facelab.degradations.chain import Chain
 from facelab.drawn import draw_set
 from facelab.engine.params import load_params, read_yaml
 from facelab.models import load_model, restore
-from facelab.recipes import check_parts, folder_of, load_recipes, parts_used, recipes_table, resolve
+from facelab.recipes import check_parts, folder_of, load_recipes, parts_used, recipes_page, recipes_table, resolve
 from facelab.training import train, validation_inputs
 
 torch.set_num_threads(1)
@@ -111,6 +111,10 @@ def test_the_table_lists_every_recipe_of_a_paper():
     for paper in {r["paper"] for r in RECIPES.values()}:
         table = recipes_table(RECIPES, paper)
         assert all(f"| `{name}` |" in table for name, r in RECIPES.items() if r["paper"] == paper)
+
+
+def test_the_page_of_recipes_is_up_to_date():
+    assert (ROOT / "docs" / "recipes.md").read_text() == recipes_page(ROOT), "write it again: python -m facelab.engine recipes"
 
 
 def test_labels_are_those_that_losses_and_degradation_ask_for(faces):

@@ -1,4 +1,4 @@
-"""`python -m facelab.engine check | sources | grid | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
+"""`python -m facelab.engine check | sources | grid | recipes | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
 
 import argparse
 import sys
@@ -13,6 +13,7 @@ def main(argv=None):
     todo.add_parser("check", help="are parameters, recipes and faces fit for `dvc repro`?")
     todo.add_parser("sources", help="write the fingerprints that the stages depend on")
     todo.add_parser("grid", help="write the stages that are out of date as a makefile, build/grid.mk, and print how many they are")
+    todo.add_parser("recipes", help="write docs/recipes.md, the tables of all recipes and of where their values come from")
     stage = todo.add_parser("run", help="run one notebook of nbs/pipeline")
     stage.add_argument("stage")
     stage.add_argument("item", nargs="?", help="the recipe or paper, for stages that have one")
@@ -30,6 +31,11 @@ def main(argv=None):
             from facelab.engine.grid import write_grid
 
             print(write_grid(root))
+        elif args.todo == "recipes":
+            from facelab.engine.text import write_text
+            from facelab.recipes import recipes_page
+
+            write_text(root / "docs" / "recipes.md", recipes_page(root))
         else:
             from facelab.engine.sources import check_chains, write_sources
 

@@ -20,9 +20,12 @@ all: {names}
 
 def stale_stages(root):
     "Names of the stages that must run -> those of them that must run before."
+    import logging
+
     from dvc.repo import Repo
     from networkx import ancestors
 
+    logging.getLogger("dvc").setLevel(logging.ERROR)   # it warns that data.dvc is frozen, which it is meant to be
     with Repo(str(root)) as repo:
         graph = repo.index.graph   # its edges lead from a stage to what it needs
         changed = repo.status()

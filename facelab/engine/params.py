@@ -102,7 +102,7 @@ WHOLE = ("instead",)   # a profile replaces these; other sections are put over t
 SECTIONS = {
     "profile": str,
     "seed": int,
-    "data": {"source": str, "size": int, "parsing": str},
+    "data": {"source": str, "size": int, "parsing": str, "landmarks": str, "labeller": str | None},
     "draw": {"train": int, "val": int, "test": int},
     "train": {"steps": int | None, "seconds": NUMBER | None, "batch": int | None, "width": NUMBER, "depth": NUMBER, "optimiser": str | None, "lr": NUMBER | None, "warmup": int,
               "schedule": str, "start": str, "clip": NUMBER | None, "ema": NUMBER, "validate": int, "threads": int, "device": str, "precision": str, "compile": bool,
