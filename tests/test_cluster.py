@@ -2,6 +2,8 @@
 
 import json
 import os
+import secrets
+import shutil
 import signal
 import threading
 import time
@@ -18,9 +20,10 @@ from facelab.checkpoints import open_state  # noqa: E402
 from facelab.drawn import draw_set  # noqa: E402
 from facelab.evaluation import read_restored, restore_set  # noqa: E402
 from facelab.faces import FaceSet  # noqa: E402
-from facelab.fleet.cluster import Job, Worker, averages, main, restore_shards, score_shards, train_grid  # noqa: E402
+from facelab.fleet.cluster import averages, main, restore_shards, score_shards, train_grid  # noqa: E402
 from facelab.fleet.grid import effective_params, open_grid  # noqa: E402
 from facelab.fleet.runner import make_all  # noqa: E402
+from facelab.fleet.sets import Job, Worker  # noqa: E402
 from facelab.inputs import Inputs  # noqa: E402
 from facelab.models import load_model  # noqa: E402
 from facelab.shards import check_shards, open_shards, write_shards  # noqa: E402
@@ -31,7 +34,7 @@ SMALL = "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log
 
 @pytest.fixture(scope="module")
 def two_workers():
-    os.environ |= {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", "OMP_NUM_THREADS": "1"}
+    os.environ |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_USAGE_STATS_ENABLED": "0", "RAY_AUTH_TOKEN": secrets.token_hex(16)}   # no file in the user's home
     ray.init(address="local", num_cpus=2, include_dashboard=False, log_to_driver=False, logging_level="ERROR", object_store_memory=200_000_000)
     yield
     ray.shutdown()
@@ -105,10 +108,15 @@ def test_what_fails_is_told_and_what_needs_it_is_not_tried(two_workers, there, t
     assert "1 of 3 recipes are finished" in said.out and "failed: prior_guided_gan: it needs features" in said.err and "needs parsing, which the faces lack" in said.err
 
 
+def written(out):
+    "When each shard in a folder was written."
+    return {p.name: p.stat().st_mtime_ns for p in sorted(out.glob("[!.]*.tar"))}
+
+
 @pytest.fixture(scope="module")
 def restored(two_workers, there):
     "The set degraded and restored by two processes, one of which is killed; what happened."
-    def some(): return {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")} if len(list(out.glob("*.tar"))) >= 3 else None
+    def some(): return now if len(now := written(out)) >= 3 else None
 
     out = there / "restored"
     thread, killed = kill_when(some, "ray::MapWorker")
@@ -118,10 +126,10 @@ def restored(two_workers, there):
 def test_a_set_is_restored_although_a_worker_is_killed(restored, there):
     out, rows, killed = restored
     assert len(killed) == 1 and 3 <= len(killed[0]) < 10
-    assert killed[0].items() <= {p.name: p.stat().st_mtime_ns for p in out.glob("*.tar")}.items()   # what was written then was not written again
+    assert killed[0].items() <= written(out).items()   # what was written then was not written again
     assert [row["file"] for row in rows] == [row["file"] for row in open_shards(there / "shards").shards.rows] and sum(row["new"] for row in rows) >= 9
     assert sum(row["faces"] for row in rows) == 40 == len(open_shards(out)) and "every hash right" in check_shards(out, progress=False)
-    assert sorted(p.name for p in out.iterdir()) == sorted([*(row["file"] for row in rows), "index.json", "made_from.json"])
+    assert list(written(out)) == sorted(row["file"] for row in rows)
     alone = Worker(Job("restore", str(there / "shards"), str(there / MODEL), str(there / "alone"), degrade=True, batch=4))
     assert all(alone.make(s)["new"] for s in range(10))
     assert made(there, "alone") == {f"alone/{row['file']}": (out / row["file"]).read_bytes() for row in rows}
@@ -168,3 +176,13 @@ def test_what_cannot_work_is_refused_before_anything_starts(there, tmp_path):
     with pytest.raises(FacelabError, match="has no index.json"):
         restore_shards(tmp_path, there / MODEL, tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_shard_is_told_in_a_sentence(two_workers, there, tmp_path):
+    shutil.copytree(there / "shards", tmp_path / "shards")
+    (tmp_path / "shards/test-000002.tar").write_bytes(b"damaged")
+    with pytest.raises(FacelabError, match=r"^1 of 3 shards could not be made: .*test-000002.tar has 7 bytes instead of [\d,]+: copy it again"):
+        score_shards(tmp_path / "shards", there / MODEL, tmp_path / "out", workers=1, batch=4)
+    shutil.copy(there / "shards/test-000002.tar", tmp_path / "shards")
+    rows = score_shards(tmp_path / "shards", there / MODEL, tmp_path / "out", workers=1, batch=4)
+    assert [row["new"] for row in rows] == [False, False, True]

@@ -68,7 +68,8 @@ class Grid:
 
     def inputs_from(self, chain):
         "What the degraded test faces of a chain depend on."
-        return {"source": self.sources[f"inputs@{chain}"], "faces": self.faces_sha256, "seed": self.params["seed"], "from": self.inputs and sha256(Path(self.inputs) / chain / "manifest.json")}
+        given = self.inputs and sha256(Path(self.inputs) / chain / "manifest.json")
+        return {"source": self.sources[f"inputs@{chain}"], "faces": self.faces_sha256, "seed": self.params["seed"], "given": given}
 
     def scoring(self, name):
         "What a recipe's scores depend on."
@@ -105,7 +106,8 @@ def effective_params(root, profile=None, path=None):
         raise FacelabError(f"params.yaml holds the profile {params['profile']!r}: leave --profile out, or go back with `make profile PROFILE=demo` first")
     for file in filter(None, (profile and Path(root) / "profiles" / f"{profile}.yaml", path)):
         params = merge(params, change := read_yaml(file), file)
-        sections = {name: (SECTIONS[name], values) for name, values in change.items()} | {f"instead: {name}": (SECTIONS["train"], values) for name, values in change.get("instead", {}).items()}
+        sections = {name: (SECTIONS[name], values) for name, values in change.items()}
+        sections |= {f"instead: {name}": (SECTIONS["train"], values) for name, values in change.get("instead", {}).items()}
         for where, (known, values) in sections.items():
             check_keys(values if isinstance(known, dict) else {}, known, f"{file}: {where}")
             for key, kind, value in [(f": {k}", known[k], v) for k, v in values.items()] if isinstance(known, dict) else [("", known, values)]:

@@ -2,9 +2,10 @@
 
     python -m facelab.fleet.runner --faces PACK --out DIR --profile real --seconds 540
 
-PACK is a folder of shards (`facelab.shards` packs one) or a `faces.safetensors`; DIR becomes what `build` is in the pipeline: models, parts, history, runs, scores. Parts come before what is
-made of them. Run it again and it goes on: what is finished is left alone, what was stopped or killed continues from its checkpoint. Started several times on one DIR, on one GPU or on machines
-that share a disk, the processes share the list. Started by `torchrun`, all processes train each recipe together. Exit status: 0 all finished, 1 something failed, 2 time was up.
+PACK is a folder of shards (`facelab.shards` packs one) or a `faces.safetensors`; DIR becomes what `build` is in the pipeline: models, parts, history, runs,
+scores. Parts come before what is made of them. Run it again and it goes on: what is finished is left alone, what was stopped or killed continues from its
+checkpoint. Started several times on one DIR, on one GPU or on machines that share a disk, the processes share the list. Started by `torchrun`, all processes
+train each recipe together. Exit status: 0 all finished, 1 something failed, 2 time was up.
 """
 
 import argparse

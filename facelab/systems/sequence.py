@@ -18,7 +18,7 @@ def fills_holes(
     net, # a network
 ):
     "Is it a completion network?"
-    return any(inspect.isclass(e.make) and isinstance(net, e.make) for e in entries("completion").values())
+    return type(net).__name__ in {e.make.__name__ for e in entries("completion").values()}   # by name: a notebook that runs again registers its class anew
 
 # %% ../../nbs/systems/06_sequence.ipynb #c006
 class Sequence(nn.Module):
