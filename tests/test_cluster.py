@@ -25,7 +25,9 @@ from facelab.fleet.grid import effective_params, open_grid  # noqa: E402
 from facelab.fleet.runner import make_all  # noqa: E402
 from facelab.fleet.sets import Job, Worker  # noqa: E402
 from facelab.inputs import Inputs  # noqa: E402
-from facelab.models import load_model  # noqa: E402
+from facelab.images import to_float, to_uint8  # noqa: E402
+from facelab.models import load_model, restore, write_model  # noqa: E402
+from facelab.recipes import build  # noqa: E402
 from facelab.shards import check_shards, open_shards, write_shards  # noqa: E402
 
 ROWS, MODEL = ["bicubic", "srresnet", "prior_guided_gan"], "out/models/prior_guided_sr/srresnet"
@@ -168,6 +170,21 @@ def test_scores_are_those_of_the_pipeline(two_workers, there, tmp_path):
     assert [row["faces"] for row in rows] == [4] * 3 and [row["new"] for row in rows] == [True] * 3
     assert [tables[0][0], *(line for table in tables for line in table[1:])] == (there / "out/scores/prior_guided_sr/srresnet.csv").read_text().splitlines()
     print(f"12 rows in 3 tables, those of the pipeline; {averages(tmp_path, rows)}")
+
+
+def test_pictures_that_are_degraded_already(there, tmp_path):
+    low = draw_set(0, 0, 4, size=32, seed=1)
+    write_shards(FaceSet("low", low.images, low.names, low.split), tmp_path / "low", progress=False)
+    worker = Worker(Job("restore", str(tmp_path / "low"), str(there / MODEL), str(tmp_path / "high")))
+    worker.make(0)
+    alone = to_uint8(restore(load_model(there / MODEL)[0], to_float(low.images)))
+    assert worker.shape == (3, 256, 256)
+    write_shards(FaceSet("low", alone, low.names, low.split), tmp_path / "packed", progress=False)
+    assert (tmp_path / "high/test-000000.tar").read_bytes() == (tmp_path / "packed/test-000000.tar").read_bytes()
+    spec = {"use": "systems.fcsr_gan.FCSRGAN", "scale": 8, "width": 8, "depth": 1}
+    write_model(tmp_path / "model", {"generator": build(spec).state_dict()}, {"generator": spec, "critics": {}, "degradation": []})
+    with pytest.raises(FacelabError, match="FCSRGAN needs M .* but it was not given"):
+        Worker(Job("restore", str(tmp_path / "low"), str(tmp_path / "model"), str(tmp_path / "out")))
 
 
 def test_what_cannot_work_is_refused_before_anything_starts(there, tmp_path):

@@ -51,7 +51,7 @@ def models(faces, tmp_path_factory):
     folder, params = tmp_path_factory.mktemp("labelling"), load_params(ROOT)
     params["train"].update(steps=2, batch=2, width=.125, depth=.05, threads=1, validate=0, log_every=2)
     for name in ("parser", "landmarker"):
-        train({**resolve(name, load_recipes(ROOT), params), "faces": "celeb"}, faces, folder / name, progress=False)
+        train(resolve(name, load_recipes(ROOT), params), replace(faces, name="celeb"), folder / name, progress=False)
     return folder
 
 
