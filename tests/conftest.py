@@ -17,7 +17,8 @@ TINY = {"train: 800": "train: 24", "val: 40": "val: 4", "test: 80": "test: 6", "
         "  prior_guided_sr: {steps: 220, batch: 8, width: 0.25}\n  rain_removal: {steps: 6, batch: 2, validate: 1} .*": "  cbd_drn_x8: {width: 0.125}",
         "faces: 6": "faces: 2", "dpi: 150": "dpi: 60", "bootstrap: 2000": "bootstrap: 50"}
 
-RECIPES = {"prior_guided_sr.yaml": None, "jdsr_gan.yaml": ["jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "cbd_drn_x8"]}   # that `shrink` keeps; all are tried in test_recipes.py
+RECIPES = {"jdsr_gan": ["jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "cbd_drn_x8"]}   # that `shrink` keeps beside those of prior_guided_sr; all are tried in test_recipes.py
+SHORTENED = ["fcsr_gan", "heavy_rain", "jdsr_gan", "labelling", "recognisers", "sr_deblur_gan"]   # files of recipes that it rewrites
 CHAINS = ["clean", "prior_guided_x8", "jdsr_gan_x4", "jdsr_gan_x8", "fcsr_gan_x4_2x2", "sr_deblur_gan", "heavy_rain_x4"]   # that `shrink` keeps; all are tried in test_degradations.py
 SAMPLES = {"jdsr_gan": ["inputs"], "fcsr_gan": ["figure_8a"], "sr_deblur_gan": ["figure_3"], "heavy_rain": ["figure_5"]}
 
@@ -66,10 +67,8 @@ def shorten_recipes(folder):
     "Leave only the recipes that `RECIPES` names, each standing alone."
     everything = [yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")]
     all_of = {name: entry for data in everything for kind in ("parts", "recipes") for name, entry in (data.get(kind) or {}).items()}
-    for path in folder.glob("*.yaml"):
-        data = yaml.safe_load(path.read_text())
-        if RECIPES.get(path.name, []) is None or path.name in ("degradations.yaml", "losses.yaml", "baselines.yaml"): continue
-        keep = RECIPES.get(path.name, [])
+    for path in (folder / f"{name}.yaml" for name in SHORTENED):
+        data, keep = yaml.safe_load(path.read_text()), RECIPES.get(path.stem, [])
         for kind in ("parts", "recipes"):
             data[kind] = {name: standing_alone(name, all_of) for name in data.get(kind) or {} if name in keep}
         if not keep: data["papers"] = {}
