@@ -3,6 +3,7 @@
 import os
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +22,8 @@ RECIPES = {"jdsr_gan": ["jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "cbd_drn_x8"]} 
 SHORTENED = ["fcsr_gan", "heavy_rain", "jdsr_gan", "labelling", "recognisers", "sr_deblur_gan"]   # files of recipes that it rewrites
 CHAINS = ["clean", "prior_guided_x8", "jdsr_gan_x4", "jdsr_gan_x8", "fcsr_gan_x4_2x2", "sr_deblur_gan", "heavy_rain_x4"]   # that `shrink` keeps; all are tried in test_degradations.py
 SAMPLES = {"jdsr_gan": ["inputs"], "fcsr_gan": ["figure_8a"], "sr_deblur_gan": ["figure_3"], "heavy_rain": ["figure_5"]}
+
+SMALL_RUN = "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log_every: 2, validate: 2, checkpoint_seconds: 0}\ninstead: {}\n"   # what the runner and Ray train with
 
 
 def run(command, cwd, **more):
@@ -82,6 +85,24 @@ def standing_alone(name, all_of):
     entry = dict(all_of[name])
     like = entry.pop("like", None)
     return entry if like is None else over({k: v for k, v in standing_alone(like, all_of).items() if k not in OWN}, entry)
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def packed(folder, test, per_shard, params):
+    "A drawn set with so many test faces, packed in the two ways, and parameters that are small; the folder."
+    from facelab.drawn import draw_set
+    from facelab.shards import write_shards
+
+    faces = draw_set(24, 4, test, seed=0)
+    faces.save(folder / "faces.safetensors")
+    write_shards(faces, folder / "shards", per_shard=per_shard, progress=False)
+    (folder / "small.yaml").write_text(params)
+    return folder
 
 
 @pytest.fixture

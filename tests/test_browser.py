@@ -12,7 +12,7 @@ import time
 
 import pytest
 import yaml
-from conftest import ROOT
+from conftest import ROOT, free_port
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
@@ -33,12 +33,6 @@ def wait_until(what, seconds=30):
         assert time.monotonic() < end, "nothing happened in time"
         time.sleep(.03)
     return value
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def listening(port):

@@ -11,7 +11,7 @@ import time
 import fsspec
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, SMALL_RUN, packed
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'facelab[cluster]'")
 
@@ -31,7 +31,6 @@ from facelab.recipes import build  # noqa: E402
 from facelab.shards import check_shards, open_shards, write_shards  # noqa: E402
 
 ROWS, MODEL = ["bicubic", "srresnet", "prior_guided_gan"], "out/models/prior_guided_sr/srresnet"
-SMALL = "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log_every: 2, validate: 2, checkpoint_seconds: 0}\ninstead: {}\nevaluate: {batch: 4}\n"
 
 
 @pytest.fixture(scope="module")
@@ -45,11 +44,7 @@ def two_workers():
 @pytest.fixture(scope="module")
 def there(tmp_path_factory):
     "A face set, in a file and in shards of four, and recipes that one process made of it."
-    folder = tmp_path_factory.mktemp("there")
-    faces = draw_set(24, 4, 12, seed=0)
-    faces.save(folder / "faces.safetensors")
-    write_shards(faces, folder / "shards", per_shard=4, progress=False)
-    (folder / "small.yaml").write_text(SMALL)
+    folder = packed(tmp_path_factory.mktemp("there"), 12, 4, SMALL_RUN + "evaluate: {batch: 4}\n")
     assert make_all(grid(folder, folder / "out"), ROWS) == ({}, [])
     return folder
 

@@ -11,22 +11,19 @@ import time
 
 import pytest
 import torch
-from conftest import ENV, ROOT, copy_project, run, shrink
+from conftest import ENV, ROOT, SMALL_RUN, copy_project, packed, run, shrink
 
 from facelab import FacelabError
 from facelab.checkpoints import open_state
-from facelab.drawn import draw_set
 from facelab.evaluation import evaluate
 from facelab.faces import FaceSet
 from facelab.fleet.grid import effective_params, make, open_grid
 from facelab.fleet.runner import main, make_all, turns
 from facelab.inputs import write_inputs
 from facelab.recipes import resolve
-from facelab.shards import write_shards
 from facelab.training import train
 
 ROWS = ["bicubic", "srresnet", "prior_guided_gan"]   # a row without training, a plain one, and one that needs the features network
-SMALL = "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log_every: 2, validate: 2, checkpoint_seconds: 0}\ninstead: {}\n"
 BARE = """
 import sys
 from importlib.machinery import PathFinder
@@ -51,12 +48,7 @@ sys.exit(code)
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory):
     "A face set, packed in the two ways, and small parameters."
-    folder = tmp_path_factory.mktemp("pack")
-    faces = draw_set(24, 4, 6, seed=0)
-    faces.save(folder / "faces.safetensors")
-    write_shards(faces, folder / "shards", per_shard=6, progress=False)
-    (folder / "small.yaml").write_text(SMALL)
-    return folder
+    return packed(tmp_path_factory.mktemp("pack"), 6, 6, SMALL_RUN)
 
 
 def command(pack, out, *more, faces="faces.safetensors", recipes=ROWS):

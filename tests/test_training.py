@@ -6,15 +6,13 @@ import math
 import multiprocessing
 import random
 import resource
-import socket
 import subprocess
 import sys
-import textwrap
 import time
 
 import pytest
 import torch
-from conftest import ENV, ROOT
+from conftest import ENV, ROOT, free_port
 from safetensors.torch import load_file
 
 from facelab import FacelabError
@@ -225,21 +223,6 @@ def test_a_time_limit_ends_every_stage(faces, tmp_path):
     assert {row["stage"] for row in run.history} == {"content", "adversarial"}
 
 
-TWO = """
-    import json, sys
-    from facelab.faces import FaceSet
-    from facelab.training import train
-    folder = sys.argv[1]
-    train(json.load(open(f"{folder}/recipe.json")), FaceSet.load(f"{folder}/faces.safetensors"), f"{folder}/model", f"{folder}/history.csv", progress=False)
-"""
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
 def test_two_processes_with_half_the_batch_equal_one(faces, tmp_path):
     """Gloo on the CPU. No batch norm in this recipe, and a critic with a gradient penalty."""
     recipe = small(steps=4, log_every=1, validate=0, batch=4)
@@ -249,11 +232,13 @@ def test_two_processes_with_half_the_batch_equal_one(faces, tmp_path):
     critic = {"adversarial": {"use": "losses.adversarial.wasserstein_critic", "of": "critic(restored)", "to": "critic(target)"}}
     recipe["stages"] = [{"name": "both", "steps": 4, "losses": losses, "critics": {"critic": critic}}]
     one, two = (prepared(tmp_path / name, faces, recipe) for name in ("one", "two"))
+    alone = start(one)
     script = tmp_path / "two.py"
-    script.write_text(textwrap.dedent(TWO))
-    assert subprocess.run([sys.executable, str(script), str(one)], cwd=ROOT, env=ENV).returncode == 0
+    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom pathlib import Path\nfrom test_training import train_in\ntrain_in(Path(sys.argv[1]))\n")
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(script), str(two)], cwd=ROOT, env={**ENV, "GLOO_SOCKET_IFNAME": "lo"}, capture_output=True, text=True, timeout=180)
     assert done.returncode == 0, done.stderr[-2000:]
+    alone.join()
+    assert alone.exitcode == 0
     for name in ("generator", "critic"):
         a, b = (load_file(folder / "model" / f"{name}.safetensors") for folder in (one, two))
         worst = max((a[k] - b[k]).abs().max().item() for k in a)

@@ -121,7 +121,9 @@ def sha256(path):
 
 def file_of(pack):
     "The safetensors file that a face set is, or None: then it is made of shards."
-    return next((p for p in (Path(pack), Path(pack) / "faces.safetensors") if p.suffix == ".safetensors" and p.is_file()), None)
+    from facelab.faces import _saved
+
+    return _saved(pack)
 
 
 def fingerprint(pack):
