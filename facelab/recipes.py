@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'OWN', 'KINDS', 'TRAINING', 'check_recipe', 'check_terms',
-           'over', 'load_degradations', 'load_losses', 'terms_table', 'summed', 'part_of', 'parts_used', 'check_parts',
-           'load_recipes', 'folder_of', 'locate', 'build', 'scaled', 'stage_steps', 'features_for', 'in_sequence',
-           'resolve', 'sources_table', 'recipes_table', 'recipes_page']
+           'over', 'load_degradations', 'asked_of_unseen', 'load_losses', 'terms_table', 'summed', 'part_of',
+           'parts_used', 'check_parts', 'load_recipes', 'folder_of', 'locate', 'build', 'scaled', 'like_generator',
+           'stage_steps', 'features_for', 'in_sequence', 'resolve', 'sources_table', 'recipes_table', 'recipes_page']
 
 # %% ../nbs/07_recipes.ipynb #c002
 import copy, importlib, pkgutil
@@ -114,7 +114,14 @@ def _filled(steps, value):
     "The steps with the word `each` replaced."
     return [{k: value if v == "each" else v for k, v in step.items()} for step in steps]
 
-# %% ../nbs/07_recipes.ipynb #c019
+# %% ../nbs/07_recipes.ipynb #c018
+def asked_of_unseen(
+    papers: dict,  # paper -> papers/<paper>.yaml
+) -> list:         # names such as "plain_x4@unseen"
+    "The chains on which papers want to see faces of the second set."
+    return sorted({on for says in papers.values() for entry in says.get("evaluate") or [] for on in entry["on"] if on.endswith("@unseen")})
+
+# %% ../nbs/07_recipes.ipynb #c021
 def load_losses(
     root=None,  # the project's folder; found by itself
 ) -> dict:      # name -> paper, equation, terms, sources
@@ -128,7 +135,7 @@ def load_losses(
         check_terms(entry["terms"], where)
     return {name: entry for name, (_, entry) in found.items()}
 
-# %% ../nbs/07_recipes.ipynb #c021
+# %% ../nbs/07_recipes.ipynb #c023
 def terms_table(
     sums: dict,  # as `load_losses` returns them
     paper: str,  # only what belongs to this paper
@@ -139,7 +146,7 @@ def terms_table(
             for entry in sums.values() if entry["paper"] == paper for term, loss in entry["terms"].items() if loss]
     return markdown_table(rows, ("equation", "term", "loss", "of", "compared with", "weight"), ["---"]*5 + ["---:"])
 
-# %% ../nbs/07_recipes.ipynb #c023
+# %% ../nbs/07_recipes.ipynb #c025
 def summed(
     losses,      # terms by name, or a list of names of weighted sums
     sums: dict,  # as `load_losses` returns them
@@ -158,7 +165,7 @@ def summed(
         out |= copy.deepcopy(sums[name]["terms"])
     return out
 
-# %% ../nbs/07_recipes.ipynb #c027
+# %% ../nbs/07_recipes.ipynb #c029
 KINDS = ("priors", "parts", "recipes")
 
 def part_of(
@@ -168,7 +175,7 @@ def part_of(
     name, _, inside = str(address).partition(".")
     return name, inside
 
-# %% ../nbs/07_recipes.ipynb #c029
+# %% ../nbs/07_recipes.ipynb #c031
 def parts_used(
     recipe: dict,  # as its file says it, or resolved
 ) -> list:         # names, each once
@@ -176,7 +183,7 @@ def parts_used(
     asked = [*recipe.get("sequence", []), *recipe.get("helpers", {}).values(), *recipe.get("begin", {}).values()]
     return list(dict.fromkeys(part_of(a)[0] for a in asked))
 
-# %% ../nbs/07_recipes.ipynb #c030
+# %% ../nbs/07_recipes.ipynb #c032
 def check_parts(
     name: str,      # the recipe's name
     recipe: dict,   # its fields
@@ -191,7 +198,7 @@ def check_parts(
         if recipe["needs"] != f"parts/{parts[part]['group']}":
             raise FacelabError(f"recipe {name!r} in {where} uses the part {part!r} but needs {recipe['needs']}: say `needs: parts/{parts[part]['group']}`")
 
-# %% ../nbs/07_recipes.ipynb #c032
+# %% ../nbs/07_recipes.ipynb #c034
 def load_recipes(
     root=None,  # the project's folder; found by itself
 ) -> dict:      # name -> recipe, `like` already followed, `kind` telling which of `KINDS` it is
@@ -216,7 +223,7 @@ def load_recipes(
             raise FacelabError(f"recipe {name!r} in {origin[name].name} is without {min(unused)!r}, which no stage has: there is {', '.join(sorted({t for s in recipe['stages'] for t in s['losses']}))}")
     return out
 
-# %% ../nbs/07_recipes.ipynb #c037
+# %% ../nbs/07_recipes.ipynb #c039
 def folder_of(
     name: str,     # a recipe
     recipe: dict,  # its fields
@@ -224,7 +231,7 @@ def folder_of(
     "Where the pipeline puts what a recipe has learned."
     return {"priors": f"models/{name}", "parts": f"parts/{recipe.get('group')}/{name}", "recipes": f"models/{recipe['paper']}/{name}"}[recipe["kind"]]
 
-# %% ../nbs/07_recipes.ipynb #c040
+# %% ../nbs/07_recipes.ipynb #c042
 def locate(
     use: str,  # address inside the package, such as "losses.pixel.mse"
 ):
@@ -239,7 +246,7 @@ def locate(
         raise FacelabError(f"unknown name {use!r}: facelab.{module} has no {name!r}; {near(name, public)}")
     return getattr(found, name)
 
-# %% ../nbs/07_recipes.ipynb #c043
+# %% ../nbs/07_recipes.ipynb #c045
 def build(
     spec: dict,  # `use` and the arguments
     **extra,     # more arguments, which win
@@ -247,20 +254,24 @@ def build(
     "Call what `spec` names with the arguments it gives; an argument that does not exist is told by name."
     return call(locate(spec["use"]), {**{k: v for k, v in spec.items() if k != "use"}, **extra}, spec["use"])
 
-# %% ../nbs/07_recipes.ipynb #c047
+# %% ../nbs/07_recipes.ipynb #c049
 def scaled(
     spec: dict,        # a network: `use` and arguments
     train: dict,       # the `train` section of the parameters
 ) -> dict:
-    "The network with its `width` (rounded to a multiple of 4, at least 8) and `depth` (at least 1) made smaller."
-    out = dict(spec)
-    if "width" in out:
-        out["width"] = max(8, 4 * round(out["width"] * train["width"] / 4))
-    if "depth" in out:
-        out["depth"] = max(1, round(out["depth"] * train["depth"]))
-    return out
+    "The network with its channels, `width` and `features` (rounded to a multiple of 4, at least 8), and its blocks, `depth` (at least 1), made fewer."
+    channels = {k: max(8, 4 * round(v * train["width"] / 4)) for k, v in spec.items() if k in ("width", "features")}
+    return {**spec, **channels, **({"depth": max(1, round(spec["depth"] * train["depth"]))} if "depth" in spec else {})}
 
-# %% ../nbs/07_recipes.ipynb #c049
+# %% ../nbs/07_recipes.ipynb #c052
+def like_generator(
+    critic: dict,     # `use` and arguments
+    generator: dict,  # `use` and arguments
+) -> dict:
+    "The critic with its words `generator.<argument>` replaced by what the generator has."
+    return {k: generator[v.partition(".")[2]] if str(v).startswith("generator.") else v for k, v in critic.items()}
+
+# %% ../nbs/07_recipes.ipynb #c054
 def stage_steps(
     shares: list,  # share of each stage, or its steps in the paper
     steps: int,    # steps of all stages together
@@ -273,7 +284,7 @@ def stage_steps(
         ends.append(min(max(round(steps * sum(shares[: i + 1]) / sum(shares)), ends[-1] + 1), steps - (len(shares) - i - 1)))
     return [b - a for a, b in zip(ends, ends[1:])]
 
-# %% ../nbs/07_recipes.ipynb #c053
+# %% ../nbs/07_recipes.ipynb #c058
 def features_for(
     wish,              # features of a recipe's loss: network and layers, or "perceptual"
     perceptual: dict,  # the section of the parameters
@@ -281,7 +292,7 @@ def features_for(
     "Which features a loss gets under these parameters."
     return {**perceptual, **wish} if isinstance(wish, dict) and perceptual["source"] == "torchvision" else perceptual
 
-# %% ../nbs/07_recipes.ipynb #c056
+# %% ../nbs/07_recipes.ipynb #c061
 def in_sequence(
     names: list,    # of parts, in order
     recipes: dict,  # as `load_recipes` returns them
@@ -292,10 +303,10 @@ def in_sequence(
     return dict(generator={"use": "systems.sequence.Sequence", "parts": [spec["generator"] for spec in specs]},
                 begin={f"generator.parts.{i}": name for i, name in enumerate(names)})
 
-# %% ../nbs/07_recipes.ipynb #c057
+# %% ../nbs/07_recipes.ipynb #c062
 TRAINING = ["start", "seconds", "warmup", "schedule", "clip", "ema", "validate", "threads", "precision", "compile", "log_every"]
 
-# %% ../nbs/07_recipes.ipynb #c058
+# %% ../nbs/07_recipes.ipynb #c063
 def resolve(
     name: str,      # a recipe
     recipes: dict,  # as `load_recipes` returns them
@@ -310,7 +321,7 @@ def resolve(
         out |= in_sequence(out.pop("sequence"), recipes, params)
     elif out["kind"] != "priors":   # these keep their size: a paper's losses should not depend on the profile's widths
         out["generator"] = scaled(out["generator"], train)
-        out["critics"] = {k: scaled(v, train) for k, v in out.get("critics", {}).items()}
+        out["critics"] = {k: like_generator(scaled(v, train), out["generator"]) for k, v in out.get("critics", {}).items()}
         out["batch"] = train["batch"] or out.get("batch")
         if "optimiser" in out:
             out["optimiser"] |= {k: v for k, v in (("use", train["optimiser"]), ("lr", train["lr"])) if v}
@@ -326,7 +337,7 @@ def resolve(
         out.pop(field, None)
     return {"name": name, "seed": params["seed"], "critics": {}, **out, **{k: train[k] for k in TRAINING}}
 
-# %% ../nbs/07_recipes.ipynb #c062
+# %% ../nbs/07_recipes.ipynb #c067
 def sources_table(
     recipes: dict,  # as `load_recipes` returns them
     chains: dict,   # as `load_degradations` returns them
@@ -339,7 +350,7 @@ def sources_table(
             for field, why in entry.get("sources", {}).items()]
     return markdown_table(rows, ("recipe", "field", "source"))
 
-# %% ../nbs/07_recipes.ipynb #c064
+# %% ../nbs/07_recipes.ipynb #c069
 def recipes_table(
     recipes: dict,  # as `load_recipes` returns them
     paper: str,     # only what belongs to this paper
@@ -356,7 +367,7 @@ def recipes_table(
     return markdown_table([row(n, r) for n, r in recipes.items() if r["paper"] == paper],
                           ("recipe", "row", "degradation", "generator", "critics", "begins with", "stages and steps", "optimiser"))
 
-# %% ../nbs/07_recipes.ipynb #c067
+# %% ../nbs/07_recipes.ipynb #c072
 def recipes_page(
     root=None,  # the project's folder; found by itself
 ) -> str:       # Markdown

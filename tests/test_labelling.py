@@ -11,9 +11,10 @@ from facelab.drawn import draw_set
 from facelab.engine.params import load_params
 from facelab.faces import FaceSet, Files, parsing_11
 from facelab.heatmaps import heatmaps
-from facelab.labelling import Landmarker, balanced_cross_entropy, complete, label, labels_19
+from facelab.labelling import balanced_cross_entropy, complete, label, labels_19
 from facelab.models import load_model, write_model
 from facelab.networks.gfc import GFCParser
+from facelab.networks.hourglass import PriorNet
 from facelab.recipes import load_recipes, resolve
 from facelab.run import Run, take_step
 from facelab.training import train
@@ -98,7 +99,7 @@ def test_name_and_notes_tell_the_origin_and_are_saved(models, bare, tmp_path):
 
 def test_the_landmarker_of_a_folder_is_the_one_that_was_trained(models, bare):
     net = load_model(models / "landmarker")[0]
-    assert isinstance(net, Landmarker) and label(bare, models / "landmarker", "landmarks", **QUIET).landmarks.equal(label(bare, net, "landmarks", **QUIET).landmarks)
+    assert isinstance(net, PriorNet) and label(bare, models / "landmarker", "landmarks", **QUIET).landmarks.equal(label(bare, net, "landmarks", **QUIET).landmarks)
 
 
 def test_landmark_maps_begin_empty_and_do_not_saturate(faces):
@@ -126,7 +127,7 @@ def test_what_would_mislead_is_refused(models, faces, bare, tmp_path):
     assert "set drawn has parsing already: say replace=True" in said(lambda: label(faces, models / "parser", "parsing", **QUIET))
     assert label(faces, Knows(faces), "parsing", replace=True, **QUIET).name == "drawn, parsing predicted by Knows"
     assert "no trained model in" in said(lambda: label(bare, tmp_path, "parsing", **QUIET))
-    assert "Landmarker makes landmark_maps (81, 32, 32) of a face and no parsing" in said(lambda: label(bare, models / "landmarker", "parsing", **QUIET))
+    assert "PriorNet makes landmark_maps (81, 32, 32), parsing_maps (1, 32, 32) of a face and no parsing" in said(lambda: label(bare, models / "landmarker", "parsing", **QUIET))
     assert "PriorNet makes" in said(lambda: label(bare, models / "parser", "landmarks", **QUIET))   # its one idle landmark map is no landmark scheme
     assert "'depth' cannot be predicted" in said(lambda: label(bare, models / "parser", "depth", **QUIET))
     assert "finds not all landmarks in 1 of 12 faces of set bare (first train-000003)" in said(lambda: label(bare, Knows(faces, lose=[3]), "landmarks", **QUIET))

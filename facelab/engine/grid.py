@@ -6,6 +6,7 @@ scheduler that every machine has; so one is written in the language of the other
 
 from pathlib import Path
 
+from facelab.engine.sources import evaluated
 from facelab.engine.text import write_text
 
 HEAD = """# Written by `python -m facelab.engine grid`; run by `make repro`.
@@ -34,9 +35,15 @@ def stale_stages(root):
         return {stage.addressing: sorted(need.addressing for need in graph.successors(stage) if need in stale) for stage in sorted(stale, key=lambda s: s.addressing)}
 
 
+def in_order(stages, papers):
+    "The stages with what the first papers show at the head: make begins there, with what it needs."
+    first = [f"{stage}@{paper}" for paper in papers for stage in ("tables", "figures")]
+    return {name: stages[name] for name in dict.fromkeys([*(name for name in first if name in stages), *stages])}
+
+
 def write_grid(root):
     "Write `build/grid.mk`; returns how many stages it holds."
-    stages, build = stale_stages(root), Path(root) / "build"
+    stages, build = in_order(stale_stages(root), evaluated(root)), Path(root) / "build"
     (build / "logs").mkdir(parents=True, exist_ok=True)
     needs = "".join(f"{name}: {' '.join(before)}\n" for name, before in stages.items() if before)
     write_text(build / "grid.mk", HEAD.format(names=" ".join(stages)) + needs if stages else "all:\n")

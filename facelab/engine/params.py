@@ -63,27 +63,34 @@ def merge(base, change, where="profile"):
 
 def load_params(root=None):
     "The effective parameters (`params.yaml`), checked against the names that the code knows."
-    root = Path(root or project_root())
-    params = read_yaml(root / "params.yaml")
-    check_keys(params, SECTIONS, root / "params.yaml")
+    path = Path(root or project_root()) / "params.yaml"
+    return check_params(read_yaml(path), path)
+
+
+def check_params(params, where):
+    "The same parameters, if all that the code knows are there, no others, and each of its kind; `where` they stand is told otherwise."
+    check_keys(params, SECTIONS, where)
     for section, known in SECTIONS.items():
         if section not in params:
-            raise FacelabError(f"{root / 'params.yaml'} lacks the section {section!r}: compare it with `git show HEAD:params.yaml`")
-        if isinstance(known, dict):
-            check_keys(params[section], known, f"{root / 'params.yaml'}: {section}")
-            missing = [k for k in known if k not in params[section]]
-            if missing:
-                raise FacelabError(f"{root / 'params.yaml'}: {section} lacks {missing[0]!r}: compare it with `git show HEAD:params.yaml`")
-        for name, kind in known.items() if isinstance(known, dict) else [(None, known)]:
-            value = params[section] if name is None else params[section][name]
-            check_kind(value, kind, f"{root / 'params.yaml'}: {section if name is None else f'{section}: {name}'}")
+            raise FacelabError(f"{where} lacks the section {section!r}: compare it with `git show HEAD:params.yaml`")
+        if not isinstance(known, dict):
+            check_kind(params[section], known, f"{where}: {section}")
+            continue
+        check_section(params[section], known, f"{where}: {section}")
+        missing = [k for k in known if k not in params[section]]
+        if missing:
+            raise FacelabError(f"{where}: {section} lacks {missing[0]!r}: compare it with `git show HEAD:params.yaml`")
     for name, change in params["instead"].items():
-        where = f"{root / 'params.yaml'}: instead: {name}"
-        check_kind(change, dict, where)
-        check_keys(change, SECTIONS["train"], where)
-        for key, value in change.items():
-            check_kind(value, SECTIONS["train"][key], f"{where}: {key}")
+        check_section(change, SECTIONS["train"], f"{where}: instead: {name}")
     return params
+
+
+def check_section(values, known, where):
+    "Names and kinds of some parameters of a section."
+    check_kind(values, dict, where)
+    check_keys(values, known, where)
+    for name, value in values.items():
+        check_kind(value, known[name], f"{where}: {name}")
 
 
 def check_kind(value, kind, where):
@@ -102,14 +109,14 @@ WHOLE = ("instead",)   # a profile replaces these; other sections are put over t
 SECTIONS = {
     "profile": str,
     "seed": int,
-    "data": {"source": str, "size": int, "parsing": str, "landmarks": str, "labeller": str | None},
-    "draw": {"train": int, "val": int, "test": int},
+    "data": {"source": str, "size": int, "unseen": str, "parsing": str, "landmarks": str, "labeller": str | None},
+    "draw": {"train": int, "val": int, "test": int, "unseen": int},
     "train": {"steps": int | None, "seconds": NUMBER | None, "batch": int | None, "width": NUMBER, "depth": NUMBER, "optimiser": str | None, "lr": NUMBER | None, "warmup": int,
               "schedule": str, "start": str, "clip": NUMBER | None, "ema": NUMBER, "validate": int, "threads": int, "device": str, "precision": str, "compile": bool,
               "checkpoint_seconds": NUMBER, "log_every": int},
     "instead": dict,
     "perceptual": {"source": str, "network": str, "layers": list, "file": str | None, "scale": NUMBER | str | dict | None},
-    "evaluate": {"batch": int, "bootstrap": int},
+    "evaluate": {"batch": int, "bootstrap": int, "convention": str | None},
     "figures": {"faces": int, "dpi": int},
 }
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from facelab import FacelabError
 from facelab.engine.params import near, project_root
 
-STAGES = ("draw", "faces", "synthesize", "samples", "train", "evaluate", "tables", "figures", "architecture")
+STAGES = ("draw", "faces", "synthesize", "samples", "train", "restore", "score", "tables", "figures", "architecture", "claims")
 
 
 def run(stage, item=None, root=None):

@@ -15,7 +15,7 @@ from pathlib import Path
 from facelab import FacelabError
 from facelab.engine.params import load_params, near, read_yaml
 from facelab.engine.text import write_text
-from facelab.recipes import load_degradations, load_recipes, resolve
+from facelab.recipes import asked_of_unseen, load_degradations, load_recipes, resolve
 
 
 def _without_docstrings(tree):
@@ -102,22 +102,35 @@ def recipe_sources(root, recipes, params):
         yield f"train@{name}", stage_source(root, "train", {k: v for k, v in full.items() if k not in ("label", "needs")})
 
 
+def networks(names, recipes, params):
+    "What restoring depends on besides weights: the networks, and which inputs they are given."
+    return {name: {k: v for k, v in resolve(name, recipes, params).items() if k in ("inputs", "generator")} for name in names}
+
+
 def paper_sources(root, recipes, params):
-    """Evaluation depends on which inputs the systems of a paper are given and on their networks, not on how they learned; tables, figures and
-    drawings on what the paper reports and on the names of its rows, as soon as it reports anything."""
-    rows = {name: r for name, r in recipes.items() if r["kind"] == "recipes"}
-    reported = set().union(*((read_yaml(path).get("reported") or {}) for path in (root / "recipes").glob("*.yaml")))
-    for paper in sorted({r["paper"] for r in rows.values()}):
-        own = {name: r for name, r in rows.items() if r["paper"] == paper}
-        yield f"evaluate@{paper}", stage_source(root, "evaluate", {name: {k: v for k, v in resolve(name, recipes, params).items() if k in ("inputs", "generator")} for name in own})
-        if paper not in reported: continue
-        path, labels = root / "papers" / f"{paper}.yaml", {name: r["label"] for name, r in own.items()}
-        says = read_yaml(path)
-        for stage, fields in (("tables", ("convention", "tables")), ("figures", ("figures",)), ("architecture", ("architecture", "layers"))):
+    """Restoring depends on which systems are given which inputs and on their networks, not on how they learned; tables, figures and drawings
+    on what the paper reports and on the names of its rows; claims on all papers."""
+    papers = {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
+    labels = {name: r["label"] for name, r in recipes.items() if r["kind"] == "recipes"}
+    for paper in evaluated(root):
+        says = papers.get(paper, {})
+        wanted = says.get("evaluate") or []
+        names = {name for name, r in recipes.items() if r["kind"] == "recipes" and r["paper"] == paper} | {name for entry in wanted for name in entry["systems"]} & recipes.keys()
+        for stage in ("restore", "score"):
+            yield f"{stage}@{paper}", stage_source(root, stage, {"evaluate": wanted, **networks(sorted(names), recipes, params)})
+        for stage, fields in (("tables", ("convention", "tables")), ("figures", ("convention", "figures"))):
             missing = [f for f in fields if f not in says]
             if missing:
-                raise FacelabError(f"{path} lacks {missing[0]!r}, which the stage {stage} needs: add it")
+                raise FacelabError(f"{root / 'papers' / paper}.yaml lacks {missing[0]!r}, which the stage {stage} needs: add it")
             yield f"{stage}@{paper}", stage_source(root, stage, {"labels": labels, **{f: says[f] for f in fields}})
+        if "architecture" in says:
+            yield f"architecture@{paper}", stage_source(root, "architecture", {f: says.get(f) for f in ("architecture", "layers")})
+    yield "claims", stage_source(root, "claims", {"labels": labels, "claims": papers["claims"], **{paper: {k: says.get(k) for k in ("tables", "convention", "deviations")} for paper, says in papers.items()}})
+
+
+def evaluated(root):
+    "The papers whose systems are restored and scored, as dvc.yaml has them."
+    return list(dict.fromkeys(key for path in sorted((root / "recipes").glob("*.yaml")) for key in read_yaml(path).get("evaluated") or {}))
 
 
 def check_project(root):
@@ -152,8 +165,9 @@ def write_sources(root):
     "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
     params, recipes = check_project(root)
     out = {name: stage_source(root, name) for name in ("draw", "faces")}
-    out["synthesize"] = stage_source(root, "synthesize", {name: chain["steps"] for name, chain in load_degradations(root).items()})
-    out["samples"] = stage_source(root, "samples", {path.stem: read_yaml(path).get("samples", {}) for path in sorted((root / "papers").glob("*.yaml"))})
+    papers = {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
+    out["synthesize"] = stage_source(root, "synthesize", {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": asked_of_unseen(papers)})
+    out["samples"] = stage_source(root, "samples", {paper: says.get("samples", {}) for paper, says in papers.items()})
     out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
     folder = root / "build" / "sources"
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,6 @@
-"""Files that are written whole or not at all, and tables in Markdown."""
+"""Files that are written whole or not at all, their hashes, and tables in Markdown."""
 
+import hashlib
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,6 +24,14 @@ def write_text(path, text):
     "Write a text file, whole or not at all."
     with replacing(path) as half:
         half.write_text(text)
+
+
+def sha256(path):
+    "SHA-256 of a file, its first 16 digits; None if there is no file."
+    if not Path(path).exists():
+        return None
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def markdown_table(rows, head, align=None):

@@ -20,7 +20,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from facelab import FacelabError
-from facelab.fleet.grid import fingerprint, locked, make, sha256
+from facelab.engine.text import sha256
+from facelab.fleet.grid import fingerprint, locked, make
 from facelab.fleet.runner import arguments, asked_for, summary
 from facelab.fleet.sets import Job, Worker, read_file, write_file
 from facelab.shards import FORMAT

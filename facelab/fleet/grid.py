@@ -11,9 +11,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.engine.params import SECTIONS, check_keys, check_kind, load_params, merge, near, project_root, read_yaml
+from facelab.engine.params import check_params, load_params, merge, near, project_root, read_yaml
 from facelab.engine.sources import closure, paper_sources, recipe_sources, used
-from facelab.engine.text import write_text
+from facelab.engine.text import sha256, write_text
 from facelab.recipes import folder_of, load_recipes, parts_used, resolve
 
 
@@ -105,18 +105,8 @@ def effective_params(root, profile=None, path=None):
     if profile and params["profile"] != "demo":
         raise FacelabError(f"params.yaml holds the profile {params['profile']!r}: leave --profile out, or go back with `make profile PROFILE=demo` first")
     for file in filter(None, (profile and Path(root) / "profiles" / f"{profile}.yaml", path)):
-        params = merge(params, change := read_yaml(file), file)
-        sections = {name: (SECTIONS[name], values) for name, values in change.items()}
-        sections |= {f"instead: {name}": (SECTIONS["train"], values) for name, values in change.get("instead", {}).items()}
-        for where, (known, values) in sections.items():
-            check_keys(values if isinstance(known, dict) else {}, known, f"{file}: {where}")
-            for key, kind, value in [(f": {k}", known[k], v) for k, v in values.items()] if isinstance(known, dict) else [("", known, values)]:
-                check_kind(value, kind, f"{file}: {where}{key}")
+        params = check_params(merge(params, read_yaml(file), file), file)
     return {**params, "profile": profile or params["profile"]}
-
-
-def sha256(path):
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest() if Path(path).exists() else None
 
 
 def file_of(pack):
@@ -129,9 +119,8 @@ def file_of(pack):
 def fingerprint(pack):
     "What identifies a face set: the hash of its file, or of the list of its shards."
     if file := file_of(pack):
-        with open(file, "rb") as f:
-            return hashlib.file_digest(f, "sha256").hexdigest()
-    return hashlib.sha256(json.dumps(opened(pack).shards.rows).encode()).hexdigest()
+        return sha256(file)
+    return hashlib.sha256(json.dumps(opened(pack).shards.rows).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
