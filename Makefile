@@ -3,6 +3,7 @@ SHELL := /bin/bash
 VENV ?= .venv
 PYTHON ?= python3
 PROFILE ?= demo
+PAPER ?=
 JOBS ?= 2
 READY := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
@@ -26,14 +27,14 @@ $(READY): pyproject.toml constraints.txt
 	 || $(VENV)/bin/python -m pip install --disable-pip-version-check -c constraints.txt -e '.[test]'
 	@touch $@
 
-repro: $(READY)  ## from faces to every table and figure; goes on where it was stopped; JOBS=2 stages side by side
+repro: $(READY)  ## from faces to every table and figure; goes on where it was stopped; JOBS=2 stages side by side; PAPER=jdsr_gan: one paper alone
 	@python -m facelab.engine check
 	@dvc repro -q sources
-	@set -o pipefail; stages=$$(python -m facelab.engine grid); test $$stages = 0 || \
+	@set -o pipefail; stages=$$(python -m facelab.engine grid $(PAPER)); test $$stages = 0 || \
 	  $(MAKE) -s -k -j $(JOBS) -f build/grid.mk | tqdm --total $$stages --unit stage --desc "make repro" --mininterval 1 > /dev/null
-	dvc repro -q
-	@for table in build/tables/*/*.md; do echo; cat $$table; done
-	@echo; echo "Tables: build/tables   Figures: build/figures, build/samples, build/architecture   Executed notebooks: build/notebooks   Logs: build/logs"
+	dvc repro -q $(if $(PAPER),tables@$(PAPER) figures@$(PAPER) $(if $(filter-out combined,$(PAPER)),architecture@$(PAPER)))
+	@for table in build/tables/$(or $(PAPER),*)/*.md; do echo; cat $$table; done
+	@echo; echo "Tables: build/tables   Figures: build/figures, build/samples, build/architecture   Claims: build/claims/claims.md   Executed notebooks: build/notebooks   Logs: build/logs"
 
 test: $(READY)  ## all tests: the notebooks, then tests/
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print

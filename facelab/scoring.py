@@ -7,11 +7,9 @@ __all__ = ['LABELS', 'hidden_part', 'score_faces', 'small_face', 'batches', 'div
            'who_judged']
 
 # %% ../nbs/08f_scoring.ipynb #c002
-import json, shutil
+import json
 from pathlib import Path
 
-import numpy as np
-import pandas as pd
 import torch
 
 from .engine.text import sha256, write_text
@@ -131,6 +129,8 @@ def score_all(
 
 def write_sets(scores, wanted, done):
     "sets.csv: one row a system and degradation."
+    import pandas as pd
+
     columns = ("n", "fid", "kid", "frechet_face", "diversity")
     rows = [dict(system=r.system, on=r.on, **{c: done[r.where]["numbers"].get(c) for c in columns}) for r in wanted if r.truth is None and r.draw is None]
     text = pd.DataFrame(rows, columns=["system", "on", *columns]).to_csv(index=False, float_format="%.6g", lineterminator="\n")
@@ -139,6 +139,8 @@ def write_sets(scores, wanted, done):
 # %% ../nbs/08f_scoring.ipynb #c017
 def who_judged(judges, scores, wanted, done) -> dict:
     "Column -> by, missing."
+    import pandas as pd
+
     before = json.loads((scores / "judges.json").read_text()) if (scores / "judges.json").exists() else {}
     now = {c: v if v["missing"] != "not asked" else before.get(c, v) for c, v in judges.report().items()}
     hidden = any(pd.read_csv(scores / f"{r.where}.csv")["hidden_error"].notna().any() for r in wanted)

@@ -14,14 +14,21 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1",
        "GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "test", "GIT_CONFIG_KEY_1": "user.email", "GIT_CONFIG_VALUE_1": "test@example.org"}
-TINY = {"train: 800": "train: 24", "val: 40": "val: 4", "test: 80": "test: 6", "steps: 40 ": "steps: 8 ", "depth: 0.125": "depth: 0.05", "log_every: 10": "log_every: 2", "checkpoint_seconds: 10": "checkpoint_seconds: 0",
-        "  prior_guided_sr: {steps: 220, batch: 8, width: 0.25}\n  rain_removal: {steps: 6, batch: 2, validate: 1} .*": "  cbd_drn_x8: {width: 0.125}",
+TINY = {"train: 800": "train: 24", "val: 40": "val: 4", "test: 80": "test: 6", "unseen: 40": "unseen: 4", "steps: 40 ": "steps: 8 ", "depth: 0.125": "depth: 0.05", "log_every: 10": "log_every: 2", "checkpoint_seconds: 10": "checkpoint_seconds: 0",
+        "  prior_guided_sr: {steps: 220.*(\n  .*){4}": "  cbd_drn_x8: {width: 0.125}",
         "faces: 6": "faces: 2", "dpi: 150": "dpi: 60", "bootstrap: 2000": "bootstrap: 50"}
 
-RECIPES = {"jdsr_gan": ["jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "cbd_drn_x8"]}   # that `shrink` keeps beside those of prior_guided_sr; all are tried in test_recipes.py
-SHORTENED = ["fcsr_gan", "heavy_rain", "jdsr_gan", "labelling", "recognisers", "sr_deblur_gan"]   # files of recipes that it rewrites
+RECIPES = {"jdsr_gan": ["jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "cbd_drn_x8"], "recognisers": ["lightcnn9_rgb", "inception_resnet_v1"], "labelling": ["parser", "landmarker"]}   # that `shrink` keeps beside those of prior_guided_sr; all are tried in test_recipes.py
+SHORTENED = ["combined", "fcsr_gan", "heavy_rain", "jdsr_gan", "labelling", "recognisers", "sr_deblur_gan"]   # files of recipes that it rewrites
 CHAINS = ["clean", "prior_guided_x8", "jdsr_gan_x4", "jdsr_gan_x8", "fcsr_gan_x4_2x2", "sr_deblur_gan", "heavy_rain_x4"]   # that `shrink` keeps; all are tried in test_degradations.py
 SAMPLES = {"jdsr_gan": ["inputs"], "fcsr_gan": ["figure_8a"], "sr_deblur_gan": ["figure_3"], "heavy_rain": ["figure_5"]}
+
+EVALUATED = ["prior_guided_sr", "jdsr_gan"]   # papers that `shrink` lets be restored, scored and reported, the second by so much:
+JDSR = {"evaluate": [{"systems": ["cbd_drn_x8"], "on": ["jdsr_gan_x8@unseen"]}, {"systems": ["jdsr_gan_cbdnet_x8"], "on": ["jdsr_gan_x8"], "output": "denoised", "truth": "clean"}],
+        "tables": {"unseen": {"title": "Unseen", "columns": {"psnr": "PSNR", "ssim": "SSIM"}, "better": {"psnr": "higher", "ssim": "higher"},
+                              "rows": {"cbd_drn_x8": {"psnr": 23.61}, "elsewhere": {"system": "cbd_drn_x8", "on": "jdsr_gan_x8@unseen"}}}},
+        "figures": {"figure_8": {"title": "Fig 8", "kind": "views", "faces": 2, "views": [{"show": "input", "on": "jdsr_gan_x8"}, {"show": "restored", "system": "cbd_drn_x8"},
+                                                                                        {"show": "restored", "system": "jdsr_gan_cbdnet_x8.denoised", "on": "jdsr_gan_x8"}, {"show": "target"}]}}}
 
 SMALL_RUN = "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log_every: 2, validate: 2, checkpoint_seconds: 0}\ninstead: {}\n"   # what the runner and Ray train with
 
@@ -56,14 +63,21 @@ def shrink(project):
     shorten_recipes(project / "recipes")
     for paper, figures in SAMPLES.items():
         keep_some(project / "papers" / f"{paper}.yaml", "samples", figures)
+        rewrite(project / "papers" / f"{paper}.yaml", lambda says: says | (JDSR if paper == "jdsr_gan" else {"evaluate": [], "tables": {}, "figures": {}}))
+    keep_some(project / "recipes" / "combined.yaml", "evaluated", EVALUATED)
+    rewrite(project / "papers" / "claims.yaml", lambda claims: {"prior_guided_sr": claims["prior_guided_sr"]})
+    rewrite(project / "papers" / "combined.yaml", lambda says: says | {"evaluate": [], "tables": {}, "figures": {}})
     return project
+
+
+def rewrite(path, change):
+    "Put a YAML file's data through a function."
+    path.write_text(yaml.safe_dump(change(yaml.safe_load(path.read_text())), sort_keys=False))
 
 
 def keep_some(path, section, names):
     "Leave only these entries in a section of a YAML file."
-    data = yaml.safe_load(path.read_text())
-    data[section] = {name: data[section][name] for name in names}
-    path.write_text(yaml.safe_dump(data, sort_keys=False))
+    rewrite(path, lambda data: data | {section: {name: data[section][name] for name in names}})
 
 
 def shorten_recipes(folder):
@@ -74,7 +88,7 @@ def shorten_recipes(folder):
         data, keep = yaml.safe_load(path.read_text()), RECIPES.get(path.stem, [])
         for kind in ("parts", "recipes"):
             data[kind] = {name: standing_alone(name, all_of) for name in data.get(kind) or {} if name in keep}
-        if not keep: data["papers"] = {}
+        if path.stem not in EVALUATED: data["papers"] = {}
         path.write_text(yaml.safe_dump(data, sort_keys=False))
 
 

@@ -163,7 +163,8 @@ def test_scores_are_those_of_the_pipeline(two_workers, there, tmp_path):
     rows = score_shards(there / "shards", there / MODEL, tmp_path, workers=1, batch=4)
     tables = [(tmp_path / f"test-{i:06d}.csv").read_text().splitlines() for i in range(3)]
     assert [row["faces"] for row in rows] == [4] * 3 and [row["new"] for row in rows] == [True] * 3
-    assert [tables[0][0], *(line for table in tables for line in table[1:])] == (there / "out/scores/prior_guided_sr/srresnet.csv").read_text().splitlines()
+    whole = (there / "out/scores/prior_guided_sr/prior_guided_x8/srresnet.csv").read_text().splitlines()   # and what judges say, behind
+    assert [tables[0][0], *(line for table in tables for line in table[1:])] == [",".join(line.split(",")[:len(tables[0][0].split(","))]) for line in whole]
     print(f"12 rows in 3 tables, those of the pipeline; {averages(tmp_path, rows)}")
 
 

@@ -9,7 +9,7 @@ from conftest import ROOT, run
 
 from facelab import FacelabError
 from facelab.engine.params import choose_profile, load_params, merge, project_root, read_yaml
-from facelab.engine.sources import check_project, closure, digest, imports, notebook_code, used, write_sources
+from facelab.engine.sources import check_project, closure, digest, evaluated, imports, notebook_code, used, write_sources
 from facelab.recipes import load_recipes, resolve
 
 CODE = '"""Module."""\n\ndef f(x):\n    "Doc."\n    return x + 1  # add\n'
@@ -70,13 +70,13 @@ def changed(project, *edits):
 
 
 def test_what_an_edit_reaches(project):
-    assert changed(project, ("recipes/prior_guided_sr.yaml", "label: SRResNet", "label: SRResNet (BN)")) == {
-        "tables@prior_guided_sr", "figures@prior_guided_sr", "architecture@prior_guided_sr"}
+    shown = {f"{stage}@{paper}" for stage in ("tables", "figures") for paper in evaluated(project)} | {"claims"}
+    assert changed(project, ("recipes/prior_guided_sr.yaml", "label: SRResNet", "label: SRResNet (BN)")) == shown
     assert changed(project, ("facelab/training.py", "def train(", "# a comment\ndef train(")) == set()
-    assert changed(project, ("facelab/networks/srresnet.py", "self.scale = scale", "self.scale = int(scale)")) >= {"train@srresnet", "evaluate@prior_guided_sr"}
-    assert changed(project, ("facelab/tables.py", '"psnr": 2', '"psnr": 3')) == {"tables@prior_guided_sr", "figures@prior_guided_sr"}
+    assert changed(project, ("facelab/networks/srresnet.py", "self.scale = scale", "self.scale = int(scale)")) >= {"train@srresnet", "restore@prior_guided_sr"}
+    assert changed(project, ("facelab/tables.py", '"psnr": 2', '"psnr": 3')) == shown | {"samples"} | {f"architecture@{p}" for p in evaluated(project) if p != "combined"}
     assert changed(project, ("recipes/prior_guided_sr.yaml", "scale: 8, width: 64, depth: 16}\n    batch: 16", "scale: 8, width: 96, depth: 16}\n    batch: 16")) == {
-        "train@srresnet", "evaluate@prior_guided_sr"}
+        "train@srresnet", "restore@prior_guided_sr"}
 
 
 def test_one_recipe_is_one_recipe(project):

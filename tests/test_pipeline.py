@@ -9,13 +9,13 @@ import subprocess
 import time
 
 import pytest
-from conftest import ENV, SAMPLES, SHORTENED, copy_project, run, shrink
+from conftest import ENV, EVALUATED, SAMPLES, SHORTENED, copy_project, run, shrink
 
 from facelab.recipes import load_degradations
 
-STAGES = ["sources", "draw", "faces", "synthesize", "samples", "features@features", *(f"part@jdsr_gan_{p}_x8" for p in ("cbdnet", "drn")),
-          *(f"train@{r}" for r in ("bicubic", "srresnet", "prior_guided_sr", "prior_guided_gan", "cbd_drn_x8")), "evaluate@prior_guided_sr", "evaluate@jdsr_gan",
-          *(f"{s}@prior_guided_sr" for s in ("tables", "figures", "architecture"))]
+STAGES = ["sources", "draw", "faces", "synthesize", "samples", "features@features", *(f"part@{p}" for p in ("jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "lightcnn9_rgb", "inception_resnet_v1", "parser", "landmarker")),
+          *(f"train@{r}" for r in ("bicubic", "srresnet", "prior_guided_sr", "prior_guided_gan", "cbd_drn_x8")), "claims",
+          *(f"{s}@{p}" for s in ("restore", "score", "tables", "figures", "architecture") for p in EVALUATED)]
 
 KILLED = "train@srresnet"   # what the killed run makes
 
@@ -34,7 +34,7 @@ def edit(path, old, new):
 
 def results(project):
     "Every table, score, figure and weight, byte for byte."
-    return {str(p.relative_to(project)): p.read_bytes() for folder in ("tables", "scores", "figures", "samples", "architecture", "models", "history", "restored", "inputs")
+    return {str(p.relative_to(project)): p.read_bytes() for folder in ("tables", "scores", "figures", "claims", "samples", "architecture", "models", "history", "restored", "inputs")
             for p in sorted((project / "build" / folder).rglob("*")) if p.is_file() and not p.name.startswith(".")}
 
 
@@ -66,6 +66,10 @@ def test_one_command_makes_every_table_and_figure(pair):
                  *(f"architecture/prior_guided_sr/figure_3_{k}.png" for k in (1, 2, 3, 5, 6, 7, 8, 9)), "architecture/prior_guided_sr/table_3_4.md"):
         assert f"build/{name}" in made
     table = made["build/tables/prior_guided_sr/table_4_1.md"].decode()
+    for name in ("tables/jdsr_gan/unseen.csv", "figures/jdsr_gan/figure_8.png", "scores/prior_guided_sr/judges.json", "scores/jdsr_gan/sets.csv", "claims/claims.md", "claims/claims.csv"):
+        assert f"build/{name}" in made
+    scores = made["build/scores/prior_guided_sr/prior_guided_x8/srresnet.csv"].decode().splitlines()
+    assert scores[0].split(",")[:2] == ["system", "image"] and len(scores) == 7 and {"identity", "nearest_l1", "landmark_error", "parsing_error"} <= set(scores[0].split(","))
     assert "profile `demo`" in table and "24.66" in table and "RGB" in table and "LPIPS" in table
 
 
@@ -109,14 +113,14 @@ def test_a_second_run_runs_nothing(pair):
 def test_the_tree_stays_clean(pair):
     """Only what was made tiny for this test differs; what the pipeline writes is ignored or is dvc.lock."""
     lines = run("git status --porcelain", pair["peace"]).stdout.split("\n")
-    assert set(filter(None, lines)) == {*(f" M {name}" for name in ("params.yaml", "recipes/degradations.yaml", *(f"recipes/{name}.yaml" for name in SHORTENED), *(f"papers/{p}.yaml" for p in SAMPLES))), "?? dvc.lock"}
+    assert set(filter(None, lines)) == {*(f" M {name}" for name in ("params.yaml", "recipes/degradations.yaml", *(f"recipes/{name}.yaml" for name in SHORTENED), *(f"papers/{p}.yaml" for p in (*SAMPLES, "combined", "claims")))), "?? dvc.lock"}
 
 
 def test_a_plotting_cell_reruns_only_the_figures(pair):
     edit(pair["peace"] / "nbs" / "pipeline" / "figures.ipynb", "display(Markdown(f", "plot = 1; display(Markdown(f")
     done, ran = repro(pair["peace"])
     assert done.returncode == 0, done.stdout[-3000:]
-    assert ran == ["sources", "figures@prior_guided_sr"]
+    assert set(ran) == {"sources", *(f"figures@{p}" for p in EVALUATED)}
 
 
 def test_prose_and_outputs_rerun_nothing(pair):
@@ -126,12 +130,12 @@ def test_prose_and_outputs_rerun_nothing(pair):
 
 
 def test_one_recipe_reruns_only_its_own_stages(pair):
-    before = {name: (pair["peace"] / "build" / "restored" / "prior_guided_sr" / name / "made_from.json").stat().st_mtime_ns for name in ("bicubic", "srresnet", "prior_guided_sr")}
+    before = {name: (pair["peace"] / "build" / "restored" / "prior_guided_sr" / "prior_guided_x8" / name / "made_from.json").stat().st_mtime_ns for name in ("bicubic", "srresnet", "prior_guided_sr")}
     edit(pair["peace"] / "recipes" / "prior_guided_sr.yaml", "fine: {use: losses.pixel.mse, of: restored, to: target}\n", "fine: {use: losses.pixel.l1, of: restored, to: target}\n")
     done, ran = repro(pair["peace"])
     assert done.returncode == 0, done.stdout[-3000:]
-    assert ran == ["sources", "train@srresnet", "evaluate@prior_guided_sr", "tables@prior_guided_sr", "figures@prior_guided_sr"]
-    assert {name: (pair["peace"] / "build" / "restored" / "prior_guided_sr" / name / "made_from.json").stat().st_mtime_ns == t for name, t in before.items()} == {
+    assert set(ran) == {"sources", "train@srresnet", *(f"{s}@prior_guided_sr" for s in ("restore", "score", "tables", "figures")), "claims"}
+    assert {name: (pair["peace"] / "build" / "restored" / "prior_guided_sr" / "prior_guided_x8" / name / "made_from.json").stat().st_mtime_ns == t for name, t in before.items()} == {
         name: name != "srresnet" for name in before}   # the other systems were not restored again
 
 

@@ -28,7 +28,7 @@ def test_notebooks_are_small_and_without_runs_metadata(path):
     assert all(re.fullmatch(r"[A-Za-z0-9_-]+", c["id"]) for c in nb["cells"])
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "tables", "figures", "architecture"])
+@pytest.mark.parametrize("name", ["train", "restore", "score", "tables", "figures", "architecture"])
 def test_the_pipelines_notebooks_take_their_item(name):
     """Without the tag papermill only warns, and the notebook runs for its default item."""
     cells = json.loads((ROOT / "nbs" / "pipeline" / f"{name}.ipynb").read_text())["cells"]

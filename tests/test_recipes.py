@@ -12,6 +12,7 @@ from facelab.degradations.chain import Chain
 from facelab.drawn import draw_set
 from facelab.engine.params import load_params, read_yaml
 from facelab.models import load_model, restore
+from facelab.deviations import project_deviations
 from facelab.recipes import check_parts, folder_of, load_recipes, parts_used, recipes_page, recipes_table, resolve
 from facelab.training import train, validation_inputs
 
@@ -115,6 +116,7 @@ def test_the_table_lists_every_recipe_of_a_paper():
 
 def test_the_page_of_recipes_is_up_to_date():
     assert (ROOT / "docs" / "recipes.md").read_text() == recipes_page(ROOT), "write it again: python -m facelab.engine recipes"
+    assert (ROOT / "docs" / "deviations.md").read_text() == project_deviations(ROOT), "write it again: python -m facelab.engine recipes"
 
 
 def test_labels_are_those_that_losses_and_degradation_ask_for(faces):

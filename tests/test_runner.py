@@ -15,12 +15,15 @@ from conftest import ENV, ROOT, SMALL_RUN, copy_project, packed, run, shrink
 
 from facelab import FacelabError
 from facelab.checkpoints import open_state
-from facelab.evaluation import evaluate
+from facelab.evaluation import Restoration, restored_anew
 from facelab.faces import FaceSet
 from facelab.fleet.grid import effective_params, make, open_grid
 from facelab.fleet.runner import main, make_all, turns
 from facelab.inputs import write_inputs
+from facelab.judges import Judges
+from facelab.metrics import write_scores
 from facelab.recipes import resolve
+from facelab.scoring import score_faces
 from facelab.training import train
 
 ROWS = ["bicubic", "srresnet", "prior_guided_gan"]   # a row without training, a plain one, and one that needs the features network
@@ -84,8 +87,8 @@ def test_one_command_on_a_bare_machine(bare):
     assert hidden > 100
     there = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
     assert {"models/features/generator.safetensors", "models/prior_guided_sr/prior_guided_gan/discriminator.safetensors", "history/srresnet.csv", "runs/srresnet.json",
-            "scores/prior_guided_sr/bicubic.csv", "inputs/prior_guided_x8/manifest.json"} <= there
-    assert not (out / "restored" / "prior_guided_sr" / "srresnet").exists()
+            "scores/prior_guided_sr/prior_guided_x8/bicubic.csv", "inputs/prior_guided_x8/manifest.json"} <= there
+    assert not list((out / "restored").rglob("srresnet"))
     print(f"{len(made)} recipes made, {len(there)} files, without {hidden} packages that are installed here")
 
 
@@ -94,9 +97,12 @@ def test_it_makes_what_the_pipelines_functions_make(bare, pack, tmp_path):
     faces = FaceSet.load(pack / "faces.safetensors")
     recipe = resolve("srresnet", open_grid(pack / "faces.safetensors", tmp_path, params, ROOT).recipes, params)
     train(recipe, faces, tmp_path / "models/prior_guided_sr/srresnet", tmp_path / "history/srresnet.csv", progress=False)
-    inputs = write_inputs(tmp_path / "inputs" / recipe["inputs"], faces.part("test"), recipe["degradation"], params["seed"]).folder
+    write_inputs(tmp_path / "inputs" / recipe["inputs"], faces.part("test"), recipe["degradation"], params["seed"])
     torch.set_num_threads(1)
-    evaluate("srresnet", tmp_path / "models/prior_guided_sr/srresnet", inputs, faces.part("test"), tmp_path / "restored", tmp_path / "scores/prior_guided_sr/srresnet.csv", batch=params["evaluate"]["batch"])
+    what, test, batch = Restoration("srresnet", "srresnet", "prior_guided_x8"), faces.part("test"), params["evaluate"]["batch"]
+    restored_anew(what, tmp_path / "models/prior_guided_sr/srresnet", tmp_path / "inputs", test.names, tmp_path / "restored", batch=batch)
+    judges = Judges(tmp_path / "parts", tmp_path / "models" / "features")   # srresnet was scored before there was a features network
+    write_scores(tmp_path / "scores/prior_guided_sr/prior_guided_x8/srresnet.csv", score_faces(what, test, tmp_path / "inputs", tmp_path / "restored", judges, batch=batch))
     here, there = results(tmp_path), results(out)
     assert len(here) == 13 and all(there[name] == data for name, data in here.items())
     print(f"{len(here)} files with the same bytes")
@@ -155,9 +161,9 @@ def test_the_pipeline_adopts_what_came_home(tmp_path):
     assert code == 0 and made == ["features", "srresnet"], said[-3000:]
     done = run("cp -r home/models home/history home/restored home/scores build/ && dvc commit -q -f features train@srresnet && dvc repro --dry features train@srresnet", project)
     assert done.returncode == 0 and "Stage 'train@srresnet' didn't change" in done.stdout and "Running stage" not in done.stdout, done.stdout
-    source = json.loads((project / "build/sources/evaluate@prior_guided_sr.json").read_text())
-    about = json.loads((project / "build/restored/prior_guided_sr/srresnet/made_from.json").read_text())
-    assert {k: about[k] for k in source if k != "about"} == {k: v for k, v in source.items() if k != "about"}
+    source = json.loads((project / "build/sources/restore@prior_guided_sr.json").read_text())
+    about = json.loads((project / "build/restored/prior_guided_sr/prior_guided_x8/srresnet/made_from.json").read_text())
+    assert about["code"] == source["modules"]
 
 
 def test_torchrun_trains_each_recipe_on_all_processes(pack, tmp_path):
@@ -165,7 +171,7 @@ def test_torchrun_trains_each_recipe_on_all_processes(pack, tmp_path):
     code, made, said = finished(start(*command(pack, tmp_path, recipes=["bicubic", "srresnet"]), program=program))
     assert code == 0 and made == ["bicubic", "srresnet"], said[-3000:]
     assert json.loads((tmp_path / "runs/srresnet.json").read_text())["processes"] == 2
-    assert len((tmp_path / "scores/prior_guided_sr/srresnet.csv").read_text().splitlines()) == 7
+    assert len((tmp_path / "scores/prior_guided_sr/prior_guided_x8/srresnet.csv").read_text().splitlines()) == 7
 
 
 def test_a_recipe_that_cannot_be_made_does_not_stop_the_others(pack, tmp_path, capsys):
@@ -182,7 +188,7 @@ def test_shards_give_what_a_file_gives(pack, tmp_path):
     """The test faces are the same; training takes them in another order."""
     code, made, said = finished(start(*command(pack, tmp_path, "--restored", faces="shards", recipes=["bicubic"])))
     assert code == 0 and made == ["bicubic"], said
-    assert len(list((tmp_path / "restored/prior_guided_sr/bicubic").glob("*.png"))) == 6
+    assert len(list((tmp_path / "restored/prior_guided_sr/prior_guided_x8/bicubic").glob("*.png"))) == 6
     again = open_grid(pack / "shards", tmp_path, effective_params(ROOT, path=pack / "small.yaml"), ROOT, restored=True)
     assert again.is_done("bicubic") and len(again.faces_sha256) == 16
 

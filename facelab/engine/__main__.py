@@ -1,4 +1,4 @@
-"""`python -m facelab.engine check | sources | grid | recipes | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
+"""`python -m facelab.engine check | sources | grid [PAPER] | recipes | inventory | publish NAME | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
 
 import argparse
 import sys
@@ -12,8 +12,11 @@ def main(argv=None):
     todo = parser.add_subparsers(dest="todo", required=True)
     todo.add_parser("check", help="are parameters, recipes and faces fit for `dvc repro`?")
     todo.add_parser("sources", help="write the fingerprints that the stages depend on")
-    todo.add_parser("grid", help="write the stages that are out of date as a makefile, build/grid.mk, and print how many they are")
-    todo.add_parser("recipes", help="write docs/recipes.md, the tables of all recipes and of where their values come from")
+    grid = todo.add_parser("grid", help="write the stages that are out of date as a makefile, build/grid.mk, and print how many they are")
+    grid.add_argument("paper", nargs="?", help="only what this paper shows")
+    todo.add_parser("inventory", help="every table and figure of the papers, and the file in build/ that holds it")
+    todo.add_parser("recipes", help="write docs/recipes.md, all recipes and where their values come from, and docs/deviations.md, what papers left open")
+    todo.add_parser("publish", help="copy tables and verdicts of a finished run that is no demo to results/NAME, with its provenance").add_argument("name")
     stage = todo.add_parser("run", help="run one notebook of nbs/pipeline")
     stage.add_argument("stage")
     stage.add_argument("item", nargs="?", help="the recipe or paper, for stages that have one")
@@ -30,12 +33,22 @@ def main(argv=None):
         elif args.todo == "grid":
             from facelab.engine.grid import write_grid
 
-            print(write_grid(root))
+            print(write_grid(root, args.paper))
+        elif args.todo == "inventory":
+            from facelab.engine.inventory import main as inventory
+
+            return min(1, inventory(root))
         elif args.todo == "recipes":
+            from facelab.deviations import project_deviations
             from facelab.engine.text import write_text
             from facelab.recipes import recipes_page
 
             write_text(root / "docs" / "recipes.md", recipes_page(root))
+            write_text(root / "docs" / "deviations.md", project_deviations(root))
+        elif args.todo == "publish":
+            from facelab.engine.publish import publish
+
+            print(publish(root, args.name))
         else:
             from facelab.engine.sources import check_chains, write_sources
 

@@ -6,6 +6,8 @@ scheduler that every machine has; so one is written in the language of the other
 
 from pathlib import Path
 
+from facelab import FacelabError
+from facelab.engine.params import near
 from facelab.engine.sources import evaluated
 from facelab.engine.text import write_text
 
@@ -41,9 +43,23 @@ def in_order(stages, papers):
     return {name: stages[name] for name in dict.fromkeys([*(name for name in first if name in stages), *stages])}
 
 
-def write_grid(root):
-    "Write `build/grid.mk`; returns how many stages it holds."
-    stages, build = in_order(stale_stages(root), evaluated(root)), Path(root) / "build"
+def of_paper(stages, paper, papers):
+    "The stages that a paper's tables, figures and drawings need."
+    if paper not in papers:
+        raise FacelabError(f"there is no paper {paper!r}: {near(paper, papers)}")
+    todo, kept = [f"{stage}@{paper}" for stage in ("tables", "figures", "architecture")], {}
+    while todo:
+        name = todo.pop()
+        if name in stages and name not in kept:
+            kept[name] = stages[name]
+            todo += stages[name]
+    return kept
+
+
+def write_grid(root, paper=None):
+    "Write `build/grid.mk`, all of it or what one paper shows; returns how many stages it holds."
+    papers, stages, build = evaluated(root), stale_stages(root), Path(root) / "build"
+    stages = in_order(of_paper(stages, paper, papers) if paper else stages, papers)
     (build / "logs").mkdir(parents=True, exist_ok=True)
     needs = "".join(f"{name}: {' '.join(before)}\n" for name, before in stages.items() if before)
     write_text(build / "grid.mk", HEAD.format(names=" ".join(stages)) + needs if stages else "all:\n")

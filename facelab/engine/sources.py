@@ -108,16 +108,16 @@ def networks(names, recipes, params):
 
 
 def paper_sources(root, recipes, params):
-    """Restoring depends on which systems are given which inputs and on their networks, not on how they learned; tables, figures and drawings
-    on what the paper reports and on the names of its rows; claims on all papers."""
+    """Restoring depends on which systems are given which inputs and on their networks, not on how they learned; scores on which there are; tables,
+    figures and drawings on what the paper reports and on the names of rows; claims on all papers."""
     papers = {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
     labels = {name: r["label"] for name, r in recipes.items() if r["kind"] == "recipes"}
     for paper in evaluated(root):
         says = papers.get(paper, {})
         wanted = says.get("evaluate") or []
         names = {name for name, r in recipes.items() if r["kind"] == "recipes" and r["paper"] == paper} | {name for entry in wanted for name in entry["systems"]} & recipes.keys()
-        for stage in ("restore", "score"):
-            yield f"{stage}@{paper}", stage_source(root, stage, {"evaluate": wanted, **networks(sorted(names), recipes, params)})
+        yield f"restore@{paper}", stage_source(root, "restore", {"evaluate": wanted, **networks(sorted(names), recipes, params)})
+        yield f"score@{paper}", stage_source(root, "score", {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")})
         for stage, fields in (("tables", ("convention", "tables")), ("figures", ("convention", "figures"))):
             missing = [f for f in fields if f not in says]
             if missing:

@@ -74,7 +74,7 @@ class Grid:
     def scoring(self, name):
         "What a recipe's scores depend on."
         recipe = self.recipes[name]
-        code = {k: v for k, v in self.sources[f"evaluate@{recipe['paper']}"].items() if k != "about"}
+        code = {stage: self.sources[f"{stage}@{recipe['paper']}"]["modules"] for stage in ("restore", "score")}
         return {"weights": self.weights(name), "inputs": self.inputs_from(recipe["inputs"]), "code": code, "restored": self.restored}
 
     def is_trained(self, name):
@@ -180,14 +180,20 @@ def score(grid, name):
     import torch
 
     from facelab.devices import pick_device
-    from facelab.evaluation import evaluate
+    from facelab.evaluation import Restoration, restored_anew
+    from facelab.judges import Judges
+    from facelab.metrics import write_scores
+    from facelab.scoring import score_faces
 
     recipe, faces, device, made_from = grid.recipes[name], opened(grid.faces).part("test"), pick_device(grid.params["train"]["device"]), grid.scoring(name)
     torch.set_num_threads(grid.params["train"]["threads"])
-    restored, scores = (grid.out / folder / recipe["paper"] / f"{name}{ending}" for folder, ending in (("restored", ""), ("scores", ".csv")))
-    evaluate(name, grid.folder(name), degraded(grid, recipe, faces, device), faces, restored, scores, device, grid.params["evaluate"]["batch"], made_from["code"])
+    what, batch, inputs = Restoration(name, name, recipe["inputs"]), grid.params["evaluate"]["batch"], degraded(grid, recipe, faces, device).parent
+    restored, scores = (grid.out / folder / recipe["paper"] for folder in ("restored", "scores"))
+    restored_anew(what, grid.folder(name), inputs, faces.names, restored, device, batch, {"code": made_from["code"]["restore"]})
+    judges = Judges(grid.out / "parts", grid.out / "models" / "features", device)
+    write_scores(scores / f"{what.where}.csv", score_faces(what, faces, inputs, restored, judges, batch=batch))
     if not grid.restored:
-        shutil.rmtree(restored)
+        shutil.rmtree(restored / what.where)
     grid.note(f"{name}.scores", made_from)
 
 
