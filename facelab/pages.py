@@ -129,13 +129,13 @@ def learn(
     recipe: dict,  # as `tiny` returns it
     faces,         # a face set with training and validation faces
     **values,      # what `tiny` was given, for the parts
-) -> tuple:        # the finished `Run`, the generator as it began, and as it ended
+) -> tuple:        # the finished `Run`, the generator as it began (in training mode), and as it ended
     "Train a tiny recipe, after the parts that it asks."
     asked = [*recipe.get("begin", {}).values(), *recipe.get("helpers", {}).values()]
     parts = dict.fromkeys(["/".join(address.partition(".")[0].split("/")[-2:]) for address in asked] + ["features"] * asks_features(recipe))
     for part in parts:
         if not (self.workshop / part / "recipe.json").exists(): self.learn(self.tiny(part.rpartition("/")[2], **values), faces, **values)
-    before = Run(recipe, faces.part("train"), parts=self.workshop).bare["generator"].eval()
+    before = Run(recipe, faces.part("train"), parts=self.workshop).bare["generator"]
     folder = self.workshop / recipe.get("group", "") / recipe["name"]
     return train(recipe, faces, folder, parts=self.workshop, progress=False), before, load_model(folder)[0]
 

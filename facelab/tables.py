@@ -268,12 +268,13 @@ def table_rows(
 
 # %% ../nbs/09_tables.ipynb #c039
 def cell_texts(printed, mean, half, digits):
-    "The three cells of one row and metric."
-    number = lambda v: "n/a" if v is None or v != v else f"{v:.{digits}f}"
+    "The three cells of one row and metric; what is printed keeps its digits."
+    number = lambda v, d=digits: "n/a" if v is None or v != v else f"{v:.{d}f}"
+    as_printed = number(printed, max(digits, len(str(printed).partition(".")[2])))
     if mean is None or mean != mean:
-        return [number(printed), "n/a", ""]
+        return [as_printed, "n/a", ""]
     gap = "" if printed is None else f"{round(mean - printed, digits) + 0.:+.{digits}f}"
-    return [number(printed), number(mean) + ("" if half is None else f" ± {number(half)}"), gap]
+    return [as_printed, number(mean) + ("" if half is None else f" ± {number(half)}"), gap]
 
 # %% ../nbs/09_tables.ipynb #c041
 def best_of(

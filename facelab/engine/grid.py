@@ -13,7 +13,8 @@ from facelab.engine.text import write_text
 
 HEAD = """# Written by `python -m facelab.engine grid`; run by `make repro`.
 SHELL := /bin/bash
-.PHONY: all {names}
+.PHONY: first all {names}
+first: {first}
 all: {names}
 {names}:
 \t@dvc repro -s $@ > build/logs/$@.log 2>&1 || {{ echo "stage $@ failed; the end of build/logs/$@.log:" >&2; tail -n 5 build/logs/$@.log >&2; exit 1; }}
@@ -37,12 +38,6 @@ def stale_stages(root):
         return {stage.addressing: sorted(need.addressing for need in graph.successors(stage) if need in stale) for stage in sorted(stale, key=lambda s: s.addressing)}
 
 
-def in_order(stages, papers):
-    "The stages with what the first papers show at the head: make begins there, with what it needs."
-    first = [f"{stage}@{paper}" for paper in papers for stage in ("tables", "figures")]
-    return {name: stages[name] for name in dict.fromkeys([*(name for name in first if name in stages), *stages])}
-
-
 def of_paper(stages, paper, papers):
     "The stages that a paper's tables, figures and drawings need."
     if paper not in papers:
@@ -59,8 +54,9 @@ def of_paper(stages, paper, papers):
 def write_grid(root, paper=None):
     "Write `build/grid.mk`, all of it or what one paper shows; returns how many stages it holds."
     papers, stages, build = evaluated(root), stale_stages(root), Path(root) / "build"
-    stages = in_order(of_paper(stages, paper, papers) if paper else stages, papers)
+    first = [name for name in (f"tables@{papers[0]}", f"figures@{papers[0]}") if name in stages]   # something to see, while the others are made
+    stages = of_paper(stages, paper, papers) if paper else stages
     (build / "logs").mkdir(parents=True, exist_ok=True)
     needs = "".join(f"{name}: {' '.join(before)}\n" for name, before in stages.items() if before)
-    write_text(build / "grid.mk", HEAD.format(names=" ".join(stages)) + needs if stages else "all:\n")
+    write_text(build / "grid.mk", HEAD.format(names=" ".join(stages), first="" if paper else " ".join(first)) + needs if stages else "first all:\n")
     return len(stages)

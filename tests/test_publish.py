@@ -1,0 +1,66 @@
+"""What is copied to results/, and what is not; which stages one paper needs; the list of all tables and figures."""
+
+import json
+
+import pytest
+from conftest import ROOT, run
+
+from facelab import FacelabError
+from facelab.engine.grid import of_paper
+from facelab.engine.inventory import EXPECTED, main, places
+from facelab.engine.params import choose_profile
+from facelab.engine.publish import publish
+
+
+@pytest.fixture
+def finished(project):
+    "A project whose build looks like that of a finished run of the profile `real`."
+    choose_profile("real", project)
+    build = project / "build"
+    for name, text in {"tables/jdsr_gan/table_3.csv": "a,b\n", "tables/jdsr_gan/table_3.md": "| a |\n", "tables/jdsr_gan/table_3.tex": "x", "claims/claims.csv": "paper,claim\n",
+                       "claims/claims.md": "# Claims\n", "faces.json": json.dumps(dict(name="celeba", sha256="0123", test=100)),
+                       "runs/srresnet.json": json.dumps(dict(revision="abc", python="3.12", torch="2.11", device="a card", processes=1, threads=4, steps=10, seconds=120., images_per_second=5, peak_memory_gib=1.))}.items():
+        (build / name).parent.mkdir(parents=True, exist_ok=True)
+        (build / name).write_text(text)
+    return project
+
+
+def test_numbers_are_published_with_their_provenance(finished):
+    out = publish(finished, "first")
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == ["claims.csv", "claims.md", "run.json", "tables/jdsr_gan/table_3.csv", "tables/jdsr_gan/table_3.md"]
+    said = json.loads((out / "run.json").read_text())
+    assert (said["profile"], said["faces"], said["device"], said["training_minutes"], said["params"]["train"]["width"]) == ("real", "celeba", "a card", 2.0, 1)
+
+
+def test_a_demo_is_not_published(project):
+    with pytest.raises(FacelabError, match="profile 'demo', whose numbers are no results"):
+        publish(project, "demo")
+    done = run("python -m facelab.engine publish demo", project)
+    assert done.returncode == 1 and "Traceback" not in done.stdout and not (project / "results" / "demo").exists()
+
+
+def test_half_a_run_is_not_published(finished):
+    (finished / "build" / "claims" / "claims.csv").unlink()
+    with pytest.raises(FacelabError, match="claims.csv is missing: finish the run"):
+        publish(finished, "half")
+    assert [p.name for p in (finished / "results").iterdir()] == ["README.md"]
+
+
+STAGES = {"tables@a": ["score@a"], "score@a": ["train@x"], "train@x": [], "tables@b": ["train@y"], "train@y": [], "figures@a": ["score@a"]}
+
+
+def test_one_paper_needs_its_own_stages_only():
+    assert set(of_paper(STAGES, "a", ["a", "b"])) == {"tables@a", "figures@a", "score@a", "train@x"}
+    assert set(of_paper(STAGES, "b", ["a", "b"])) == {"tables@b", "train@y"}
+    with pytest.raises(FacelabError, match="there is no paper 'c'"):
+        of_paper(STAGES, "c", ["a", "b"])
+
+
+def test_the_list_says_what_is_there_and_what_is_missing(tmp_path, capsys):
+    whole = sum(len(items) for items in EXPECTED.values())
+    assert main(tmp_path) == whole
+    for place in places("jdsr_gan", "Table 3"):
+        (tmp_path / "build" / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "build" / place).write_text("")
+    assert main(tmp_path) == whole - 1
+    assert "Table 3" in capsys.readouterr().out and ROOT.exists()
