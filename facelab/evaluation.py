@@ -8,7 +8,7 @@ __all__ = ['SETS', 'FIELDS', 'Restoration', 'restorations', 'restore_set', 'read
 # %% ../nbs/08e_evaluation.ipynb #c002
 import json, shutil
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -31,6 +31,7 @@ class Restoration:
     output: str = "restored" # which output of the network; a network without it gives `restored`
     truth: str = None        # the map that it is compared with; None: the true face
     draw: int = None         # which draw of the noise inside; None: the first
+    faces: int = None        # how many, the first ones; None: all
 
     @property
     def where(self): return f"{self.on}/{self.system}"
@@ -44,17 +45,18 @@ def restorations(
     says: dict,     # papers/<paper>.yaml
     recipes: dict,  # as `load_recipes` returns them
     chains,         # names of degradations
+    more=None,      # how many faces are enough for what `evaluate` adds; None: all
 ) -> list:          # of `Restoration`, each once
     "What the tables and figures of a paper are made from."
     found = [Restoration(name, name, r["inputs"]) for name, r in recipes.items() if r["paper"] == paper and r["kind"] == "recipes"]
     for entry in says.get("evaluate") or []:
         check_keys(entry, FIELDS, f"papers/{paper}.yaml: evaluate")
-        found += [r for system in entry["systems"] for on in entry["on"] for r in _entry(system, on, entry)]
+        found += [replace(r, faces=more) for system in entry["systems"] for on in entry["on"] for r in _entry(system, on, entry)]
     for r in found:
         chain, _, faces = r.on.partition("@")
         for name, known in ((r.recipe, recipes), (chain, chains), (faces or "test", SETS)):
             if name not in known: raise FacelabError(f"papers/{paper}.yaml evaluates {r.recipe!r} on {r.on!r}, but there is no {name!r}: {near(name, known)}")
-    return list(dict.fromkeys(found))
+    return list({r.where: r for r in reversed(found)}.values())[::-1]   # the first of two that differ in their number of faces
 
 def _entry(system, on, entry):
     if "output" in entry: return [Restoration(f"{system}.{entry['output']}", system, on, entry["output"], entry.get("truth"))]
@@ -72,13 +74,15 @@ def restore_set(
     output="restored", # which of its outputs is written
     draw=None,         # of the noise inside
     call=None,         # its method; None: forward
+    faces=None,        # how many, the first ones; None: all
 ):
-    "Restore all faces of `inputs` and write them as 8-bit PNG; maps that the network takes come from the inputs, and where nothing is said to be hidden, M is 1."
+    "Restore the faces of `inputs` and write them as 8-bit PNG; maps that the network takes come from the inputs, and where nothing is said to be hidden, M is 1."
     taken = maps_taken(net, call)
     there = [name for name in taken if name in inputs.maps_there]
+    n = min(faces or len(inputs), len(inputs))
     with ThreadPoolExecutor(4) as pool:
-        for first in range(0, len(inputs), batch):
-            index = range(first, min(first + batch, len(inputs)))
+        for first in range(0, n, batch):
+            index = range(first, min(first + batch, n))
             torch.manual_seed(seed_of(0, "restore", draw or 0, first))
             x = inputs.images(index).to(device)
             given = {"input": x, "M": torch.ones_like(x[:, :1])} | ({k: v.to(device) for k, v in inputs.maps(index, *there).items()} if there else {})
@@ -111,13 +115,13 @@ def restored_anew(
     "Restore the test faces, unless that has been done from the same weights, inputs and code."
     if not (Path(model) / "recipe.json").exists(): raise FacelabError(f"there is no trained model in {model}: train it first, for example with `dvc repro`")
     folder, given = Path(restored) / what.where, Path(inputs) / what.on
-    made_from = {"weights": sha256(Path(model) / "generator.safetensors"), "recipe": sha256(Path(model) / "recipe.json"), "inputs": sha256(given / "manifest.json"), **about}
+    made_from = {"weights": sha256(Path(model) / "generator.safetensors"), "recipe": sha256(Path(model) / "recipe.json"), "inputs": sha256(given / "manifest.json"), "faces": what.faces, **about}
     record = folder / "made_from.json"
     if record.exists() and json.loads(record.read_text()) == made_from: return False
     shutil.rmtree(folder, ignore_errors=True)
     degraded, (net, recipe) = Inputs(given), load_model(model, device)
     if degraded.names != list(names): raise FacelabError(f"the inputs in {given} are not of the faces that they should be compared with: make them again with `dvc repro synthesize`")
-    restore_set(net, degraded, folder, device, batch, what.output, what.draw, recipe.get("call"))
+    restore_set(net, degraded, folder, device, batch, what.output, what.draw, recipe.get("call"), what.faces)
     write_text(record, json.dumps(made_from, indent=1, sort_keys=True) + "\n")
     return True
 

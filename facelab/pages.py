@@ -88,7 +88,8 @@ def recipe_table(
 ):                # Markdown
     "Recipes at the paper's size and schedule, a column each."
     names = names or [name for name, r in self.recipes.items() if r["kind"] == "recipes"]
-    full = merge(yaml.safe_load(committed_params(self.root)), {**read_yaml(self.root / "profiles" / "paper.yaml"), "profile": "paper"})
+    demo = self.params if self.params["profile"] == "demo" else yaml.safe_load(committed_params(self.root))
+    full = merge(demo, {**read_yaml(self.root / "profiles" / "paper.yaml"), "profile": "paper"})
     columns = {name: told(resolve(name, self.everything, full)) for name in names}
     fields = [*(k for k in ROWS if any(k in column for column in columns.values())), *dict.fromkeys(k for column in columns.values() for k in column if k not in ROWS)]
     return Markdown(markdown_table([[k, *(column.get(k, "") for column in columns.values())] for k in fields], ["", *(self.everything[name]["label"] for name in names)]))

@@ -42,9 +42,9 @@ def score_faces(
     batch=16,            # faces at a time
 ) -> list:               # of rows
     "One row a face."
-    given, rows, device = Inputs(Path(inputs) / what.on), [], judges.device
-    for first in range(0, len(faces), batch):
-        index = range(first, min(first + batch, len(faces)))
+    given, rows, device, n = Inputs(Path(inputs) / what.on), [], judges.device, min(what.faces or len(faces), len(faces))
+    for first in range(0, n, batch):
+        index = range(first, min(first + batch, n))
         names, hidden = [faces.names[i] for i in index], hidden_part(given, index)
         labels = faces.batch(index, device=device, labels=[k for k in LABELS if k in faces.labels])
         true = labels.pop("image") if what.truth is None else given.maps(index, what.truth)[what.truth].to(device)
@@ -112,10 +112,11 @@ def score_all(
         csv, old = scores / f"{what.where}.csv", kept.get(what.where)
         if old and old["made_from"] == made_from and csv.exists(): done[what.where] = old
         else:
-            true = faces[what.on.partition("@")[2] or "test"]
-            if true.name not in seen: seen[true.name] = look(batches(true), judges, device=judges.device)
+            which = what.on.partition("@")[2] or "test", what.faces
+            true = faces[which[0]].take(torch.arange(min(what.faces or len(faces[which[0]]), len(faces[which[0]]))))
+            if which not in seen: seen[which] = look(batches(true), judges, device=judges.device)
             rows, small = score_faces(what, true, inputs, restored, judges, conventions, batch), what.truth is not None
-            nearest, numbers, notes = ({"nearest_l1": None, "nearest_right": None}, {}, {}) if small else score_set(what, true, restored, judges, seen[true.name], draws)
+            nearest, numbers, notes = ({"nearest_l1": None, "nearest_right": None}, {}, {}) if small else score_set(what, true, restored, judges, seen[which], draws)
             write_scores(csv, [row | {k: v and v[i] for k, v in nearest.items()} for i, row in enumerate(rows)])
             done[what.where] = {"made_from": made_from, "numbers": numbers, "notes": notes}
         write_text(scores / "made_from.json", json.dumps({**kept, **done}, indent=1, sort_keys=True) + "\n")

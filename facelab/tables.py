@@ -6,8 +6,8 @@
 __all__ = ['BEST', 'LATEX', 'DIGITS', 'NAMES', 'HIGHER', 'OF_SETS', 'latex_text', 'Table', 'write_table', 'read_paper_scores',
            'read_set_scores', 'read_judges', 'measure_of', 'digits', 'better', 'name_of', 'score_column', 'face_values',
            'average', 'find_rows', 'summary', 'recipe_of', 'label_of', 'own_degradation', 'table_rows', 'cell_texts',
-           'best_of', 'mean_row', 'score_table', 'scale_of', 'matrix_table', 'notes_on', 'judge_of', 'make_table',
-           'convention_table']
+           'best_of', 'mean_row', 'score_table', 'scale_of', 'matrix_table', 'notes_on', 'how_many', 'judge_of',
+           'make_table', 'convention_table']
 
 # %% ../nbs/09_tables.ipynb #c002
 import json, math
@@ -332,8 +332,9 @@ def matrix_table(
     recipes: dict,  # as `load_recipes` returns them
 ) -> Table:
     "A row a system, a column a degradation and measure."
-    systems, scales = list(spec["rows"]), {s: scale_of(s, recipes) for s in spec["rows"]}
-    rows, best, heads = [[label_of(s, recipes)] for s in systems], set(), ["Method"]
+    named = spec["rows"] if isinstance(spec["rows"], dict) else {label_of(s, recipes): s for s in spec["rows"]}
+    systems, scales = list(named.values()), {s: scale_of(s, recipes) for s in named.values()}
+    rows, best, heads = [[label] for label in named], set(), ["Method"]
     for label, on in spec["columns"].items():
         chain = {s: on.get(f"x{scales[s]}") if isinstance(on, dict) else on for s in systems}
         for m, head in spec["measures"].items():
@@ -354,21 +355,27 @@ def notes_on(
     faces,             # name of the face set
     measures,          # of the table
     judges={},         # as `read_judges` returns them
-    ons=(),            # degradations in the table
+    cells=(),          # system and degradation of each number of the table
     blank=(),          # measures that some cell lacks
 ) -> list:             # of sentences
     "What a reader must know to read the numbers."
-    unseen = scores["on"].str.endswith("@unseen")
+    counts = scores.groupby(["system", "on"]).size()
+    known = {unseen: how_many(counts[c] for c in cells if c in counts and c[1].endswith("@unseen") == unseen) for unseen in (False, True)}
     said = f"; {CONVENTIONS[convention]}" if {"psnr", "ssim"} & set(measures) else ""
-    notes = [f"Ours: profile `{profile}`, {scores[~unseen].image.nunique()} test faces of the set `{faces}`, mean ± half of the 95 % bootstrap interval over faces{said}."]
-    if any(on.endswith("@unseen") for on in ons):
-        notes.append(f"Unseen: {scores[unseen].image.nunique()} faces of a second set, on which nothing was trained.")
+    notes = [f"Ours: profile `{profile}`, {known[False]} test faces of the set `{faces}`, mean ± half of the 95 % bootstrap interval over faces{said}."]
+    if known[True]:
+        notes.append(f"Unseen: {known[True]} faces of a second set, on which nothing was trained.")
     if profile == "demo":
         notes.append("The demo trains small networks for about a minute: compare its rows with each other, not with the paper's.")
     judged = {m: judge_of(m, judges) for m in measures}
     by = {j["by"]: [name_of(m) for m, other in judged.items() if other["by"] == j["by"]] for j in judged.values() if j["by"] and not j["missing"]}
     notes += [f"{', '.join(names)}: judged by {judge}." for judge, names in by.items()]
     return notes + [f"{name_of(m)} n/a: {judged[m]['missing'] or 'not measured there'}." for m in measures if m in blank]
+
+def how_many(counts):
+    "Numbers of faces as text: `80`, `24 to 80`, or nothing."
+    counts = sorted(set(counts))
+    return " to ".join(map(str, dict.fromkeys((counts[0], counts[-1])))) if counts else ""
 
 # %% ../nbs/09_tables.ipynb #c050
 def judge_of(
@@ -397,15 +404,15 @@ def make_table(
         return Table(spec["title"], list(spec["columns"]), [list(map(str, row)) for row in spec["text"]])
     if spec.get("kind", "matrix") != "matrix": raise FacelabError(f"{spec['title']} is of the unknown kind {spec['kind']!r}: a table has `text`, or `rows`, or `kind: matrix`")
     as_convention(convention)
-    ons, blank = set(), set()
+    cells, blank = {}, set()
     def numbers(system, on, measure):
-        ons.add(on)
+        cells[system, on] = True
         try: mean, half = (np.nan, None) if judge_of(measure, judges)["missing"] else summary(scores, sets, system, on, measure, convention, seed, n)
         except FacelabError as e: raise FacelabError(f"{spec['title']}: {e}") from None
         if mean != mean: blank.add(measure)
         return mean, half
     table = (matrix_table if "kind" in spec else score_table)(spec, numbers, recipes)
-    table.notes = notes_on(scores, convention, profile, faces, spec.get("measures", spec["columns"]), judges, ons, blank) + table.notes
+    table.notes = notes_on(scores, convention, profile, faces, spec.get("measures", spec["columns"]), judges, cells, blank) + table.notes
     return table
 
 # %% ../nbs/09_tables.ipynb #c058

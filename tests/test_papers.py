@@ -65,7 +65,7 @@ def evaluated(paper):
 def table_cells(spec):
     "(system, on) of each row of a table."
     if spec.get("kind") == "matrix":
-        return [(system, chains[f"x{scale_of(system, RECIPES)}"]) for system in spec["rows"] for chains in spec["columns"].values()]
+        return [(system, chains[f"x{scale_of(system, RECIPES)}"]) for system in spec["rows"].values() for chains in spec["columns"].values()]
     return [(system, on) for _, system, on, _ in table_rows(spec, RECIPES)]
 
 

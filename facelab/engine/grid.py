@@ -1,7 +1,7 @@
 """The stages that are out of date, as a makefile: make runs as many of them side by side as it is told, each after what it needs.
 
-DVC knows the stages and what they need, but runs them one after the other. `dvc repro -s` of different stages may run at the same time, and make is a
-scheduler that every machine has; so one is written in the language of the other.
+DVC knows the stages and what they need, but runs them one after the other. `dvc repro -s` of different stages may run at the same time (while one process
+writes down what its stage made, others cannot start, and try again), and make is a scheduler that every machine has; so one is written in the language of the other.
 """
 
 from pathlib import Path
@@ -17,7 +17,7 @@ SHELL := /bin/bash
 first: {first}
 all: {names}
 {names}:
-\t@dvc repro -s $@ > build/logs/$@.log 2>&1 || {{ echo "stage $@ failed; the end of build/logs/$@.log:" >&2; tail -n 5 build/logs/$@.log >&2; exit 1; }}
+\t@until dvc repro -s $@ > build/logs/$@.log 2>&1; do grep -q "Unable to acquire lock" build/logs/$@.log && sleep 1 || {{ echo "stage $@ failed; the end of build/logs/$@.log:" >&2; tail -n 5 build/logs/$@.log >&2; exit 1; }}; done
 \t@echo $@
 """
 

@@ -116,7 +116,7 @@ SECTIONS = {
               "checkpoint_seconds": NUMBER, "log_every": int},
     "instead": dict,
     "perceptual": {"source": str, "network": str, "layers": list, "file": str | None, "scale": NUMBER | str | dict | None},
-    "evaluate": {"batch": int, "bootstrap": int, "convention": str | None},
+    "evaluate": {"batch": int, "more": int | None, "bootstrap": int, "convention": str | None},
     "figures": {"faces": int, "dpi": int},
 }
 
