@@ -62,6 +62,11 @@ def evaluated(paper):
     return pairs
 
 
+def test_the_paper_that_identifies_people_says_who_with_what():
+    wish = PAPERS["fcsr_gan"]["identification"]
+    assert {wish["recogniser"], wish["restorer"]} <= RECIPES.keys() and RECIPES[wish["restorer"]]["inputs"] == wish["on"] in CHAINS
+
+
 def table_cells(spec):
     "(system, on) of each row of a table."
     if spec.get("kind") == "matrix":
