@@ -228,6 +228,7 @@ def test_fsrnet_is_equations_3_to_6():
 
 def test_the_prior_is_read_off_the_coarse_face_and_trains_it():
     net, x = seeded(FSRNet, 4, 8, 1, landmarks=5, parts=3), images(2, 3, 16, 16)
+    nn.init.normal_(net.prior.landmark_head.weight)   # it begins at zero
     net(x)["landmark_maps"].sum().backward()
     reached = {name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
     assert reached == {"coarse_network", "prior"}

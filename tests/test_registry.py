@@ -85,7 +85,8 @@ def test_full_width_gives_the_size_that_is_declared(name):
 def test_another_seed_another_output(case):
     with torch.no_grad():
         first, second = outputs(*made(case)), outputs(made(case, seed=1)[0], made(case)[1])
-    assert not any(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    drawn = [(a, b) for a, b in zip(first, second, strict=True) if a.min() < a.max()]   # landmark maps begin empty, whatever the seed
+    assert drawn and not any(torch.equal(a, b) for a, b in drawn)
 
 
 def silent(net, inputs):

@@ -11,7 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.engine.params import check_params, load_params, merge, near, project_root, read_yaml
+from facelab.engine.params import check_keys, check_params, load_params, merge, near, project_root, read_yaml
 from facelab.engine.sources import closure, paper_sources, recipe_sources, used
 from facelab.engine.text import sha256, write_text
 from facelab.recipes import folder_of, load_recipes, parts_used, resolve
