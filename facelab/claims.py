@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from . import FacelabError
+from .charts import read_ranks
 from .engine.params import check_keys, near, read_yaml
 from .engine.text import markdown_table
 from .images import _png
@@ -212,10 +213,8 @@ def read_scored(
     convention: str,  # under which PSNR and SSIM are taken
 ) -> Scored:
     "What there is of a paper's scores; a paper that was not scored has none, which its claims will say."
-    import pandas as pd
-
     folder = Path(folder)
-    ranks = pd.read_csv(folder / "identification.csv", dtype={"kind": str, "image": str}) if (folder / "identification.csv").exists() else None
+    ranks = read_ranks(folder / "identification.csv") if (folder / "identification.csv").exists() else None
     if not (folder / "sets.csv").exists(): return Scored(str(folder), convention, None, ranks=ranks)
     return Scored(str(folder), convention, read_paper_scores(folder), read_set_scores(folder), read_judges(folder), ranks)
 

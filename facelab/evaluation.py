@@ -79,10 +79,10 @@ def restore_set(
     "Restore the faces of `inputs` and write them as 8-bit PNG; maps that the network takes come from the inputs, and where nothing is said to be hidden, M is 1."
     taken = maps_taken(net, call)
     there = [name for name in taken if name in inputs.maps_there]
-    n = min(faces or len(inputs), len(inputs))
+    wanted = range(len(inputs))[:faces]
     with ThreadPoolExecutor(4) as pool:
-        for first in range(0, n, batch):
-            index = range(first, min(first + batch, n))
+        for first in wanted[::batch]:
+            index = wanted[first:first + batch]
             torch.manual_seed(seed_of(0, "restore", draw or 0, first))
             x = inputs.images(index).to(device)
             given = {"input": x, "M": torch.ones_like(x[:, :1])} | ({k: v.to(device) for k, v in inputs.maps(index, *there).items()} if there else {})

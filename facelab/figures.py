@@ -24,7 +24,7 @@ from .engine.params import check_keys, near
 from .engine.text import write_text
 from .evaluation import read_restored
 from .faces import parsing_11
-from .images import colour_labels, read_image, replacing, show, to_float
+from .images import colour_labels, replacing, show, to_float
 from .inputs import Inputs
 from .labelling import MAPS, see
 from .models import load_model

@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from .engine.text import sha256, write_text
-from .evaluation import Restoration, read_restored
+from .evaluation import Restoration, leave_only, read_restored
 from .images import to_float
 from .inputs import Inputs
 from .judges import BY_NOBODY, COLUMNS, hidden_error
@@ -42,9 +42,9 @@ def score_faces(
     batch=16,            # faces at a time
 ) -> list:               # of rows
     "One row a face."
-    given, rows, device, n = Inputs(Path(inputs) / what.on), [], judges.device, min(what.faces or len(faces), len(faces))
-    for first in range(0, n, batch):
-        index = range(first, min(first + batch, n))
+    given, rows, device = Inputs(Path(inputs) / what.on), [], judges.device
+    for first in range(0, len(faces), batch):
+        index = range(first, min(first + batch, len(faces)))
         names, hidden = [faces.names[i] for i in index], hidden_part(given, index)
         labels = faces.batch(index, device=device, labels=[k for k in LABELS if k in faces.labels])
         true = labels.pop("image") if what.truth is None else given.maps(index, what.truth)[what.truth].to(device)
@@ -113,7 +113,7 @@ def score_all(
         if old and old["made_from"] == made_from and csv.exists(): done[what.where] = old
         else:
             which = what.on.partition("@")[2] or "test", what.faces
-            true = faces[which[0]].take(torch.arange(min(what.faces or len(faces[which[0]]), len(faces[which[0]]))))
+            true = faces[which[0]].take(torch.arange(len(faces[which[0]]))[:what.faces])
             if which not in seen: seen[which] = look(batches(true), judges, device=judges.device)
             rows, small = score_faces(what, true, inputs, restored, judges, conventions, batch), what.truth is not None
             nearest, numbers, notes = ({"nearest_l1": None, "nearest_right": None}, {}, {}) if small else score_set(what, true, restored, judges, seen[which], draws)
@@ -121,10 +121,7 @@ def score_all(
             done[what.where] = {"made_from": made_from, "numbers": numbers, "notes": notes}
         write_text(scores / "made_from.json", json.dumps({**kept, **done}, indent=1, sort_keys=True) + "\n")
     write_text(scores / "made_from.json", json.dumps(done, indent=1, sort_keys=True) + "\n")
-    for csv in sorted(scores.glob("*/*.csv")):
-        if str(csv.relative_to(scores).with_suffix("")) not in done: csv.unlink()
-    for path in list(scores.iterdir()):
-        if path.is_dir() and not any(path.iterdir()): path.rmdir()
+    leave_only([f"{where}.csv" for where in done], scores)
     write_sets(scores, wanted, done)
     write_text(scores / "judges.json", json.dumps(who_judged(judges, scores, wanted, done), indent=1) + "\n")
 

@@ -110,7 +110,7 @@ def networks(names, recipes, params):
 def paper_sources(root, recipes, params):
     """Restoring depends on which systems are given which inputs and on their networks, not on how they learned; scores on which there are; tables,
     figures and drawings on what the paper reports and on the names of rows; claims on all papers."""
-    papers = {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
+    papers = read_papers(root)
     labels = {name: r["label"] for name, r in recipes.items() if r["kind"] == "recipes"}
     for paper in evaluated(root):
         says = papers.get(paper, {})
@@ -126,6 +126,11 @@ def paper_sources(root, recipes, params):
         if "architecture" in says:
             yield f"architecture@{paper}", stage_source(root, "architecture", {f: says.get(f) for f in ("architecture", "layers")})
     yield "claims", stage_source(root, "claims", {"labels": labels, "claims": papers["claims"], **{paper: {k: says.get(k) for k in ("tables", "convention", "deviations")} for paper, says in papers.items()}})
+
+
+def read_papers(root):
+    "What `papers/*.yaml` say, by the names of the files."
+    return {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
 
 
 def evaluated(root):
@@ -165,7 +170,7 @@ def write_sources(root):
     "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
     params, recipes = check_project(root)
     out = {name: stage_source(root, name) for name in ("draw", "faces")}
-    papers = {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
+    papers = read_papers(root)
     out["synthesize"] = stage_source(root, "synthesize", {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": asked_of_unseen(papers)})
     out["samples"] = stage_source(root, "samples", {paper: says.get("samples", {}) for paper, says in papers.items()})
     out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))

@@ -6,7 +6,6 @@
 __all__ = ['EMPTY', 'FSRBlock', 'Bottleneck', 'BottleneckHourglass', 'conv_bn_relu', 'PriorNet']
 
 # %% ../../nbs/networks/09_hourglass.ipynb #c002
-from collections import OrderedDict
 import torch.nn.functional as F
 import torch
 from torch import nn
