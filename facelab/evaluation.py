@@ -6,7 +6,7 @@
 __all__ = ['SETS', 'FIELDS', 'Restoration', 'restorations', 'restore_set', 'read_restored', 'restored_anew', 'leave_only']
 
 # %% ../nbs/08e_evaluation.ipynb #c002
-import json, shutil
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 from . import FacelabError
 from .dice import seed_of
 from .engine.params import check_keys, near
-from .engine.text import sha256, write_text
+from .engine.text import sha256, was_made, write_record
 from .images import read_image, to_uint8, write_image
 from .inputs import Inputs
 from .models import ask, load_model, maps_taken
@@ -117,12 +117,12 @@ def restored_anew(
     folder, given = Path(restored) / what.where, Path(inputs) / what.on
     made_from = {"weights": sha256(Path(model) / "generator.safetensors"), "recipe": sha256(Path(model) / "recipe.json"), "inputs": sha256(given / "manifest.json"), "faces": what.faces, **about}
     record = folder / "made_from.json"
-    if record.exists() and json.loads(record.read_text()) == made_from: return False
+    if was_made(record, made_from): return False
     shutil.rmtree(folder, ignore_errors=True)
     degraded, (net, recipe) = Inputs(given), load_model(model, device)
     if degraded.names != list(names): raise FacelabError(f"the inputs in {given} are not of the faces that they should be compared with: make them again with `dvc repro synthesize`")
     restore_set(net, degraded, folder, device, batch, what.output, what.draw, recipe.get("call"), what.faces)
-    write_text(record, json.dumps(made_from, indent=1, sort_keys=True) + "\n")
+    write_record(record, made_from)
     return True
 
 # %% ../nbs/08e_evaluation.ipynb #c018

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'of_kind', 'gallery_and_probes', 'ranks', 'identify', 'identified_anew']
 
 # %% ../nbs/08g_identification.ipynb #c002
-import json, tempfile
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from .degradations.chain import Chain
 from .degradations.core import wanted_labels
 from .degradations.resample import resize
 from .dice import Dice, seed_of
-from .engine.text import replacing, write_text
+from .engine.text import replacing, was_made, write_record
 from .images import to_uint8
 from .models import ask, load_model
 from .training import train
@@ -113,7 +113,7 @@ def identified_anew(
 ):
     "Write who is identified, unless that has been done from the same weights, faces and code."
     path, record = Path(path), Path(path).with_suffix(".json")
-    if path.exists() and record.exists() and json.loads(record.read_text()) == made_from: return
+    if path.exists() and was_made(record, made_from): return
     found = compute()
     with replacing(path) as half: found.to_csv(half, index=False, lineterminator="\n")
-    write_text(record, json.dumps(made_from, indent=1, sort_keys=True) + "\n")
+    write_record(record, made_from)

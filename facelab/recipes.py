@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'OWN', 'KINDS', 'TRAINING', 'check_recipe', 'check_terms',
            'over', 'load_degradations', 'asked_of_unseen', 'load_losses', 'terms_table', 'summed', 'part_of',
-           'parts_used', 'check_parts', 'load_recipes', 'folder_of', 'locate', 'build', 'scaled', 'like_generator',
-           'stage_steps', 'features_for', 'in_sequence', 'resolve', 'sources_table', 'recipes_table', 'recipes_page']
+           'parts_used', 'asks_features', 'check_parts', 'load_recipes', 'folder_of', 'locate', 'build', 'scaled',
+           'like_generator', 'stage_steps', 'features_for', 'in_sequence', 'resolve', 'sources_table', 'recipes_table',
+           'recipes_page']
 
 # %% ../nbs/07_recipes.ipynb #c002
 import copy, importlib, pkgutil
@@ -182,6 +183,13 @@ def parts_used(
     "The parts that a recipe is made of or asks."
     asked = [*recipe.get("sequence", []), *recipe.get("helpers", {}).values(), *recipe.get("begin", {}).values()]
     return list(dict.fromkeys(part_of(a)[0] for a in asked))
+
+def asks_features(
+    recipe: dict,  # resolved
+) -> bool:
+    "Does a loss look through the pipeline's own parts network?"
+    losses = [loss for stage in recipe["stages"] for loss in stage["losses"].values() if loss]
+    return any(((loss.get("with") or {}).get("features") or {}).get("source") == "trained" for loss in losses)
 
 # %% ../nbs/07_recipes.ipynb #c032
 def check_parts(

@@ -88,7 +88,7 @@ class Run:
         self.nets = {name: torch.compile(net) if recipe["compile"] else net for name, net in self.bare.items()}
         self.optimisers = {name: make_optimiser(recipe["optimiser"], net) for name, net in self.bare.items() if any(True for _ in net.parameters())} if recipe["stages"] else {}
         self.average = {k: v.detach().clone() for k, v in self.bare["generator"].state_dict().items()}
-        self.objectives, self.batches, self.best = {}, None, None
+        self.objectives, self.batches, self.best, self.settled = {}, None, None, (None, None)
         self.step, self.stage, self.stage_step, self.stage_seconds, self.seconds, self.history = 0, 0, 0, 0., 0., []
 
     @property

@@ -68,12 +68,15 @@ def module_code(name, root):
     return None
 
 
+REFUSING = {"facelab.engine.schema"}   # modules that can stop a stage, but not change what it makes
+
+
 def closure(names, root):
     "All facelab modules reached from `names` through imports, with the fingerprint of each."
     seen, todo = {}, sorted(names)
     while todo:
         name = todo.pop()
-        code = None if name in seen else module_code(name, str(root))
+        code = None if name in seen or name in REFUSING else module_code(name, str(root))
         if code is not None:
             seen[name] = digest(code)
             todo += sorted(imports(code, name))

@@ -1,6 +1,7 @@
-"""Files that are written whole or not at all, their hashes, and tables in Markdown."""
+"""Files that are written whole or not at all, their hashes, what they were made from, and tables in Markdown."""
 
 import hashlib
+import json
 import os
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,20 @@ def write_text(path, text):
     "Write a text file, whole or not at all."
     with replacing(path) as half:
         half.write_text(text)
+
+
+def was_made(record, made_from):
+    "Does the record of what something was made from say the same?"
+    return Path(record).exists() and Path(record).read_text() == record_of(made_from)
+
+
+def write_record(record, made_from):
+    "Note what something was made from: JSON, beside what was made."
+    write_text(record, record_of(made_from))
+
+
+def record_of(made_from):
+    return json.dumps(made_from, indent=1, sort_keys=True) + "\n"
 
 
 def sha256(path):

@@ -11,10 +11,11 @@ from functools import lru_cache
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.engine.params import check_keys, check_params, load_params, merge, near, project_root, read_yaml
+from facelab.engine.params import check_keys, load_params, merge, near, project_root, read_yaml
+from facelab.engine.schema import check_params
 from facelab.engine.sources import closure, paper_sources, recipe_sources, used
-from facelab.engine.text import sha256, write_text
-from facelab.recipes import folder_of, load_recipes, parts_used, resolve
+from facelab.engine.text import sha256, was_made, write_record, write_text
+from facelab.recipes import asks_features, folder_of, load_recipes, parts_used, resolve
 
 
 @dataclass
@@ -38,9 +39,7 @@ class Grid:
 
     def needs(self, name):
         "What has to be trained before: parts, and the features network if a loss asks for it."
-        losses = [loss for stage in resolve(name, self.recipes, self.params)["stages"] for loss in stage["losses"].values() if loss]
-        trained = any(((loss.get("with") or {}).get("features") or {}).get("source") == "trained" for loss in losses)
-        return [*parts_used(self.recipes[name]), *(["features"] if trained else [])]
+        return [*parts_used(self.recipes[name]), *["features"] * asks_features(resolve(name, self.recipes, self.params))]
 
     def order(self, names):
         "These recipes and what they need, each once and after what it needs."
@@ -54,13 +53,8 @@ class Grid:
     def lock(self, what):
         return self.out / "state" / f"{what}.lock"
 
-    def was_made(self, what, made_from):
-        "Was this made before, from the same things?"
-        path = self.out / "state" / f"{what}.json"
-        return path.exists() and json.loads(path.read_text()) == json.loads(json.dumps(made_from))
-
-    def note(self, what, made_from):
-        write_text(self.out / "state" / f"{what}.json", json.dumps(made_from, indent=1, sort_keys=True) + "\n")
+    def record(self, what):
+        return self.out / "state" / f"{what}.json"
 
     def training(self, name):
         "What a recipe's weights depend on."
@@ -78,11 +72,11 @@ class Grid:
         return {"weights": self.weights(name), "inputs": self.inputs_from(recipe["inputs"]), "code": code, "restored": self.restored}
 
     def is_trained(self, name):
-        return self.was_made(name, self.training(name)) and (self.folder(name) / "recipe.json").exists()
+        return was_made(self.record(name), self.training(name)) and (self.folder(name) / "recipe.json").exists()
 
     def is_done(self, name):
         row = self.recipes[name]["kind"] == "recipes"
-        return self.is_trained(name) and (not row or self.was_made(f"{name}.scores", self.scoring(name)))
+        return self.is_trained(name) and (not row or was_made(self.record(f"{name}.scores"), self.scoring(name)))
 
 
 def open_grid(faces, out, params, root=None, **more):
@@ -163,7 +157,7 @@ def make(grid, name, deadline=None, progress=True):
 
         def finish(run):
             write_text(grid.out / "runs" / f"{name}.json", json.dumps(run_report(run, grid.faces_sha256), indent=1) + "\n")
-            grid.note(name, made_from)
+            write_record(grid.record(name), made_from)
 
         run = train(recipe, opened(grid.faces), grid.folder(name), grid.out / "history" / f"{name}.csv", grid.out / "state" / f"{name}.safetensors",
                     {"code": made_from["source"]["modules"], "faces": grid.faces_sha256}, device=settings["device"], checkpoint_seconds=settings["checkpoint_seconds"],
@@ -194,7 +188,7 @@ def score(grid, name):
     write_scores(scores / f"{what.where}.csv", score_faces(what, faces, inputs, restored, judges, batch=batch))
     if not grid.restored:
         shutil.rmtree(restored / what.where)
-    grid.note(f"{name}.scores", made_from)
+    write_record(grid.record(f"{name}.scores"), made_from)
 
 
 def degraded(grid, recipe, faces, device):
@@ -205,7 +199,7 @@ def degraded(grid, recipe, faces, device):
         return Path(grid.inputs) / recipe["inputs"]
     folder, what, made_from = grid.out / "inputs" / recipe["inputs"], f"inputs@{recipe['inputs']}", grid.inputs_from(recipe["inputs"])
     with locked(grid.lock(what), wait=True):
-        if not (grid.was_made(what, made_from) and (folder / "manifest.json").exists()):
+        if not (was_made(grid.record(what), made_from) and (folder / "manifest.json").exists()):
             write_inputs(folder, faces, recipe["degradation"], grid.params["seed"], device)
-            grid.note(what, made_from)
+            write_record(grid.record(what), made_from)
     return folder
