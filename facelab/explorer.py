@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['ASTRONAUT_68', 'KINDS', 'astronaut_landmarks', 'Source', 'Face', 'open_face', 'State', 'View', 'Picture', 'ceiling',
            'palette', 'scalar', 'vectors', 'path', 'map_picture', 'map_pictures', 'as_recipe', 'render',
-           'degradation_classes', 'Model', 'Restored', 'shrinks', 'models_for', 'with_restored', 'told', 'save',
-           'preset_sheet']
+           'degradation_classes', 'Model', 'Restored', 'models_for', 'with_restored', 'told', 'save', 'preset_sheet']
 
 # %% ../nbs/12_explorer.ipynb #c002
 from dataclasses import dataclass, field, fields, replace
@@ -33,6 +32,7 @@ from .images import FacelabError, astronaut, open_image, show, to_float, to_uint
 from .metrics import as_convention, psnr, ssim
 from .recipes import load_degradations
 from .models import load_model, restore
+from .photographs import shrinks
 
 # %% ../nbs/12_explorer.ipynb #c006
 ASTRONAUT_68 = """45 84 45 95 45.5 107 46.5 118 49 129 53 139.5 60.5 149 71 156 88 158.8 105 155.5 115 148.5 122.5 140 127.5 131 130.5 121 132 110 133.5 98 133.5 86
@@ -304,10 +304,6 @@ class Restored(NamedTuple):
     problem: str = ""
 
 # %% ../nbs/12_explorer.ipynb #c048
-def shrinks(chain):
-    "How many times smaller a chain makes a picture."
-    return math.prod(step.multiple for step in chain.steps if hasattr(step, "shrink"))
-
 @lru_cache(maxsize=256)
 def _recipe(path, stamp):
     "Label and chain of a trained model; None for one that is no restorer, or that this version of the package cannot read."

@@ -6,7 +6,7 @@
 __all__ = ['CHOICES', 'SHORT', 'FIELDS', 'VIEW_FIELDS', 'Album', 'chain_of', 'shown', 'maps_shown', 'enlarged', 'finder',
            'parts_found', 'coloured', 'view', 'title_of', 'cut_out', 'repeated', 'detail', 'inset', 'arranged',
            'lay_out', 'cells_of', 'mark', 'chosen', 'value_text', 'faces_of', 'picked', 'as_views', 'one_of',
-           'check_figure', 'check_chain', 'check_views', 'make_figure', 'save_figure', 'write_figure']
+           'check_figure', 'check_chain', 'check_views', 'photographs', 'make_figure', 'save_figure', 'write_figure']
 
 # %% ../nbs/10_figures.ipynb #c002
 import re
@@ -28,6 +28,7 @@ from .images import colour_labels, replacing, show, to_float
 from .inputs import Inputs
 from .labelling import MAPS, see
 from .models import load_model
+from .photographs import Restorer, mask_of, open_photograph, pictures
 from .recipes import folder_of
 from .tables import better, digits, face_values, find_rows, label_of, own_degradation, recipe_of
 
@@ -45,6 +46,7 @@ class Album:
     unseen: object = None    # the second face set
     seed: int = 0            # of the bootstrap
     resamples: int = 2000    # its resamples
+    photos: str = None       # folder of photographs, in folders by kind
 
 # %% ../nbs/10_figures.ipynb #c010
 def chain_of(view, recipes):
@@ -289,6 +291,7 @@ FIELDS = {  # kind of figure -> what must be said, what may be said
     "bars": (("groups", "systems", "measures"), ()),
     "curve": (("along", "x", "measures"), ("system", "systems")),
     "ranks": (("series", "ranks"), ()),
+    "photographs": (("folder", "systems", "faces"), ("hidden",)),
 }
 VIEW_FIELDS = ("show", "on", "chain", "system", "title", "parts", "by", "opacity", "enlarge")
 
@@ -344,6 +347,18 @@ def check_views(spec, album):
             one_of(finder(view), ("labels", "labelling", *(n for n, r in album.recipes.items() if r["kind"] == "parts")), "finder of parts")
 
 # %% ../nbs/10_figures.ipynb #c054
+def photographs(spec, album, n):
+    "Photographs and what systems make of them; the truth is not known."
+    folder = Path(album.photos or "") / spec["folder"]
+    if not album.photos or not folder.is_dir(): raise FacelabError(f"there are no photographs: let figures.photos in params.yaml name a folder with aligned faces in its folder {spec['folder']}")
+    restorers = [Restorer(Path(album.build) / folder_of(name, album.recipes[name]), size=album.faces.size) for name in spec["systems"]]
+    shots = [open_photograph(path, album.faces.size) for path in pictures([folder])[:n]]
+    faces = torch.stack([shot.face for shot in shots])
+    hidden = torch.cat([mask_of(shot.path, folder.parent / spec["hidden"], shot, album.faces.size) for shot in shots]) if "hidden" in spec else None
+    given = enlarged(restorers[0].inputs(faces), album.faces.size)
+    return lay_out([(x, None) for x in (given, *(r(faces, hidden) for r in restorers))], ["input", *(r.label for r in restorers)], across="views")
+
+# %% ../nbs/10_figures.ipynb #c055
 def make_figure(
     spec: dict,     # one figure of papers/*.yaml
     album: Album,   # what it is made from
@@ -354,6 +369,7 @@ def make_figure(
     spec = as_views(spec)
     more = dict(seed=album.seed, n=album.resamples)
     kind = spec.get("kind", "views")
+    if kind == "photographs": return photographs(spec, album, min(spec["faces"], n or spec["faces"]))
     if kind == "ranks": return ranks(spec, read_ranks(Path(album.build) / "scores" / album.paper / "identification.csv"), **more)
     if kind != "views": return {"bars": bars, "curve": curve}[kind](spec, album.scores, album.recipes, album.convention, **more)
     faces = faces_of(spec, album)
@@ -362,7 +378,7 @@ def make_figure(
     layout = {k: spec[k] for k in ("across", "columns", "zoom", "detail") if k in spec}
     return lay_out(views, [title_of(v, album.recipes) for v in spec["views"]], texts, **layout)
 
-# %% ../nbs/10_figures.ipynb #c070
+# %% ../nbs/10_figures.ipynb #c071
 def save_figure(
     fig,       # matplotlib Figure
     path,      # without suffix
@@ -376,7 +392,7 @@ def save_figure(
         with replacing(f"{path}{suffix}") as half, rc_context({"pdf.fonttype": 42}):
             fig.savefig(half, dpi=dpi, **extra)
 
-# %% ../nbs/10_figures.ipynb #c074
+# %% ../nbs/10_figures.ipynb #c075
 def write_figure(
     spec: dict,     # one figure of papers/*.yaml
     album: Album,   # what it is made from

@@ -18,6 +18,7 @@ from . import FacelabError
 from .degradations.chain import Chain
 from .degradations.core import wanted_labels
 from .degradations.resample import resize
+from .devices import pick_device
 from .dice import Dice, seed_of
 from .engine.text import replacing, was_made, write_record
 from .images import to_uint8
@@ -83,24 +84,24 @@ def identify(
     steps,          # the chain of degradations
     parts,          # folder of trained parts
     seed=0,         # of degradation and gallery
-    device="cpu",   # where to compute
+    device="auto",  # auto, cpu or cuda
     batch=16,       # faces at a time
     call=None,      # the restorer's method; None: forward
     progress=False, # show bars
 ):                  # DataFrame: kind, image, rank
     "The rank of every probe, from each kind of pictures."
     if faces.identity is None: raise FacelabError(f"set {faces.name} has no identities: nobody can be identified")
-    test, found = faces.part("test"), []
+    test, found, where = faces.part("test"), [], pick_device(device)
     gallery, probes = gallery_and_probes(test.identity, seed)
     if not probes: raise FacelabError(f"no person has two faces in the test part of set {faces.name}: nobody can be identified")
     for kind in KINDS:
-        seen = of_kind(kind, faces, steps, net, seed, device, batch, call, progress)
+        seen = of_kind(kind, faces, steps, net, seed, where, batch, call, progress)
         with tempfile.TemporaryDirectory() as folder:
             train({**recipe, "begin": {"generator": f"recognisers/{recipe['name']}"}, "validate": 0}, seen, folder, device=device, parts=parts, progress=progress)
-            recogniser = load_model(folder, device)[0]
+            recogniser = load_model(folder, where)[0]
         with torch.inference_mode():
             pictures = seen.part("test")
-            embedded = torch.cat([recogniser.embed(pictures.batch(some, device=device, labels=())["image"]).cpu() for some in torch.arange(len(pictures)).split(batch)])
+            embedded = torch.cat([recogniser.embed(pictures.batch(some, device=where, labels=())["image"]).cpu() for some in torch.arange(len(pictures)).split(batch)])
         places = ranks(embedded[probes], embedded[gallery], test.identity[probes], test.identity[gallery])
         found += [dict(kind=kind, image=test.names[i], rank=place) for i, place in zip(probes, places.tolist())]
     return pd.DataFrame(found)

@@ -78,14 +78,14 @@ def score_set(
     restored,      # folder of all restored faces of the paper
     judges,        # `facelab.judges.Judges`
     truth: dict,   # what `look` saw in the true faces
-    draws=(),      # names of the systems that are draws of this one
+    draws=(),      # of `Restoration`: the draws of this one, of the same first faces
 ) -> tuple:        # nearest_l1 and nearest_right face by face, the numbers of the set, what is to be known about them
     "All restored faces of a system together."
     seen = look(batches((Path(restored) / what.where, faces.names)), judges, device=judges.device)
     numbers, embedded = set_metrics(seen, truth), [x["face"] for x in (seen, truth)]
     nearest = judges.recognise(*([torch.from_numpy(x) for x in embedded] if not any(isinstance(x, str) for x in embedded) else ([], [])), faces.identity)
     notes = numbers.pop("notes")
-    if draws: numbers["diversity"] = diversity([Path(restored) / what.on / draw for draw in draws], faces.names)
+    if draws: numbers["diversity"] = diversity([Path(restored) / draw.where for draw in draws], faces.names[:draws[0].faces])
     return nearest, numbers, notes
 
 # %% ../nbs/08f_scoring.ipynb #c015
@@ -106,8 +106,8 @@ def score_all(
     kept = json.loads((scores / "made_from.json").read_text()) if (scores / "made_from.json").exists() else {}
     done = {}
     for what in progress(wanted):
-        draws = [r.system for r in wanted if r.draw is not None and (r.recipe, r.on) == (what.recipe, what.on)] if what.draw is None and what.truth is None else []
-        records = [sha256(Path(restored) / what.on / name / "made_from.json") for name in (what.system, *draws)]
+        draws = [r for r in wanted if r.draw is not None and (r.recipe, r.on) == (what.recipe, what.on)] if what.draw is None and what.truth is None else []
+        records = [sha256(Path(restored) / r.where / "made_from.json") for r in (what, *draws)]
         made_from = {"restored": records, "conventions": list(conventions), **about}
         csv, old = scores / f"{what.where}.csv", kept.get(what.where)
         if old and old["made_from"] == made_from and csv.exists(): done[what.where] = old

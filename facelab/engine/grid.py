@@ -2,6 +2,7 @@
 
 DVC knows the stages and what they need, but runs them one after the other. `dvc repro -s` of different stages may run at the same time (while one process
 writes down what its stage made, others cannot start, and try again), and make is a scheduler that every machine has; so one is written in the language of the other.
+DVC takes seconds to start, so short stages that need the same are given to it in bundles.
 """
 
 from pathlib import Path
@@ -17,9 +18,10 @@ SHELL := /bin/bash
 first: {first}
 all: {names}
 {names}:
-\t@until dvc repro -s $@ > build/logs/$@.log 2>&1; do grep -q "Unable to acquire lock" build/logs/$@.log && sleep 1 || {{ echo "stage $@ failed; the end of build/logs/$@.log:" >&2; tail -n 5 build/logs/$@.log >&2; exit 1; }}; done
-\t@echo $@
+\t@until dvc repro -k -s $(STAGES) > build/logs/$@.log 2>&1; do grep -q "Unable to acquire lock" build/logs/$@.log && sleep 1 || {{ echo "stage $@ failed; the end of build/logs/$@.log:" >&2; tail -n 5 build/logs/$@.log >&2; exit 1; }}; done
+\t@printf '%s\\n' $(STAGES)
 """
+TOGETHER = 3   # stages in a bundle
 
 
 def stale_stages(root):
@@ -42,7 +44,12 @@ def of_paper(stages, paper, papers):
     "The stages that a paper's tables, figures and drawings need."
     if paper not in papers:
         raise FacelabError(f"there is no paper {paper!r}: {near(paper, papers)}")
-    todo, kept = [f"{stage}@{paper}" for stage in ("tables", "figures", "architecture")], {}
+    return needed_for([f"{stage}@{paper}" for stage in ("tables", "figures", "architecture")], stages)
+
+
+def needed_for(names, stages):
+    "Those of the stages, and what they need."
+    todo, kept = list(names), {}
     while todo:
         name = todo.pop()
         if name in stages and name not in kept:
@@ -51,12 +58,23 @@ def of_paper(stages, paper, papers):
     return kept
 
 
+def bundled(stages, alone):
+    "Stages in bundles: those of one kind that need the same, `TOGETHER` at a time; what stands `alone` stays so."
+    alike = {}
+    for name, needs in stages.items():
+        alike.setdefault((name if name in alone else name.partition("@")[0], *needs), []).append(name)
+    return [names[i:i + TOGETHER] for names in alike.values() for i in range(0, len(names), TOGETHER)]
+
+
 def write_grid(root, paper=None):
     "Write `build/grid.mk`, all of it or what one paper shows; returns how many stages it holds."
     papers, stages, build = evaluated(root), stale_stages(root), Path(root) / "build"
     first = [name for name in (f"tables@{papers[0]}", f"figures@{papers[0]}") if name in stages]   # something to see, while the others are made
     stages = of_paper(stages, paper, papers) if paper else stages
     (build / "logs").mkdir(parents=True, exist_ok=True)
-    needs = "".join(f"{name}: {' '.join(before)}\n" for name, before in stages.items() if before)
-    write_text(build / "grid.mk", HEAD.format(names=" ".join(stages), first="" if paper else " ".join(first)) + needs if stages else "first all:\n")
+    bundles = bundled(stages, needed_for(first, stages))
+    leader = {name: names[0] for names in bundles for name in names}
+    rules = [f"{names[0]}: STAGES := {' '.join(names)}\n{names[0]}: {' '.join(dict.fromkeys(leader[need] for need in stages[names[0]]))}\n" for names in bundles]
+    head = HEAD.format(names=" ".join(names[0] for names in bundles), first="" if paper else " ".join(first))
+    write_text(build / "grid.mk", head + "".join(rules) if stages else "first all:\n")
     return len(stages)

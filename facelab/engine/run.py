@@ -16,6 +16,7 @@ def run(stage, item=None, root=None):
     root = Path(root or project_root())
     if stage not in STAGES:
         raise FacelabError(f"unknown stage {stage!r}: {near(stage, STAGES)}")
+    sys.modules.setdefault("rfc3987_syntax", None)   # jsonschema would parse the grammar of addresses, which takes most of a second, for a format that notebooks do not have
     import papermill
 
     name = f"{stage}@{item}" if item else stage

@@ -17,7 +17,7 @@ SECTIONS = {
     "instead": dict,
     "perceptual": {"source": str, "network": str, "layers": list, "file": str | None, "scale": NUMBER | str | dict | None},
     "evaluate": {"batch": int, "more": int | None, "bootstrap": int, "convention": str | None},
-    "figures": {"faces": int, "dpi": int},
+    "figures": {"faces": int, "dpi": int, "photos": str | None},
 }
 
 

@@ -28,13 +28,13 @@ def dirac(
 @torch.no_grad()
 def bilinear(
     deconv,             # an nn.ConvTranspose2d with a kernel of twice its stride, changed in place
-    noise: float = .1,  # share of He's random weights
+    noise: float = .1,  # share of He's random weights, with which channels are mixed
 ):
     "Output channel k is input channel k, enlarged by the stride."
     weight, side = deconv.weight, deconv.kernel_size[0]
     tent = 1 - (torch.arange(side) - (side - 1)/2).abs()/(side/2)
-    passing = torch.eye(*weight.shape[:2])[..., None, None] * tent[:, None] * tent
-    weight.copy_(passing + noise * torch.nn.init.kaiming_normal_(torch.empty_like(weight), a=.25))
+    mixed = torch.eye(*weight.shape[:2]) + noise * torch.nn.init.kaiming_normal_(torch.empty(weight.shape[:2]), a=.25)
+    weight.copy_(mixed[..., None, None] * tent[:, None] * tent)
     if deconv.bias is not None: deconv.bias.zero_()
 
 # %% ../../nbs/networks/04_start.ipynb #c012

@@ -1,0 +1,206 @@
+"""The command `facelab`: restore and degrade pictures, check faces, train, evaluate, and say which models and weights there are."""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from facelab import FacelabError, __version__
+from facelab.engine.params import near, project_root
+
+
+def home():
+    "The project: the one we are in, else the one that this package is part of; None if there is neither."
+    for start in (".", Path(__file__).resolve().parents[2]):
+        try:
+            return project_root(start)
+        except FacelabError:
+            pass
+    return None
+
+
+def the_project():
+    root = home()
+    if root is None:
+        raise FacelabError("this needs the project's recipes: run it inside a clone of facelab")
+    return root
+
+
+def restore(args):
+    from facelab.devices import pick_device
+    from facelab.folders import read_table
+    from facelab.models import load_model
+    from facelab.photographs import Restorer, model_folder, restore_files
+
+    device = pick_device(args.device)
+    restorers = [Restorer(model_folder(name, home()), device, args.size) for name in args.system]
+    finder = load_model(model_folder(args.find, home()))[0] if args.find else None
+    written, failed = restore_files(args.pictures, restorers, args.out, args.landmarks and read_table(args.landmarks), finder, args.hidden, args.sheet, not args.quiet)
+    for path in written:
+        print(path)
+    return told(failed)
+
+
+def degrade(args):
+    from facelab.degradations.chain import Chain
+    from facelab.folders import read_table
+    from facelab.photographs import degrade_files
+    from facelab.recipes import load_degradations
+
+    chains = load_degradations(the_project())
+    if args.chain not in chains:
+        raise FacelabError(f"unknown chain of degradations {args.chain!r}: {near(args.chain, chains)}")
+    written, failed = degrade_files(args.pictures, Chain(chains[args.chain]["steps"]), args.out, args.landmarks and read_table(args.landmarks), args.seed, args.size, not args.quiet)
+    for path in written:
+        print(path)
+    return told(failed)
+
+
+def told(failed):
+    "Sentences about what failed; the exit status."
+    for sentence in failed:
+        print(f"facelab: {sentence}", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def faces(args):
+    from facelab.faces import main as check
+
+    return check(["check", args.path, "--size", str(args.size), *["--all"] * args.all])
+
+
+def grid(args, recipes):
+    "What `train` and `evaluate` make: the runner's work, with the faces packed first where they are a folder of pictures."
+    from facelab.faces import open_faces
+    from facelab.fleet.runner import main as runner
+
+    pack = Path(args.faces)
+    if pack.is_dir() and not (pack / "faces.safetensors").exists() and not list(pack.glob("*.tar")):
+        pack = Path(args.out) / "faces" / "faces.safetensors"
+        if not pack.exists():
+            open_faces(args.faces, args.size).save(pack)
+    more = [f"--{key}={getattr(args, key)}" for key in ("profile", "params", "seconds") if getattr(args, key)]
+    os.chdir(the_project())
+    return runner(["--faces", str(pack.resolve()), "--out", str(Path(args.out).resolve()), *more, "--recipes", *recipes])
+
+
+def train(args):
+    return grid(args, args.recipes)
+
+
+def evaluate(args):
+    import pandas as pd
+
+    from facelab.recipes import load_recipes
+    from facelab.metrics import read_scores
+
+    recipes = load_recipes(the_project())
+    for name in args.recipes:
+        if name not in recipes:
+            raise FacelabError(f"unknown recipe {name!r}: {near(name, recipes)}")
+    args.out = str(Path(args.out).resolve())
+    status = grid(args, args.recipes)
+    rows = {}
+    for name in args.recipes:
+        path = Path(args.out) / "scores" / recipes[name]["paper"] / recipes[name]["inputs"] / f"{name}.csv"
+        if path.exists():
+            rows[name] = read_scores(path).mean(numeric_only=True)
+    if rows:
+        print(pd.DataFrame(rows).T.dropna(axis=1, how="all").to_string(float_format="%.4g"))
+    return status
+
+
+def models(args):
+    from facelab.engine.text import markdown_table
+    from facelab.photographs import describe_models, find_models
+
+    rows = describe_models(find_models(home()))
+    print(markdown_table(rows, ("name", "system", "restores", "trained on", "PSNR, dB", "MB", "where")) if rows else "no trained system is here: `make repro` trains them")
+    return 0
+
+
+def weights(args):
+    from facelab.engine.text import markdown_table
+    from facelab.photographs import describe_weights
+
+    print(f"FACELAB_WEIGHTS is {os.environ.get('FACELAB_WEIGHTS') or 'not set'}\n")
+    print(markdown_table(describe_weights(), ("file", "what for", "found", "SHA-256", "how to get it")))
+    return 0
+
+
+def completion(args):
+    import shtab
+
+    print(shtab.complete(parser(), shell=args.shell))
+    return 0
+
+
+def parser():
+    main = argparse.ArgumentParser(prog="facelab", description=__doc__, epilog="`facelab COMMAND --help` tells more about one of them.")
+    main.add_argument("--version", action="version", version=f"facelab {__version__}")
+    todo = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name, run, about, **more):
+        sub = todo.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        sub.set_defaults(run=run)
+        return sub
+
+    def files(sub):
+        sub.add_argument("pictures", nargs="+", help="files, folders, or patterns such as 'faces/*.jpg'")
+        sub.add_argument("--out", required=True, help="folder for the results")
+        sub.add_argument("--landmarks", metavar="FILE", help="a table (.csv or .txt): file name, then x and y of 5, 68, 81 or 194 points; faces are cut out and aligned by them")
+        sub.add_argument("--size", type=int, default=128, help="side of a face in pixels (128)")
+        sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+    sub = add("restore", restore, "restore the faces in pictures", epilog="example:\n  facelab restore party.jpg --system prior_guided_sr --landmarks points.csv --out restored --sheet")
+    files(sub)
+    sub.add_argument("--system", nargs="+", required=True, metavar="NAME", help="trained systems (see `facelab models`), folders, or addresses of folders")
+    sub.add_argument("--find", metavar="MODEL", help="a trained landmarker, which finds and aligns the faces of pictures that --landmarks does not name")
+    sub.add_argument("--hidden", metavar="FOLDER", help="masks named as the pictures, white where something is in front of the face (for fcsr_gan)")
+    sub.add_argument("--sheet", action="store_true", help="also write NAME_sheet.png: the face, its input and what each system made of it")
+    sub.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+
+    sub = add("degrade", degrade, "degrade the faces in pictures, as a paper does")
+    files(sub)
+    sub.add_argument("--chain", required=True, help="a chain of recipes/degradations.yaml, such as prior_guided_x8")
+    sub.add_argument("--seed", type=int, default=0, help="of the random numbers (0)")
+
+    sub = add("faces", faces, "check a set of faces before it is used")
+    sub.add_argument("todo", choices=["check"])
+    sub.add_argument("path")
+    sub.add_argument("--size", type=int, default=128, help="side of the faces wanted (128)")
+    sub.add_argument("--all", action="store_true", help="read every picture, not 64 of them")
+
+    for name, run, about in (("train", train, "train recipes, and the parts that they need"), ("evaluate", evaluate, "train what is not trained yet, restore the test faces, and print mean scores")):
+        sub = add(name, run, about)
+        sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="rows of docs/recipes.md")
+        sub.add_argument("--faces", required=True, help="a folder of pictures, of shards, or a faces.safetensors")
+        sub.add_argument("--out", required=True, help="folder for everything that is made; a second run goes on there")
+        sub.add_argument("--profile", help="demo, real or paper")
+        sub.add_argument("--params", metavar="FILE", help="a YAML file with parameters that differ from params.yaml")
+        sub.add_argument("--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint")
+        sub.add_argument("--size", type=int, default=128, help="side of the faces (128)")
+
+    add("models", models, "list the trained systems that are here: what each restores, what it was trained on, its score")
+    add("weights", weights, "list the pretrained weights of other networks: where they are looked for, what is found")
+    add("completion", completion, "print what makes the Tab key complete commands: facelab completion bash >> ~/.bashrc").add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    return main
+
+
+def main(argv=None):
+    args = parser().parse_args(argv)
+    try:
+        return args.run(args)
+    except FacelabError as error:
+        print(f"facelab: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("facelab: stopped; what was finished is kept", file=sys.stderr)
+        return 130
+    except OSError as error:
+        print(f"facelab: {error.filename or ''} {error.strerror or error}: check the path, the permissions and the free space".replace("  ", " "), file=sys.stderr)
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,116 @@
+"The command `facelab`, as a user types it."
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from facelab.drawn import draw_faces
+from facelab.engine.commands import main
+from facelab.engine.params import load_params
+from facelab.images import read_image, write_image
+from facelab.models import write_model
+from facelab.networks.start import start_as_identity
+from facelab.recipes import build, load_recipes, resolve
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    "Two pictures with landmarks, a mask, and systems that enlarge."
+    folder = tmp_path_factory.mktemp("commands")
+    drawn, recipes, params = draw_faces(range(2)), load_recipes(), load_params()
+    (folder / "photos").mkdir()
+    rows = []
+    for i, (image, points) in enumerate(zip(drawn["image"], drawn["landmarks_68"])):
+        scene = torch.nn.functional.pad(image, (10, 30, 20, 40), value=.5)
+        write_image(folder / "photos" / f"face{i}.png", scene)
+        rows.append(f"face{i}.png," + ",".join(f"{v:.2f}" for v in (points + torch.tensor([10., 20.])).flatten().tolist()))
+    (folder / "points.csv").write_text("\n".join(rows) + "\n")
+    for name in ("srresnet", "fcsr_gan_pconv_srresnet_x4"):
+        recipe = resolve(name, recipes, params)
+        spec = {k: 128 if v == "faces.size" else v for k, v in recipe["generator"].items()} | {"width": 8}
+        net = build(spec)
+        start_as_identity(net if name == "srresnet" else net.sr)
+        write_model(folder / "models" / name, {"generator": net.state_dict()}, {**recipe, "generator": spec, "critics": {}, "faces": "drawn"})
+    return folder
+
+
+def lines(capsys):
+    said = capsys.readouterr()
+    return said.out.splitlines(), said.err.splitlines()
+
+
+def test_restored_faces_are_put_back_where_they_were(place, tmp_path, capsys):
+    assert main(["restore", str(place / "photos"), "--system", str(place / "models" / "srresnet"), "--landmarks", str(place / "points.csv"), "--out", str(tmp_path), "--sheet", "--quiet"]) == 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["face0.png", "face0_sheet.png", "face1.png", "face1_sheet.png"] and len(lines(capsys)[0]) == 4
+    before, after = read_image(place / "photos" / "face0.png").float(), read_image(tmp_path / "face0.png").float()
+    assert before.shape[1] / before.shape[2] == pytest.approx(after.shape[1] / after.shape[2], abs=.01)
+    outside = torch.nn.functional.interpolate(after[None], before.shape[1:], mode="area")[0]
+    assert (outside - before)[:, :8].abs().mean() < 2 < (outside - before)[:, 40:120, 40:100].abs().mean()   # grey stays, the face is that of the system
+
+
+def test_a_square_picture_of_the_right_size_is_taken_as_it_is(place, tmp_path, capsys):
+    assert main(["degrade", str(place / "photos"), "--chain", "prior_guided_x8", "--landmarks", str(place / "points.csv"), "--out", str(tmp_path / "small"), "--quiet"]) == 0
+    assert read_image(tmp_path / "small" / "face1.png").shape == (3, 16, 16)
+    assert main(["restore", str(tmp_path / "small" / "*.png"), "--system", str(place / "models" / "srresnet"), "--out", str(tmp_path / "large"), "--quiet"]) == 0
+    assert read_image(tmp_path / "large" / "face1.png").shape == (3, 128, 128)
+
+
+def test_a_mask_says_what_is_hidden(place, tmp_path, capsys):
+    system = str(place / "models" / "fcsr_gan_pconv_srresnet_x4")
+    for i in range(2):
+        mask = torch.zeros(3, 188, 168)
+        mask[:, 80:130, 60:110] = 1
+        write_image(tmp_path / "masks" / f"face{i}.png", mask)
+    ask = ["restore", str(place / "photos"), "--system", system, "--landmarks", str(place / "points.csv"), "--quiet"]
+    assert main([*ask, "--out", str(tmp_path / "all"), "--hidden", str(tmp_path / "masks")]) == 0
+    assert main([*ask, "--out", str(tmp_path / "none")]) == 0
+    assert not torch.equal(read_image(tmp_path / "all" / "face0.png"), read_image(tmp_path / "none" / "face0.png"))
+    (tmp_path / "masks" / "face1.png").unlink()
+    assert main([*ask, "--out", str(tmp_path / "some"), "--hidden", str(tmp_path / "masks")]) == 1
+    assert "has no mask for" in lines(capsys)[1][-1] and (tmp_path / "some" / "face0.png").exists()
+
+
+def test_what_cannot_be_read_is_told_and_the_rest_is_done(place, tmp_path, capsys):
+    write_image(tmp_path / "in" / "good.png", draw_faces([5])["image"][0])
+    (tmp_path / "in" / "bad.jpg").write_bytes(b"\xff\xd8 nothing")
+    assert main(["restore", str(tmp_path / "in"), "--system", str(place / "models" / "srresnet"), "--out", str(tmp_path / "out"), "--quiet"]) == 1
+    out, err = lines(capsys)
+    assert [line.rsplit("/")[-1] for line in out] == ["good.png"] and len(err) == 1 and "bad.jpg is not an image" in err[0]
+
+
+@pytest.mark.parametrize("words, told", [
+    (["restore", "nowhere.png", "--system", "MODEL", "--out", "OUT"], "nowhere.png does not exist: check the path"),
+    (["restore", "PHOTOS/*.gif", "--system", "MODEL", "--out", "OUT"], "holds no picture: give a file"),
+    (["restore", "PHOTOS", "--system", "srresnot", "--out", "OUT"], "there is no trained system 'srresnot'"),
+    (["restore", "PHOTOS", "--system", "file:///nowhere", "--out", "OUT"], "cannot be fetched"),
+    (["restore", "PHOTOS", "--system", "MODEL", "--out", "OUT", "--landmarks", "nowhere.csv"], "nowhere.csv"),
+    (["degrade", "PHOTOS", "--chain", "prior_guided_x88", "--out", "OUT"], "did you mean 'prior_guided_x8'?"),
+    (["degrade", "PHOTOS", "--chain", "jdsr_gan_x4", "--out", "OUT"], "face0.png"),
+    (["faces", "check", "nowhere"], "nowhere"),
+    (["evaluate", "srresnot", "--faces", "PHOTOS", "--out", "OUT"], "unknown recipe 'srresnot'"),
+])
+def test_a_users_mistake_gets_one_sentence(place, tmp_path, capsys, words, told):
+    put = {"MODEL": str(place / "models" / "srresnet"), "OUT": str(tmp_path / "out"), "PHOTOS": str(place / "photos")}
+    for name, path in put.items():
+        words = [word.replace(name, path) for word in words]
+    assert main([*words, *["--quiet"] * (words[0] in ("restore", "degrade"))]) == 1
+    said = capsys.readouterr()
+    assert told in said.err and "Traceback" not in said.err and not (tmp_path / "out").exists()
+
+
+def test_models_and_weights_are_listed(place, monkeypatch, capsys):
+    monkeypatch.setenv("FACELAB_WEIGHTS", str(place / "models"))
+    assert main(["models"]) == 0 and main(["weights"]) == 0
+    out = "\n".join(lines(capsys)[0])
+    assert "| fcsr_gan_pconv_srresnet_x4 |" in out and "mobilefacenet.safetensors" in out and f"FACELAB_WEIGHTS is {place / 'models'}" in out
+
+
+def test_it_is_installed_and_helps():
+    def run(*words): return subprocess.run([sys.executable, "-m", "facelab.engine.commands", *words], capture_output=True, text=True)
+
+    assert "restore" in run("--help").stdout and run("--help").returncode == 0
+    assert run("restore").returncode == 2 and "--system" in run("restore").stderr
+    assert "facelab" in run("completion", "bash").stdout
+    assert "torch" not in subprocess.run([sys.executable, "-c", "import facelab.engine.commands as c, sys; c.parser(); print('torch' in sys.modules and 'torch')"], capture_output=True, text=True).stdout
