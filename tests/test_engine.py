@@ -8,6 +8,7 @@ import yaml
 from conftest import ROOT, run
 
 from facelab import FacelabError
+from facelab.engine.grid import bundled, needed_for
 from facelab.engine.params import choose_profile, load_params, merge, project_root, read_yaml
 from facelab.engine.sources import check_project, closure, digest, evaluated, imports, notebook_code, used, write_sources
 from facelab.recipes import load_recipes, resolve
@@ -121,6 +122,17 @@ def test_bad_parameters_get_one_sentence(project, old, new, said):
     edit(project / "params.yaml", old, new)
     with pytest.raises(FacelabError, match=said):
         load_params(project)
+
+
+def test_what_can_only_refuse_is_in_no_fingerprint():
+    found = closure({"facelab.engine.params"}, ROOT)
+    assert "facelab.engine.params" in found and "facelab.engine.schema" not in found
+
+
+def test_stages_that_need_the_same_are_bundled():
+    stages = {**{f"train@{k}": ["faces"] for k in "abcd"}, "train@x": ["faces", "part@p"], "part@p": ["faces"], "faces": []}
+    assert bundled(stages, {"train@b"}) == [["train@a", "train@c", "train@d"], ["train@b"], ["train@x"], ["part@p"], ["faces"]]
+    assert needed_for(["train@x"], stages).keys() == {"train@x", "part@p", "faces"}
 
 
 def test_a_name_in_instead_must_be_known(project):

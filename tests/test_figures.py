@@ -1,6 +1,7 @@
 """Figures of the papers: what an entry may say, what is drawn for it, and that it is always the same bytes."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,7 @@ from facelab.figures import Album, check_figure, make_figure, picked, save_figur
 from facelab.images import read_image, to_uint8, write_image
 from facelab.inputs import write_inputs
 from facelab.metrics import score
+from facelab.models import write_model
 from facelab.recipes import load_degradations, load_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -58,7 +60,7 @@ def views(*shown, **more):
     (views("low", choose="ugly", by="low"), "unknown choice of faces 'ugly': there is worst, best, spread"),
     (views("low", kind="veiws"), "unknown kind of figure 'veiws': did you mean 'views'?"),
     ({"title": "Fig 1", "faces": 3}, "lacks 'views'"),
-    ({"title": "Fig 1", "kind": "comparison", "faces": 3}, "lacks 'recipes'"),
+    ({"title": "Fig 1", "kind": "photographs", "folder": "masked", "faces": 3}, "lacks 'systems'"),
     ({"title": "Fig 1", "kind": "bars", "groups": {"a": "x5"}, "systems": ["low"], "measures": ["psnr"]}, "unknown chain of degradations 'x5'"),
     ({"title": "Fig 1", "kind": "bars", "groups": {"a": "x4"}, "systems": ["low"], "measures": ["psn"]}, "unknown measure 'psn'"),
     ({"title": "Fig 1", "kind": "curve", "along": {1: "x4"}, "x": "size", "measures": ["psnr"]}, "lacks 'system'"),
@@ -158,6 +160,17 @@ def test_what_is_not_there_is_a_line_and_a_file(album, tmp_path):
     with pytest.raises(TypeError):   # a mistake of the program is not a figure that is not available
         write_figure(views("low"), Album("p", None, album.recipes, album.chains, build=album.build), figure)
     assert write_figure(views("low"), album, figure, 60).axes and not (tmp_path / "figure.txt").exists()
+
+
+def test_photographs_are_restored_there_and_then(album, tmp_path):
+    spec = {"title": "Fig 1", "kind": "photographs", "folder": "masked", "faces": 3, "systems": ["low"]}
+    assert "let figures.photos in params.yaml name a folder with aligned faces in its folder masked" in write_figure(spec, album, tmp_path / "none")
+    write_model(Path(album.build) / "models" / "p" / "low", {"generator": {}}, {"name": "low", "label": "Low", "kind": "recipes", "degradation": [DOWN], "generator": {"use": "networks.bicubic.Bicubic", "scale": 4}, "critics": {}})
+    for name, image in zip("abcd", album.faces.batch(range(4), labels=())["image"]):
+        write_image(tmp_path / "photos" / "masked" / f"{name}.png", image)
+    fig = make_figure(spec, replace(album, photos=tmp_path / "photos"))
+    shown = [ax.images[0].get_array() for ax in fig.axes]
+    assert len(shown) == 6 and all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(shown[::2], shown[1::2]))   # bicubic: the system makes what is shown as its input
 
 
 def test_charts_show_the_means_of_the_scores(album):

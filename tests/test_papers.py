@@ -14,7 +14,7 @@ from facelab.claims import IDENTIFICATION, Names, inequalities, printed_margin, 
 from facelab.degradations.chain import Chain
 from facelab.drawn import draw_faces
 from facelab.engine.inventory import EXPECTED, main, places
-from facelab.figures import Album, as_views, chain_of, check_figure
+from facelab.figures import Album, chain_of, check_figure
 from facelab.metrics import CONVENTIONS
 from facelab.recipes import load_degradations, load_recipes, locate
 from facelab.tables import measure_of, scale_of, table_rows
@@ -124,7 +124,6 @@ def test_figures_are_of_known_systems_and_views(paper):
     scored = evaluated(paper)
     for name, spec in PAPERS[paper]["figures"].items():
         check_figure(spec, Album(paper, None, RECIPES, CHAINS), name)
-        spec = as_views(spec)
         for cell in figure_cells(spec):
             assert cell in scored, f"{name}: {cell} is not in `evaluate`"
         for v in spec.get("views", []):
