@@ -12,7 +12,7 @@ export PYTHONHASHSEED := 0
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install repro test check profile faces explore bench lab clean
+.PHONY: help install repro test check profile faces explore docs bench lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -52,6 +52,9 @@ faces: $(READY)  ## make faces FROM=/path/to/CelebA: real faces for the data sou
 
 explore: $(READY)  ## the degradation explorer as a page in the browser
 	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="{'websocket_max_message_size': 268435456}"
+
+docs: $(READY)  ## the notebooks with their pictures as a site, build/site/html/index.html; executes what has changed, a quarter of an hour the first time
+	OMP_NUM_THREADS=1 python -m facelab.engine docs
 
 bench: $(READY)  ## images a second of every degradation, beside the usual way; every network's size, time and memory
 	python -m benchmarks

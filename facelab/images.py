@@ -25,7 +25,7 @@ def to_float(
 )->torch.Tensor: # float32 in [0, 1], same shape and device
     "`u8 / 255` as float32; refuses anything but uint8, so that nothing is divided twice."
     if u8.dtype != torch.uint8: raise FacelabError(f"to_float got {u8.dtype}: give it uint8, or use the image as it is if it is float in [0, 1] already")
-    return u8.float() / 255
+    return u8.float().div_(255)
 
 def to_uint8(
     x:torch.Tensor, # float, any shape; what lies outside [0, 1] is clamped

@@ -88,7 +88,7 @@ def luma(
 
 def _weighed(x):
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=x.dtype, device=x.device) / 255
-    return (x * weights[:, None, None]).sum(1, keepdim=True)
+    return (x * weights[:, None, None]).sum(-3, keepdim=True)
 
 # %% ../nbs/06_metrics.ipynb #c021
 def prepare(
@@ -113,37 +113,43 @@ def _inside(x, c):
 
 # %% ../nbs/06_metrics.ipynb #c022
 def _sum_and_difference(x, y, quantise):
-    "x + y and x - y in grey levels (N,3,H,W): whole numbers if rounded"
+    "x + y and x - y in grey levels (2,N,3,H,W): whole numbers if rounded"
     dtype = torch.float32 if x.device.type == "cpu" else torch.float64
     x, y = (i.to(dtype) * 255 for i in (x, y))
     if quantise: x, y = x.round_(), y.round_()
-    return x + y, x - y
+    both = x.new_empty(2, *x.shape)
+    torch.add(x, y, out=both[0]), torch.sub(x, y, out=both[1])
+    return both
 
 # %% ../nbs/06_metrics.ipynb #c023
-def _seen(s, d, c):
-    "Sum and difference cut and converted as the convention says: (N,3|1,h,w)"
-    h, w = _inside(s, c)
-    s, d = (i[..., c.border:c.border + h, c.border:c.border + w] for i in (s, d))
-    return (s, d) if c.colour == "RGB" else (_weighed(s) + 2 * 16, _weighed(d))
+def _seen(both, c):
+    "Sum and difference cut and converted as the convention says: (2,N,3|1,h,w)"
+    h, w = _inside(both, c)
+    both = both[..., c.border:c.border + h, c.border:c.border + w]
+    if c.colour == "RGB": return both
+    both = _weighed(both)
+    both[0] += 2 * 16
+    return both
 
 # %% ../nbs/06_metrics.ipynb #c025
-PIECE = dict(cpu=2**17, cuda=2**24)   # pixels at once: what a CPU's cache holds, what keeps a GPU busy
+PIECE = dict(cpu=2**18, cuda=2**24)   # pixels at once: what a CPU's cache holds, what keeps a GPU busy
 
 @torch.no_grad()
 def _measured(x, y, conventions, metrics):
-    "Functions of (sum, difference, convention) under several conventions: {metric_convention: (N,)}"
+    "Functions of (sum and difference, convention) under several conventions: {metric_convention: (N,)}"
     check_images(x, y)
     conventions, parts = [as_convention(c) for c in conventions], []
     n = max(1, PIECE.get(x.device.type, 2**24) // x[0, 0].numel())
     with torch.autocast(x.device.type, enabled=False):
         for a, b in zip(x.split(n), y.split(n)):
             both = {quantise: _sum_and_difference(a, b, quantise) for quantise in {c.quantise for c in conventions}}
-            seen = {c: _seen(*both[c.quantise], c) for c in conventions}
-            parts.append({f"{name}_{c.name}": metric(*seen[c], c) for c in conventions for name, metric in metrics.items()})
+            seen = {c: _seen(both[c.quantise], c) for c in conventions}
+            parts.append({f"{name}_{c.name}": metric(seen[c], c) for c in conventions for name, metric in metrics.items()})
     return {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
 
 # %% ../nbs/06_metrics.ipynb #c026
-def _psnr(s, d, c):
+def _psnr(both, c):
+    d = both[1]
     rows = (d * d).sum(3)   # whole numbers still, so float32 is exact
     return -10 * (rows.double().sum((1, 2)) / d[0].numel() / 255 ** 2).log10()
 
@@ -175,35 +181,37 @@ def _windows(k, window, sigma, dtype, device):
     return [taps.to(device).view(shape).repeat(k, 1, 1, 1) for shape in ((1, 1, -1, 1), (1, 1, 1, -1))]
 
 def _local_means(planes, c):
-    "Means in the window around each pixel: (1,K,H,W) -> (1,K,h,w)"
+    "Means in the window around each pixel: (B,K,H,W) -> (B,K,h,w)"
     for weights in _windows(planes.shape[1], c.window, c.sigma, planes.dtype, planes.device):
         planes = F.conv2d(planes, weights, groups=planes.shape[1])
     return planes
 
-def _side_by_side(images):
-    "The planes of all images as channels of one, pixel by pixel: (N,C,H,W) -> (1,K,H,W), K the next multiple of 8, with empty planes at the end"
-    planes = images.flatten(2).flatten(0, 1)
-    k, n = planes.shape
-    apart = F.pad(planes, (0, 16, 0, -k % 8))   # planes 2**14 pixels apart would fall on the same lines of the cache
-    together = apart[None, :, :, None].contiguous(memory_format=torch.channels_last)[0, :, :n, 0].T   # (H*W,K)
-    return together.view(1, *images.shape[-2:], -1).permute(0, 3, 1, 2)
+def _side_by_side(images, less=0.):
+    "The planes of all images as channels of one, pixel by pixel, `less` a number each: (B,N,C,H,W) -> (B,K,H,W), K the next multiple of 8, with empty planes at the end"
+    planes = images.flatten(3).flatten(1, 2)
+    b, k, n = planes.shape
+    apart = planes.new_zeros(b, k + -k % 8, n + 16)   # planes 2**14 pixels apart would fall on the same lines of the cache
+    torch.sub(planes, less if isinstance(less, float) else less.view(b, k, 1), out=apart[:, :k, :n])
+    together = planes.new_empty(b, n, apart.shape[1]).copy_(apart[..., :n].transpose(1, 2))
+    return together.view(b, *images.shape[-2:], -1).permute(0, 3, 1, 2)
 
 # %% ../nbs/06_metrics.ipynb #c036
 def _moments(x, c):
-    "Local means and variances of planes (N,C,H,W): two of (1,K,h,w)"
-    centre = x.mean((2, 3), keepdim=True).round_()
-    planes = _side_by_side(x - centre)
+    "Local means and variances of planes (B,N,C,H,W): two of (B,K,h,w)"
+    centre = x.mean((-2, -1), keepdim=True).round_()
+    planes = _side_by_side(x, less=centre)
     mean, square = _local_means(planes, c), _local_means(planes.square_(), c)
     variance = square.addcmul_(mean, mean, value=-1)
     return mean.add_(_side_by_side(centre)), variance
 
-def _ssim(s, d, c):
-    (μs, σs), (μd, σd) = _moments(s, c), _moments(d, c)
-    μs, μd = μs.square_().add_(2 * (255 * c.k1) ** 2), μd.square_()
+def _ssim(both, c):
+    (μs, μd), (σs, σd) = _moments(both, c)
+    μ2 = torch.addcmul(μs.new_tensor(2 * (255 * c.k1) ** 2), μs, μs)
     σs = σs.add_(2 * (255 * c.k2) ** 2)
-    above = (μs - μd).mul_(σs - σd)
-    local = above.div_(μs.add_(μd).mul_(σs.add_(σd)))
-    return local.mean(2).double().mean(2)[0, :s[:, :, 0, 0].numel()].view(s.shape[:2]).mean(1)
+    above = torch.addcmul(μ2, μd, μd, value=-1).mul_(σs - σd)
+    local = above.div_(μ2.addcmul_(μd, μd).mul_(σs.add_(σd)))
+    n, channels = both.shape[1:3]
+    return local.mean(1).double().mean(1)[:n * channels].view(n, channels).mean(1)
 
 # %% ../nbs/06_metrics.ipynb #c037
 def ssim(

@@ -1,4 +1,4 @@
-"""`python -m facelab.engine check | sources | grid [PAPER] | recipes | inventory | publish NAME | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
+"""`python -m facelab.engine check | sources | grid [PAPER] | recipes | docs | inventory | publish NAME | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
 
 import argparse
 import sys
@@ -16,6 +16,7 @@ def main(argv=None):
     grid.add_argument("paper", nargs="?", help="only what this paper shows")
     todo.add_parser("inventory", help="every table and figure of the papers, and the file in build/ that holds it")
     todo.add_parser("recipes", help="write docs/recipes.md, all recipes and where their values come from, and docs/deviations.md, what papers left open")
+    todo.add_parser("docs", help="write the site, build/site/html")
     todo.add_parser("publish", help="copy tables and verdicts of a finished run that is no demo to results/NAME, with its provenance").add_argument("name")
     stage = todo.add_parser("run", help="run one notebook of nbs/pipeline")
     stage.add_argument("stage")
@@ -45,6 +46,10 @@ def main(argv=None):
 
             write_text(root / "docs" / "recipes.md", recipes_page(root))
             write_text(root / "docs" / "deviations.md", project_deviations(root))
+        elif args.todo == "docs":
+            from facelab.engine.site import build
+
+            print(f"{len(build(root))} pages in {root / 'build' / 'site' / 'html'}")
         elif args.todo == "publish":
             from facelab.engine.publish import publish
 
