@@ -9,7 +9,8 @@ docstring, an executed output or a cell id. `write_sources` puts one small JSON 
 import ast
 import hashlib
 import json
-from functools import lru_cache
+from functools import lru_cache, reduce
+from operator import getitem
 from pathlib import Path
 
 from facelab import FacelabError
@@ -91,18 +92,25 @@ def used(recipe):
     return set().union(*map(used, recipe)) if isinstance(recipe, list) else set()
 
 
-def stage_source(root, notebook, about=None):
-    "What one stage depends on besides faces and parameters: code, and the recipe or paper that it is `about`."
+PARAMETERS = {  # stage -> what it reads of params.yaml; of a recipe's parameters, `train` sees the result
+    "draw": ("draw", "seed", "data.size"), "faces": ("data",), "synthesize": ("seed",), "samples": ("figures.dpi",), "restore": ("evaluate.more",),
+    "score": ("evaluate.more", "evaluate.convention", "seed"), "tables": ("profile", "seed", "evaluate"), "figures": ("profile", "seed", "evaluate", "figures"),
+    "claims": ("profile", "seed", "evaluate", "figures.dpi"), "architecture": ("figures.dpi",)}
+
+
+def stage_source(root, notebook, params, about=None):
+    "What one stage depends on besides data: code, parameters, and the recipe or paper that it is `about`."
     code = notebook_code(root / "nbs" / "pipeline" / f"{notebook}.ipynb")
     modules = closure(imports(code) | used(about) | {"facelab.engine.run"}, root)
-    return {"notebook": digest(code), "modules": modules, "about": about}
+    values = {name: reduce(getitem, name.split("."), params) for name in PARAMETERS.get(notebook, ())}
+    return {"notebook": digest(code), "modules": modules, "parameters": values, "about": about}
 
 
 def recipe_sources(root, recipes, params):
     "Training depends on the whole recipe, but not on its name in a table."
     for name in recipes:
         full = resolve(name, recipes, params)
-        yield f"train@{name}", stage_source(root, "train", {k: v for k, v in full.items() if k not in ("label", "needs")})
+        yield f"train@{name}", stage_source(root, "train", params, {k: v for k, v in full.items() if k not in ("label", "needs")})
 
 
 def networks(names, recipes, params):
@@ -119,16 +127,16 @@ def paper_sources(root, recipes, params):
         says = papers.get(paper, {})
         wanted = says.get("evaluate") or []
         names = {name for name, r in recipes.items() if r["kind"] == "recipes" and r["paper"] == paper} | {name for entry in wanted for name in entry["systems"]} & recipes.keys()
-        yield f"restore@{paper}", stage_source(root, "restore", {"evaluate": wanted, **networks(sorted(names), recipes, params)})
-        yield f"score@{paper}", stage_source(root, "score", {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")})
+        yield f"restore@{paper}", stage_source(root, "restore", params, {"evaluate": wanted, **networks(sorted(names), recipes, params)})
+        yield f"score@{paper}", stage_source(root, "score", params, {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")})
         for stage, fields in (("tables", ("convention", "tables")), ("figures", ("convention", "figures"))):
             missing = [f for f in fields if f not in says]
             if missing:
                 raise FacelabError(f"{root / 'papers' / paper}.yaml lacks {missing[0]!r}, which the stage {stage} needs: add it")
-            yield f"{stage}@{paper}", stage_source(root, stage, {"labels": labels, **{f: says[f] for f in fields}})
+            yield f"{stage}@{paper}", stage_source(root, stage, params, {"labels": labels, **{f: says[f] for f in fields}})
         if "architecture" in says:
-            yield f"architecture@{paper}", stage_source(root, "architecture", {f: says.get(f) for f in ("architecture", "layers")})
-    yield "claims", stage_source(root, "claims", {"labels": labels, "claims": papers["claims"], **{paper: {k: says.get(k) for k in ("tables", "convention", "deviations")} for paper, says in papers.items()}})
+            yield f"architecture@{paper}", stage_source(root, "architecture", params, {f: says.get(f) for f in ("architecture", "layers")})
+    yield "claims", stage_source(root, "claims", params, {"labels": labels, "claims": papers["claims"], **{paper: {k: says.get(k) for k in ("tables", "convention", "deviations")} for paper, says in papers.items()}})
 
 
 def read_papers(root):
@@ -172,10 +180,10 @@ def check_chains(root):
 def write_sources(root):
     "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
     params, recipes = check_project(root)
-    out = {name: stage_source(root, name) for name in ("draw", "faces")}
+    out = {name: stage_source(root, name, params) for name in ("draw", "faces")}
     papers = read_papers(root)
-    out["synthesize"] = stage_source(root, "synthesize", {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": asked_of_unseen(papers)})
-    out["samples"] = stage_source(root, "samples", {paper: says.get("samples", {}) for paper, says in papers.items()})
+    out["synthesize"] = stage_source(root, "synthesize", params, {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": asked_of_unseen(papers)})
+    out["samples"] = stage_source(root, "samples", params, {paper: says.get("samples", {}) for paper, says in papers.items()})
     out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
     folder = root / "build" / "sources"
     folder.mkdir(parents=True, exist_ok=True)
