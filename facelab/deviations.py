@@ -47,7 +47,7 @@ def deviations_page(
     "Every choice that a paper left open, with what was chosen and the switch."
     own = lambda entries: {name: {**entry, "paper": entry["paper"] if entry.get("paper") in papers else SHARED} for name, entry in choices(entries).items()}
     recipes, chains, sums = own(recipes) | written_down(papers), own(degradations), own(losses)
-    parts = ["# Deviations", "What the papers do not say, or print wrongly, and what is done here. The switch is a field of an entry of `recipes/*.yaml`, or a parameter of the package; "
+    parts = ["# Deviations", "What the papers do not say, or print wrongly, and what is done here. The switch is a field of an entry of `recipes/*.yaml`, or a parameter of the package or of `params.yaml`; "
              "`none` has none. Where every other value comes from: [recipes](recipes.md)."]
     for paper, title in [*((key, f"{about['title']} (`{key}`)") for key, about in papers.items()), (SHARED, "Shared by several papers")]:
         table = sources_table(recipes, chains, paper, sums).splitlines()

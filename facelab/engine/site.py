@@ -73,14 +73,14 @@ def strip_magics(code):
 
 # --- Markdown, equations, code ---------------------------------------------------------------------------------------------------------
 
-MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)([^$\n]+?)(?<!\s)\$(?![\w$])", re.S)
+MATH = re.compile(r"\$\$(.+?)\$\$|(?<![\\$\w])\$(?!\s)((?:[^$\n]|\n(?!\n))+?)(?<!\s)\$(?![\d$])", re.S)
 CODE = re.compile(r"(```.*?```|`[^`\n]+`)", re.S)
 
 
 def mathml(text, block):
     from latex2mathml.converter import convert
 
-    text = re.sub(r"\\qquad\s*\(([\w.]+)\)\s*$", r"\\qquad (\1)", text.strip()).replace(r"\rVert", r"\Vert").replace(r"\lVert", r"\Vert").replace(r"\tfrac", r"\frac").replace(r"\dfrac", r"\frac")
+    text = re.sub(r"\\qquad\s*\(([\w.]+)\)\s*$", r"\\qquad (\1)", text.strip()).replace(r"\rVert", r"\Vert").replace(r"\lVert", r"\Vert").replace(r"\tfrac", r"\frac").replace(r"\dfrac", r"\frac").replace(r"\arg", r"\operatorname{arg}")
     return convert(text, display="block" if block else "inline")
 
 
