@@ -1,5 +1,6 @@
 """The notebooks, executed, as a site that needs no server: pages, equations as MathML, every public name, search. `make docs` calls it."""
 
+import hashlib
 import html
 import importlib
 import inspect
@@ -14,7 +15,7 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from facelab import FacelabError
-from facelab.engine.sources import closure, digest, imports, notebook_code
+from facelab.engine.sources import closure, imports, notebook_code
 from facelab.engine.text import write_text
 
 SECTIONS = {"": "Guides", "papers": "Papers", ".": "Foundations", "degradations": "Degradations", "networks": "Networks", "losses": "Losses", "systems": "Systems", "pipeline": "Pipeline"}
@@ -55,7 +56,8 @@ def executed(root, source):
     import papermill
 
     code = notebook_code(root / source)
-    key, out = digest(code + json.dumps(closure(imports(strip_magics(code)), root))), root / "build" / "site" / "executed" / source.relative_to("nbs")
+    made_from = code + json.dumps(closure(imports(strip_magics(code)), root))
+    key, out = hashlib.sha256(made_from.encode()).hexdigest()[:16], root / "build" / "site" / "executed" / source.relative_to("nbs")
     if not (out.exists() and json.loads(out.read_text())["metadata"].get("made_from") == key):
         out.parent.mkdir(parents=True, exist_ok=True)
         half = out.with_suffix(".half.ipynb")
