@@ -192,10 +192,14 @@ def linked(page, targets, root):
     "The body, its links to notebooks and files turned into links of the site; a link to nothing is an error."
     def turn(m):
         attribute, address = m[1], unquote(html.unescape(m[2]))
-        if re.match(r"[a-z]+:|#|//", address):
+        if re.match(r"[a-z]+:|//|#name-", address):
             return m[0]
         path, _, anchor = address.partition("#")
-        place = posixpath.normpath(posixpath.join(page.source.parent.as_posix(), path))
+        anchor = slug(anchor)   # Jupyter's keep capitals
+        if not path:
+            return f'{attribute}="#{anchor}"'
+        places = [posixpath.normpath(posixpath.join(folder, path)) for folder in (page.source.parent.as_posix(), "docs")]   # the second: of a guide that a notebook shows
+        place = next((p for p in places if p in targets or (root / p).exists()), places[0])
         if place in targets:
             new = posixpath.relpath(targets[place], posixpath.dirname(page.target) or ".") + (f"#{anchor}" if anchor else "")
         elif (root / place).is_file() and attribute == "src":
