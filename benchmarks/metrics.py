@@ -36,10 +36,10 @@ def in_turn(ways, faces, piece):
     "Seconds that each way takes for `faces` faces, and what it says of each face; the ways take turns, `piece` faces at a time."
     spent, said = dict.fromkeys(ways, 0.), {name: [] for name in ways}
     for first in range(0, faces, piece):
-        index = torch.arange(first, min(first + piece, faces))
+        n = min(piece, faces - first)
         for name, way in ways.items():
             start = time.perf_counter()
-            said[name].append(way(index))
+            said[name].append(way(n))
             spent[name] += time.perf_counter() - start
     return spent, {name: np.concatenate(parts) for name, parts in said.items()}
 
@@ -49,13 +49,13 @@ def compare(conventions, restored, true, faces, piece=1000):
     colours = [as_convention(c).colour for c in conventions]
     arrays, floats = list(zip(hwc(restored), hwc(true))), (to_float(restored), to_float(true))
 
-    def ours(index):
-        said = psnr_ssim(*(x[:len(index)] for x in floats), conventions)   # the first so many of the different faces, for every piece
+    def ours(n):
+        said = psnr_ssim(*(x[:n] for x in floats), conventions)   # the first so many of the different faces, for every piece
         return torch.stack(list(said.values()), 1).numpy()
 
-    def loop(index): return np.array([[v for colour in colours for v in usual(*arrays[i], colour)] for i in range(len(index))])
+    def loop(n): return np.array([[v for colour in colours for v in usual(*arrays[i], colour)] for i in range(n)])
 
-    ours(torch.arange(32)), loop(torch.arange(2))
+    ours(32), loop(2)
     spent, said = in_turn(dict(ours=ours, loop=loop), faces, piece)
     return spent["ours"], spent["loop"], float(np.abs(said["ours"] - said["loop"]).max())
 

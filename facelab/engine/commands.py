@@ -36,9 +36,7 @@ def restore(args):
     restorers = [Restorer(model_folder(name, home()), device, args.size) for name in args.system]
     finder = load_model(model_folder(args.find, home()))[0] if args.find else None
     written, failed = restore_files(args.pictures, restorers, args.out, args.landmarks and read_table(args.landmarks), finder, args.hidden, args.sheet, not args.quiet)
-    for path in written:
-        print(path)
-    return told(failed)
+    return told(written, failed)
 
 
 def degrade(args):
@@ -51,13 +49,13 @@ def degrade(args):
     if args.chain not in chains:
         raise FacelabError(f"unknown chain of degradations {args.chain!r}: {near(args.chain, chains)}")
     written, failed = degrade_files(args.pictures, Chain(chains[args.chain]["steps"]), args.out, args.landmarks and read_table(args.landmarks), args.seed, args.size, not args.quiet)
+    return told(written, failed)
+
+
+def told(written, failed):
+    "Print what was written, and sentences about what failed; the exit status."
     for path in written:
         print(path)
-    return told(failed)
-
-
-def told(failed):
-    "Sentences about what failed; the exit status."
     for sentence in failed:
         print(f"facelab: {sentence}", file=sys.stderr)
     return 1 if failed else 0
@@ -74,35 +72,40 @@ def grid(args, recipes):
     from facelab.faces import open_faces
     from facelab.fleet.runner import main as runner
 
-    pack = Path(args.faces)
+    pack = args.faces
     if pack.is_dir() and not (pack / "faces.safetensors").exists() and not list(pack.glob("*.tar")):
-        pack = Path(args.out) / "faces" / "faces.safetensors"
+        pack = args.out / "faces" / "faces.safetensors"
         if not pack.exists():
             open_faces(args.faces, args.size).save(pack)
     more = [f"--{key}={getattr(args, key)}" for key in ("profile", "params", "seconds") if getattr(args, key)]
     os.chdir(the_project())
-    return runner(["--faces", str(pack.resolve()), "--out", str(Path(args.out).resolve()), *more, "--recipes", *recipes])
+    return runner(["--faces", str(pack), "--out", str(args.out), *more, "--recipes", *recipes])
 
 
-def train(args):
-    return grid(args, args.recipes)
-
-
-def evaluate(args):
-    import pandas as pd
-
+def asked(args):
+    "The recipes that are asked for, by name."
     from facelab.recipes import load_recipes
-    from facelab.metrics import read_scores
 
     recipes = load_recipes(the_project())
     for name in args.recipes:
         if name not in recipes:
             raise FacelabError(f"unknown recipe {name!r}: {near(name, recipes)}")
-    args.out = str(Path(args.out).resolve())
-    status = grid(args, args.recipes)
-    rows = {}
-    for name in args.recipes:
-        path = Path(args.out) / "scores" / recipes[name]["paper"] / recipes[name]["inputs"] / f"{name}.csv"
+    return {name: recipes[name] for name in args.recipes}
+
+
+def train(args):
+    return grid(args, asked(args))
+
+
+def evaluate(args):
+    import pandas as pd
+
+    from facelab.metrics import read_scores
+
+    recipes, rows = asked(args), {}
+    status = grid(args, recipes)
+    for name, recipe in recipes.items():
+        path = args.out / "scores" / recipe["paper"] / recipe["inputs"] / f"{name}.csv"
         if path.exists():
             rows[name] = read_scores(path).mean(numeric_only=True)
     if rows:
@@ -145,6 +148,8 @@ def parser():
         sub.set_defaults(run=run)
         return sub
 
+    def place(path): return Path(path).resolve()
+
     def files(sub):
         sub.add_argument("pictures", nargs="+", help="files, folders, or patterns such as 'faces/*.jpg'")
         sub.add_argument("--out", required=True, help="folder for the results")
@@ -174,10 +179,10 @@ def parser():
     for name, run, about in (("train", train, "train recipes, and the parts that they need"), ("evaluate", evaluate, "train what is not trained yet, restore the test faces, and print mean scores")):
         sub = add(name, run, about)
         sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="rows of docs/recipes.md")
-        sub.add_argument("--faces", required=True, help="a folder of pictures, of shards, or a faces.safetensors")
-        sub.add_argument("--out", required=True, help="folder for everything that is made; a second run goes on there")
+        sub.add_argument("--faces", required=True, type=place, help="a folder of pictures, of shards, or a faces.safetensors")
+        sub.add_argument("--out", required=True, type=place, help="folder for everything that is made; a second run goes on there")
         sub.add_argument("--profile", help="demo, real or paper")
-        sub.add_argument("--params", metavar="FILE", help="a YAML file with parameters that differ from params.yaml")
+        sub.add_argument("--params", metavar="FILE", type=place, help="a YAML file with parameters that differ from params.yaml")
         sub.add_argument("--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint")
         sub.add_argument("--size", type=int, default=128, help="side of the faces (128)")
 

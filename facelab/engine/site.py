@@ -1,6 +1,5 @@
 """The notebooks, executed, as a site that needs no server: pages, equations as MathML, every public name, search. `make docs` calls it."""
 
-import hashlib
 import html
 import importlib
 import inspect
@@ -16,10 +15,10 @@ from urllib.parse import unquote
 
 from facelab import FacelabError
 from facelab.engine.sources import closure, imports, notebook_code
-from facelab.engine.text import write_text
+from facelab.engine.text import was_made, write_record, write_text
 
 SECTIONS = {"": "Guides", "papers": "Papers", ".": "Foundations", "degradations": "Degradations", "networks": "Networks", "losses": "Losses", "systems": "Systems", "pipeline": "Pipeline"}
-GUIDES = ["README", "docs/tour", "docs/own_faces", "docs/new_degradation", "docs/new_system", "docs/gpu", "docs/cluster", "docs/recipes", "docs/deviations", "results/README"]
+GUIDES = ["README", "docs/tour", "docs/own_faces", "docs/new_degradation", "docs/new_system", "docs/gpu", "docs/recipes", "docs/deviations", "results/README"]
 
 
 @dataclass
@@ -56,16 +55,14 @@ def executed(root, source):
     import papermill
 
     code = notebook_code(root / source)
-    made_from = code + json.dumps(closure(imports(strip_magics(code)), root))
-    key, out = hashlib.sha256(made_from.encode()).hexdigest()[:16], root / "build" / "site" / "executed" / source.relative_to("nbs")
-    if not (out.exists() and json.loads(out.read_text())["metadata"].get("made_from") == key):
+    made_from, out = {"code": code, "modules": closure(imports(strip_magics(code)), root)}, root / "build" / "site" / "executed" / source.relative_to("nbs")
+    record = out.with_suffix(".json")
+    if not (out.exists() and was_made(record, made_from)):
         out.parent.mkdir(parents=True, exist_ok=True)
         half = out.with_suffix(".half.ipynb")
         papermill.execute_notebook(root / source, half, kernel_name="python3", cwd=str((root / source).parent), progress_bar=False, log_output=False, extra_arguments=["--log-level=40"])
-        book = json.loads(half.read_text())
-        book["metadata"]["made_from"] = key
-        write_text(out, json.dumps(book))
-        half.unlink()
+        half.replace(out)
+        write_record(record, made_from)
     return json.loads(out.read_text())
 
 
