@@ -5,6 +5,8 @@ PYTHON ?= python3
 PROFILE ?= demo
 PAPER ?=
 JOBS ?= 2
+TESTS ?= tests
+QUICK := $(addprefix tests/test_,project.py dice.py images.py resample.py camera.py degradations.py)
 READY := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHONHASHSEED := 0
@@ -12,7 +14,7 @@ export PYTHONHASHSEED := 0
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install repro test check profile faces explore docs bench lab clean
+.PHONY: help install repro test check coverage hooks profile faces explore docs bench lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -40,6 +42,15 @@ test: $(READY)  ## all tests: the notebooks, then tests/
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
+check: $(READY)  ## a minute: lint, types, notebooks clean and exported, and the quickest tests
+	@wrong=0; ruff check || wrong=1; mypy || wrong=1; OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --durations=0 --durations-min=5 $(QUICK) || wrong=1; exit $$wrong
+
+coverage: $(READY)  ## what tests/ runs of the package, as a table and in build/coverage/html; TESTS=tests/test_dice.py: by some of them
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-report=html $(TESTS)
+
+hooks: $(READY)  ## git cleans and exports notebooks, and lints, before a commit
+	git config core.hooksPath .githooks
+
 profile: $(READY)  ## make profile PROFILE=real: what params.yaml holds (demo, real or paper)
 	@python -m facelab.engine profile $(PROFILE)
 	@git --no-pager diff --stat params.yaml
@@ -56,9 +67,8 @@ explore: $(READY)  ## the degradation explorer as a page in the browser
 docs: $(READY)  ## the notebooks with their pictures as a site, build/site/html/index.html; executes what has changed, a quarter of an hour the first time
 	OMP_NUM_THREADS=1 python -m facelab.engine docs
 
-bench: $(READY)  ## images a second of every degradation, beside the usual way; every network's size, time and memory
+bench: $(READY)  ## speed of degradations, metrics, networks and training beside the usual way, on one page: build/bench/bench.md
 	python -m benchmarks
-	python -m benchmarks.networks
 
 lab: $(READY)  ## JupyterLab on the notebooks
 	jupyter lab nbs

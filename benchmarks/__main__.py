@@ -1,7 +1,73 @@
-"""`python -m benchmarks [NAME ...]`: every degradation beside the usual way of doing it, in one run."""
+"""`python -m benchmarks [NAME ...]`: every benchmark, each in a process of its own, on one page with the machine that it ran on."""
 
+import ast
+import os
+import platform
+import subprocess
 import sys
+import tempfile
+import time
+from datetime import UTC, datetime
+from pathlib import Path
 
-from benchmarks.common import all_cases, main
+import torch
 
-main(all_cases(sys.argv[1:]))
+from benchmarks.common import arguments, names
+from facelab import __version__
+from facelab.engine.text import markdown_table, write_text
+
+HERE = Path(__file__).parent
+
+
+def machine():
+    "What the numbers depend on, as rows of a table."
+    info = Path("/proc/cpuinfo")
+    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
+    return [["CPU", models[0] if models else platform.processor() or platform.machine()], ["cores", f"{cores}, busy at the start: {os.getloadavg()[0]:.1f}"], ["GPU", gpu],
+            ["torch", torch.__version__], ["Python", platform.python_version()], ["facelab", __version__], ["date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"]]
+
+
+def what(name):
+    "The sentence that a benchmark's file begins with: what is compared."
+    said = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
+    return said.partition("\n\n")[0].replace("\n", " ")
+
+
+def measured(name, asked):
+    "What a benchmark prints, shown as it comes; None and the reason if it fails."
+    with tempfile.TemporaryFile("w+") as said, subprocess.Popen([sys.executable, "-m", f"benchmarks.{name}", *asked], text=True, stdout=subprocess.PIPE, stderr=said) as child:
+        lines = []
+        for line in child.stdout or ():
+            print(line, end="", flush=True)
+            lines.append(line)
+        if child.wait() == 0:
+            return "".join(lines).strip(), None
+        said.seek(0)
+        return None, said.read().strip().rpartition("\n")[2] or f"exit status {child.returncode}"
+
+
+def main():
+    parser = arguments(__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help=f"by default {', '.join(names())}")
+    parser.add_argument("--out", type=Path, default=Path("build/bench/bench.md"), help="the page")
+    args = parser.parse_args()
+    if unknown := sorted(set(args.names) - set(names())):
+        parser.error(f"no benchmark is called {unknown[0]!r}: there are {', '.join(names())}")
+    page, failed, chosen = [f"# Benchmarks{' (quick: do they run?)' * args.quick}", markdown_table(machine(), ["machine", ""])], [], args.names or names()
+    print("\n\n".join(page), flush=True)
+    for k, name in enumerate(chosen):
+        head, began = f"## {name.capitalize()}\n\n{what(name)}", time.monotonic()
+        print(f"\n{head}\n", flush=True)
+        table, wrong = measured(name, [*["--quick"] * args.quick, *[f"--threads={args.threads}"] * bool(args.threads)])
+        page += [head, table or f"n/a: {wrong}"]
+        failed += [f"{name}: {wrong}"] * (table is None)
+        print(f"[{k + 1} of {len(chosen)}: {name}, {time.monotonic() - began:.0f} s]", file=sys.stderr, flush=True)
+    write_text(args.out, "\n\n".join(page) + "\n")
+    print(*failed, f"the page is {args.out}", sep="\n", file=sys.stderr)
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

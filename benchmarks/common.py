@@ -1,12 +1,14 @@
-"""What a case of the benchmark is, and how it is compared and timed."""
+"""What a case of a benchmark is, and how it is compared and timed."""
 
+import argparse
 import importlib
 import json
 import os
 import resource
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Callable, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,10 +24,28 @@ class Case(NamedTuple):
     tolerance: float = .5   # largest mean difference, grey levels of 255
 
 
-def all_cases(names=()):
-    "The cases of these files of benchmarks, or of all."
-    known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "__main__", "common", "networks", "training"))
-    return [case for name in names or known for case in importlib.import_module(f"benchmarks.{name}").CASES]
+def names():
+    "Every benchmark: the other files of this folder."
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "__main__", "common"))
+
+
+def all_cases():
+    "The cases of all benchmarks of degradations."
+    return [case for name in names() for case in getattr(importlib.import_module(f"benchmarks.{name}"), "CASES", ())]
+
+
+def arguments(what=None):
+    "A parser with what every benchmark is asked."
+    parser = argparse.ArgumentParser(description=what)
+    parser.add_argument("--quick", action="store_true", help="small pictures, one round, one thread: does it run? Its numbers mean nothing")
+    parser.add_argument("--threads", type=int, help="of ours, 2 by default; the usual way has what its library takes")
+    return parser
+
+
+def asked(parser):
+    args = parser.parse_args()
+    args.threads = args.threads or (1 if args.quick else 2)
+    return args
 
 
 def hwc(x):
@@ -45,7 +65,7 @@ def difference(case, x, labels):
     return float(np.mean([np.abs(a - b).mean() for a, b in zip(theirs, hwc(ours.input))]) * 255)
 
 
-def rates(case, x, labels, seconds=2.):
+def rates(case, x, labels, seconds=2., least=3):
     "Images a second, measured in turn within one run, the best round of each: ours, the usual way until the batch is a tensor, and its images alone."
     ours = case.degradation(x, Dice(0, "benchmark", range(len(x))), **labels)
     images = hwc(x)
@@ -56,7 +76,7 @@ def rates(case, x, labels, seconds=2.):
     def collated(k): return torch.from_numpy(np.stack(each(k))).permute(0, 3, 1, 2).contiguous()
 
     best, end, k = dict.fromkeys((batch, collated, each), 1e9), time.perf_counter() + seconds, 0
-    while k < 3 or time.perf_counter() < end:
+    while k < least or time.perf_counter() < end:
         for way in best:
             start = time.perf_counter()
             way(k)
@@ -91,17 +111,19 @@ def memory(case, x, labels):
     return in_child(measure)
 
 
-def main(cases, size=128, batch=64, threads=2):
+def main(cases):
     "Compare, then time: one row a case, as Markdown."
     from facelab.drawn import draw_faces
+    args = asked(arguments())
+    size, batch, spent = (96, 4, dict(seconds=0., least=1)) if args.quick else (128, 64, {})
     drawn = draw_faces(range(batch), size=size)
     labels = dict(landmarks=drawn["landmarks_68"], parsing=drawn["parsing"], foreground=drawn["foreground"], depth=drawn["depth"])
     used = {case.name: memory(case, drawn["image"], labels) for case in cases}   # before threads are started: they don't survive a fork
-    torch.set_num_threads(threads)
-    print(f"{size}x{size}, batch {batch}, {threads} threads, the batch itself has {drawn['image'].nbytes / 2**20:.0f} MB\n")
+    torch.set_num_threads(args.threads)
+    print(f"{size}x{size}, batch {batch}, threads: {args.threads}; the batch itself has {drawn['image'].nbytes / 2**20:.0f} MB\n")
     print("| degradation | ours, img/s | usual way, batch as tensor | ratio | usual way, images alone | difference, grey levels | memory, MB |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for case in cases:
         off = difference(case, drawn["image"], labels)
         assert off <= case.tolerance, f"{case.name}: ours and the usual way differ by {off:.3f} grey levels, allowed are {case.tolerance}"
-        ours, theirs, alone = rates(case, drawn["image"], labels)
+        ours, theirs, alone = rates(case, drawn["image"], labels, **spent)
         print(f"| {case.name} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.1f} | {alone:,.0f} | {off:.3f} | {used[case.name]:.0f} |", flush=True)

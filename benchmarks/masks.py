@@ -1,11 +1,9 @@
-"""Face masks: ours against one picture at a time with NumPy and OpenCV.
+"""Face masks against one picture at a time with NumPy and OpenCV.
 
 The usual way (as in mask-wearing tools): a template picture for each kind, rendered once; per face a thin-plate spline from landmarks, `cv2.remap` of
 the template inside the box around the lower face, light from the face's own pixels, alpha compositing. Templates and formulas are ours,
 so that results can be compared; the spline is solved and evaluated with NumPy at every pixel of the box. The difference that is left comes
 from our coarse grid of the spline and from the 5-bit weights of `cv2.remap`.
-
-    python -m benchmarks.masks
 """
 
 from functools import lru_cache
@@ -26,7 +24,8 @@ WORN = [(*(float(f(torch.tensor(at))) for f, at in ((s.top, 0.), (s.bottom, 0.),
 @lru_cache(None)
 def template(style, level):
     "A flat mask in two pictures of 4 and 3 channels, halved `level` times."
-    flat = tile(*STYLES[style], LARGEST).permute(1, 2, 0).numpy()
+    kind, texture, valve = STYLES[style]
+    flat = tile(kind, texture, valve, LARGEST).permute(1, 2, 0).numpy()
     size = LARGEST >> level
     flat = cv2.resize(flat[..., :4], (size, size), interpolation=cv2.INTER_AREA), cv2.resize(flat[..., 4:], (size, size), interpolation=cv2.INTER_AREA)
     return tuple(np.ascontiguousarray(part) for part in flat)

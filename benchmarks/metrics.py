@@ -1,6 +1,5 @@
-"""`python -m benchmarks.metrics [--faces 10000]`: PSNR and SSIM of many faces of 128 pixels, beside scikit-image for one face at a time, on the same cores in one run; each is given the images that its users have, float tensors or arrays of bytes."""
+"""PSNR and SSIM of many faces of 128 pixels beside scikit-image, one face at a time; each is given the images that its users have, float tensors or arrays of bytes."""
 
-import argparse
 import time
 
 import numpy as np
@@ -8,14 +7,13 @@ import torch
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from benchmarks.common import hwc
+from benchmarks.common import arguments, asked, hwc
 from facelab.degradations.resample import resize
 from facelab.drawn import draw_faces
 from facelab.images import to_float, to_uint8
 from facelab.metrics import as_convention, psnr_ssim
 
 SPEED, DIFFERENCE = 10, 1e-4   # how much faster ours is to be, and how much it may differ
-CASES = ()                     # of degradations: none here
 
 
 def pairs(different=1024, size=128):
@@ -50,7 +48,7 @@ def compare(conventions, restored, true, faces, piece=1000):
     arrays, floats = list(zip(hwc(restored), hwc(true))), (to_float(restored), to_float(true))
 
     def ours(n):
-        said = psnr_ssim(*(x[:n] for x in floats), conventions)   # the first so many of the different faces, for every piece
+        said = psnr_ssim(floats[0][:n], floats[1][:n], conventions)   # the first so many of the different faces, for every piece
         return torch.stack(list(said.values()), 1).numpy()
 
     def loop(n): return np.array([[v for colour in colours for v in usual(*arrays[i], colour)] for i in range(n)])
@@ -61,17 +59,17 @@ def compare(conventions, restored, true, faces, piece=1000):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.metrics", description=__doc__)
-    parser.add_argument("--faces", type=int, default=10_000)
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="that ours may use; scikit-image's loop uses one")
-    args = parser.parse_args()
+    parser = arguments(__doc__)
+    parser.add_argument("--faces", type=int, help="10,000 by default")
+    args = asked(parser)
+    faces = args.faces or (64 if args.quick else 10_000)
     torch.set_num_threads(args.threads)
-    restored, true = pairs(min(1024, -(-args.faces // 64) * 64))
-    print(f"PSNR and SSIM of {args.faces:,} faces of 128 pixels, {args.threads} threads; wanted: {SPEED} times as fast, difference at most {DIFFERENCE}\n")
+    restored, true = pairs(min(1024, -(-faces // 64) * 64))
+    print(f"{faces:,} faces of 128 pixels, threads: {args.threads}; wanted: {SPEED} times as fast, difference at most {DIFFERENCE}\n")
     print("| convention | ours, img/s | scikit-image, one by one, img/s | ratio | largest difference |\n| --- | ---: | ---: | ---: | ---: |")
     for conventions in (["rgb"], ["rgb", "y"]):
-        ours, loop, off = compare(conventions, restored, true, args.faces)
-        print(f"| {' and '.join(conventions)} | {args.faces / ours:,.0f} | {args.faces / loop:,.0f} | {loop / ours:.1f} | {off:.1e} |", flush=True)
+        ours, loop, off = compare(conventions, restored, true, faces)
+        print(f"| {' and '.join(conventions)} | {faces / ours:,.0f} | {faces / loop:,.0f} | {loop / ours:.1f} | {off:.1e} |", flush=True)
         assert off <= DIFFERENCE, f"ours and scikit-image differ by {off:.2e}"
 
 

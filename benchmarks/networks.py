@@ -1,20 +1,19 @@
-"""`python -m benchmarks.networks [NAME ...]`: every network at full width, faces of 128 pixels, batch 16: size, multiply-adds, time and memory; on a GPU also training."""
+"""Size, multiply-adds, time and memory of every network at full width; on a GPU also training: float32 as written beside bf16, channels_last and compiled."""
 
 import contextlib
-import sys
 import time
 
 import torch
 
-from benchmarks.common import added_memory, in_child
+from benchmarks.common import added_memory, arguments, asked, in_child
 from facelab.architecture import count_macs, count_parameters
-from facelab.registry import entries, example
+from facelab.registry import entries, example, find
 
 
-def sizes(name, scale):
+def sizes(name, scale, small=False):
     "Parameters, and multiply-adds for one face; on the meta device, which computes nothing."
     with torch.device("meta"):
-        net, inputs = example(name, scale, batch=1, small=False)
+        net, inputs = example(name, scale, batch=1, small=small)
         return count_parameters(net), count_macs(net, tuple(inputs.values()))
 
 
@@ -29,11 +28,11 @@ def best_time(step, seconds, least=2):
     return best
 
 
-def on_cpu(name, scale, batch=16, threads=2, seconds=1.):
+def on_cpu(name, scale, batch=4, threads=2, seconds=1., small=False):
     "Milliseconds a face and the largest memory above that of the weights (MB), measured in a process of its own."
     def measure():
         torch.set_num_threads(threads)
-        net, inputs = example(name, scale, batch=batch, small=False)
+        net, inputs = example(name, scale, batch=batch, small=small)
         net.eval()
         with torch.inference_mode():
             peak = added_memory(lambda: net(**inputs))
@@ -63,23 +62,26 @@ def training(name, scale, fast, batch=64, seconds=3.):
     return batch / best_time(step, seconds), torch.cuda.max_memory_allocated() / 2**20
 
 
-def main(names=()):
+def main():
     "One row a network and scale, as Markdown."
-    gpu = torch.cuda.is_available()
+    parser = arguments(__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")
+    args, gpu = asked(parser), torch.cuda.is_available()
+    batch, small, seconds = (1, True, 0.) if args.quick else (4, False, 1.)
+    names = args.names or (list({entry.role: entry.name for entry in entries().values()}.values()) if args.quick else list(entries()))
     head = ["network", "scale", "parameters", "multiply-adds a face, G", "CPU, ms a face", "CPU memory, MB"] + ["GPU training float32, img/s", "bf16 + channels_last + compile", "ratio", "memory, MB"] * gpu
-    print(f"faces of 128 pixels (256 for sr_deblur_gan), batch 16, 2 threads{', ' + torch.cuda.get_device_name() if gpu else ''}\n")
+    print(f"faces of 128 pixels (256 for sr_deblur_gan), batch {batch}, threads: {args.threads}; GPU training: {torch.cuda.get_device_name() if gpu else 'n/a, there is no GPU'}\n")
     print("| " + " | ".join(head) + " |\n| --- " + "| ---: " * (len(head) - 1) + "|")
-    for entry in entries().values():
-        if names and entry.name not in names: continue
-        for scale in entry.scales:
-            parameters, macs = sizes(entry.name, scale)
-            ms, peak = on_cpu(entry.name, scale)   # before a GPU is used: CUDA does not survive a fork
+    for entry in map(find, names):
+        for scale in entry.scales[:1 if args.quick else None]:
+            parameters, macs = sizes(entry.name, scale, small)
+            ms, peak = on_cpu(entry.name, scale, batch, args.threads, seconds, small)   # before a GPU is used: CUDA does not survive a fork
             row = [entry.name, scale, f"{parameters:,}", f"{macs / 1e9:.2f}", f"{ms:.1f}", f"{peak:.0f}"]
-            if gpu and parameters:
+            if gpu and parameters and not args.quick:
                 (plain, _), (fast, memory) = training(entry.name, scale, False), training(entry.name, scale, True)
                 row += [f"{plain:,.0f}", f"{fast:,.0f}", f"{fast / plain:.1f}", f"{memory:,.0f}"]
             print("| " + " | ".join(map(str, row)) + " |", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main()

@@ -65,7 +65,7 @@ def worn(hr, i, maps, labels):
         one, two = RNG.random((2, 3), dtype=np.float32)
         spots = np.rint(eyes + SPOTS_ @ plain.T - .5).astype(int).clip(0, hr.shape[0] - 1)
         skin = hr[spots[:, 1], spots[:, 0]].mean(0)
-        if maps["kind"] == 1: one, two = 1.2*skin, skin*np.float32([.96, .67, .58])
+        if maps["kind"] == 1: one, two = 1.2*skin, skin*np.array([.96, .67, .58], np.float32)
     return (1 - hidden[..., None])*hr + first[..., None]*one + second[..., None]*two + white[..., None]
 
 

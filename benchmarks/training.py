@@ -1,17 +1,17 @@
-"""`python -m benchmarks.training [RECIPE ...]`: what a training step costs, and how much of it is data and degradation.
+"""What a training step costs, and how much of it is data and degradation; on a GPU beside a DataLoader that degrades image by image, as the authors' code does.
 
 On a CPU: each system's step (full width, or `--width`) and the share of reading, mirroring and degrading in it. On a GPU: the same step in float32,
 eager, fed by a DataLoader that degrades image by image (the way the authors' code works), beside ours (faces and degradation on the device, bf16,
 channels_last, compiled): images a second of both in one run, GPU utilisation, peak memory and the share of the card's rate.
 """
 
-import argparse
 import time
 
 import torch
 from torch.utils.data import DataLoader, Dataset
 
 import facelab.run as engine
+from benchmarks import common
 from benchmarks.networks import best_time
 from facelab.batches import asked_labels, asked, labels_for, people
 from facelab.dice import Dice
@@ -36,7 +36,7 @@ def resolved(name, recipes, batch, width, **train):
     return {**recipe, "begin": {}, "helpers": {}, "stages": recipe["stages"][-1:]}
 
 
-def cpu_share(recipe, faces, seconds):
+def cpu_share(recipe, faces, seconds, least=2):
     "Milliseconds of a step, and the share of what comes before the network."
     run = Run(recipe, faces.part("train"))
 
@@ -44,8 +44,8 @@ def cpu_share(recipe, faces, seconds):
         run.batches = None
         engine.next_inputs(run)
 
-    whole = best_time(lambda: take_step(run), seconds)
-    return 1e3 * whole, best_time(inputs_alone, seconds / 4) / whole
+    whole = best_time(lambda: take_step(run), seconds, least)
+    return 1e3 * whole, best_time(inputs_alone, seconds / 4, least) / whole
 
 
 class OneByOne(Dataset):
@@ -71,7 +71,8 @@ def gpu_rate(recipe, faces, seconds, folder=None):
     "Images a second, share of time that the GPU was busy, peak memory (GiB) and TFLOP/s; `folder`: fed by a DataLoader."
     from torch.utils.flop_counter import FlopCounterMode
 
-    torch.cuda.empty_cache(), torch.cuda.reset_peak_memory_stats()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
     run = Run(recipe, faces.part("train"), "cuda")
     ours = engine.next_inputs
     try:
@@ -100,30 +101,32 @@ def gpu_rate(recipe, faces, seconds, folder=None):
 
 
 def main():
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.training", description=__doc__)
+    parser = common.arguments(__doc__)
     parser.add_argument("recipes", nargs="*", help=f"by default {', '.join(SYSTEMS)}")
     parser.add_argument("--batch", type=int, help="faces a step: 8 on a CPU, 64 on a GPU by default")
     parser.add_argument("--width", type=float, help="share of the paper's channels and blocks: 0.25 on a CPU, 1 on a GPU by default")
     parser.add_argument("--seconds", type=float, default=5., help="of each measurement")
     parser.add_argument("--peak", type=float, default=785., help="TFLOP/s of bf16 products that the card was measured to reach")
-    args, gpu = parser.parse_args(), torch.cuda.is_available()
-    recipes, faces = load_recipes(), draw_set(256, 0, 0, seed=0)
+    args = common.asked(parser)
+    gpu, seconds, names = torch.cuda.is_available() and not args.quick, 0. if args.quick else args.seconds, args.recipes or SYSTEMS[:1 if args.quick else None]
+    recipes, faces = load_recipes(), draw_set(16 if args.quick else 256, 0, 0, seed=0)
     settings = dict(batch=args.batch or (64 if gpu else 8), width=args.width or (1. if gpu else .25))
-    print(f"faces of 128 pixels, {settings}, {torch.cuda.get_device_name() if gpu else '1 CPU thread'}; without perceptual losses and trained helpers\n")
+    where = torch.cuda.get_device_name() if gpu else f"threads: {args.threads}; the comparison with a DataLoader: n/a, it is one of a GPU"
+    print(f"faces of 128 pixels, batch {settings['batch']}, {settings['width']:g} of the width, without perceptual losses and trained helpers; {where}\n")
     if gpu:
         import tempfile
         from pathlib import Path
 
         print("| recipe | float32 eager, DataLoader, img/s | ours | ratio | GPU busy | memory, GiB | TFLOP/s | share of the card |\n| --- " + "| ---: " * 7 + "|")
-        for name in args.recipes or SYSTEMS:
+        for name in names:
             with tempfile.TemporaryDirectory() as folder:
-                plain = gpu_rate(resolved(name, recipes, precision="32-true", compile=False, **settings), faces, args.seconds, Path(folder))
-            fast = gpu_rate(resolved(name, recipes, precision="bf16-mixed", compile=True, **settings), faces, args.seconds)
+                plain = gpu_rate(resolved(name, recipes, precision="32-true", compile=False, **settings), faces, seconds, Path(folder))
+            fast = gpu_rate(resolved(name, recipes, precision="bf16-mixed", compile=True, **settings), faces, seconds)
             print(f"| {name} | {plain[0]:,.0f} | {fast[0]:,.0f} | {fast[0] / plain[0]:.1f} | {fast[1]:.0%} | {fast[2]:.1f} | {fast[3]:.1f} | {fast[3] / args.peak:.1%} |", flush=True)
     else:
         print("| recipe | ms a step | img/s | data and degradation |\n| --- | ---: | ---: | ---: |")
-        for name in args.recipes or SYSTEMS:
-            ms, share = cpu_share(resolved(name, recipes, threads=1, precision="32-true", compile=False, **settings), faces, args.seconds)
+        for name in names:
+            ms, share = cpu_share(resolved(name, recipes, threads=args.threads, precision="32-true", compile=False, **settings), faces, seconds)
             print(f"| {name} | {ms:,.0f} | {1e3 * settings['batch'] / ms:,.1f} | {share:.1%} |", flush=True)
 
 

@@ -334,7 +334,7 @@ def _size(lines, size=8):
 # %% ../nbs/03_architecture.ipynb #c046
 def _route(a, b, x_lane, fork, side_is_free):
     "Corner points of a connection from box a to box b (x, y, w, h, centre coordinates) that leaves for the lane at x_lane at height fork."
-    (xa, ya, wa, ha), (xb, yb, wb, hb) = a, b
+    (xa, ya, _, ha), (xb, yb, wb, hb) = a, b
     points = [(xa, ya - ha/2)] + ([(xa, fork), (x_lane, fork)] if x_lane != xa else [])
     if x_lane == xb: return points + [(xb, yb + hb/2)]
     if side_is_free: return points + [(x_lane, yb), (xb + (wb/2 if x_lane > xb else -wb/2), yb)]

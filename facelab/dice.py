@@ -30,9 +30,9 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 class Dice:
     "Random columns for a list of `numbers`: row i depends on (`seed`, `stream`, `numbers[i]`) alone, never on its neighbours."
     def __init__(self,
-                 seed,     # whole number
-                 stream,   # a whole number or a name: separates uses of one seed
-                 numbers,  # (N,) whole numbers: identities, picture indices
+                 seed: int,         # whole number
+                 stream: int | str, # a whole number or a name: separates uses of one seed
+                 numbers,           # (N,) whole numbers: identities, picture indices
                  ):
         stream = stream if isinstance(stream, (int, np.integer)) else seed_of(stream)
         with np.errstate(over="ignore"):

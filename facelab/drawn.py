@@ -244,11 +244,11 @@ CHUNK = 16  # faces of 128 x 128 pixels at once on a CPU: more of them leave the
 
 @torch.no_grad()
 def draw_faces(indices, # whole numbers from 0 up: which pictures
-               size=128, # their side in pixels, 32 to 1024
-               seed=0, # another seed, another world of faces
+               size: int = 128, # their side in pixels, 32 to 1024
+               seed: int = 0, # another seed, another world of faces
                device="cpu", # where to draw; the result stays there
                identity=None, # who is in each picture; by default everybody appears once: identity = index
-               ): # dict: image, parsing, landmarks_68, landmarks_81, depth, foreground, identity
+               ) -> dict: # image, parsing, landmarks_68, landmarks_81, depth, foreground, identity
     "Draw the pictures `indices`: each depends on (`seed`, index, identity) alone, whatever else is in the batch."
     indices, identity = checked(indices, size, identity)
     people = person(seed, identity)

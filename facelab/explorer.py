@@ -20,6 +20,7 @@ import numpy as np, torch, yaml
 from PIL import Image, ImageDraw
 
 import facelab.degradations
+from . import photographs
 from .degradations.chain import Chain
 from .degradations.core import Degradation
 from .degradations.motion import colour_field
@@ -28,11 +29,11 @@ from .dice import Dice
 from .drawn import draw_faces
 from .engine.params import project_root
 from .faces import open_faces
-from .images import FacelabError, astronaut, open_image, show, to_float, to_uint8, write_image
+from .images import FacelabError, astronaut, open_image, show, tensor_of, to_float, to_uint8, write_image
 from .metrics import as_convention, psnr, ssim
 from .recipes import load_degradations
 from .models import load_model, restore
-from .photographs import shrinks
+from .photographs import find_models, shrinks
 
 # %% ../nbs/12_explorer.ipynb #c006
 ASTRONAUT_68 = """45 84 45 95 45.5 107 46.5 118 49 129 53 139.5 60.5 149 71 156 88 158.8 105 155.5 115 148.5 122.5 140 127.5 131 130.5 121 132 110 133.5 98 133.5 86
@@ -80,7 +81,7 @@ def _picture(source, size):
     left, top = ((length - side)/2 for length in picture.size)
     picture = picture.resize((size, size), Image.LANCZOS, box=(left, top, left + side, top + side))
     labels = dict(landmarks=torch.tensor([source.points])*size) if source.points else {}
-    return Face(Path(source.path).name, to_float(torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()[None]), labels, 1)
+    return Face(Path(source.path).name, to_float(tensor_of(picture)[None]), labels, 1)
 
 # %% ../nbs/12_explorer.ipynb #c012
 @lru_cache(maxsize=4)
@@ -294,6 +295,8 @@ class Model(NamedTuple):
     folder: Path
     fits: bool       # trained for this very chain
     learned: str     # what it was trained for
+    faces: str = ""        # what it was trained on
+    shipped: bool = False  # comes with facelab; otherwise trained by whoever uses it
 
 class Restored(NamedTuple):
     "What a model made of a degraded face."
@@ -306,10 +309,10 @@ class Restored(NamedTuple):
 # %% ../nbs/12_explorer.ipynb #c048
 @lru_cache(maxsize=256)
 def _recipe(path, stamp):
-    "Label and chain of a trained model; None for one that is no restorer, or that this version of the package cannot read."
+    "Label, chain and faces of a trained model; None for one that is no restorer, or that this version of the package cannot read."
     try:
         recipe = json.loads(path.read_text())
-        return (recipe["label"], Chain(recipe["degradation"])) if recipe["kind"] == "recipes" and (recipe["stages"] or recipe.get("begin")) else None
+        return (recipe["label"], Chain(recipe["degradation"]), recipe.get("faces", "")) if recipe["kind"] == "recipes" and (recipe["stages"] or recipe.get("begin")) else None
     except (FacelabError, ValueError, KeyError, TypeError, OSError): return None
 
 # %% ../nbs/12_explorer.ipynb #c049
@@ -318,10 +321,11 @@ def models_for(
     root=None,  # the project; found by itself
 ) -> list:      # of `Model`, those that fit first
     "Trained models for this chain, or for another one of the same scale."
-    try: folder = Path(root or project_root())/"build"/"models"
-    except FacelabError: return []
-    found = [(path.parent, _recipe(path, path.stat().st_mtime_ns)) for path in sorted(folder.glob("**/recipe.json"))]
-    out = [Model(place.name, said[0], place, said[1] == chain, str(said[1])) for place, said in found if said and shrinks(said[1]) == shrinks(chain)]
+    try: root = root or project_root()
+    except FacelabError: pass   # outside of a project there are the shipped ones
+    found = {name: (folder, _recipe(folder/"recipe.json", (folder/"recipe.json").stat().st_mtime_ns)) for name, folder in find_models(root).items()}
+    out = [Model(name, label, folder, learned == chain, str(learned), faces, folder.is_relative_to(photographs.SHIPPED))
+           for name, (folder, said) in found.items() if said for label, learned, faces in [said] if shrinks(learned) == shrinks(chain)]
     return sorted(out, key=lambda model: not model.fits)
 
 # %% ../nbs/12_explorer.ipynb #c050
@@ -353,7 +357,7 @@ def told(
     "The view's numbers and what they belong to, as JSON can hold them; a PSNR of identical pictures is null."
     plain = lambda v: v if not isinstance(v, float) or math.isfinite(v) else None
     scales = {name: dict(colours=p.colours, low=p.low, high=p.high) for name, p in view.pictures.items() if p.colours}
-    restored = [dict(model=r.model.name, label=r.model.label, trained_for=r.model.learned, psnr=plain(r.psnr), ssim=plain(r.ssim))
+    restored = [dict(model=r.model.name, label=r.model.label, trained_for=r.model.learned, trained_on=r.model.faces, shipped=r.model.shipped, psnr=plain(r.psnr), ssim=plain(r.ssim))
                 for r in view.restored if r.image is not None]
     return dict(face=view.face.name, index=view.state.index, size=view.face.image.shape[-1], seed=view.state.seed, chain=str(view.chain),
                 convention=str(as_convention(view.state.convention)), numbers={name: plain(v) for name, v in view.numbers.items()}, scales=scales, restored=restored)

@@ -9,14 +9,15 @@ __all__ = ['LABELS', 'HAVE', 'FaceSet', 'free_bytes', 'open_faces', 'Report', 'c
            'right_sides', 'order_194', 'parsing_from_landmarks']
 
 # %% ../nbs/01_faces.ipynb #c002
-import argparse, json, math, os, sys
+import argparse, json, os, sys
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 import numpy as np, torch
 from .dice import seed_of
-from .engine.text import markdown_table
+from .engine.text import answer, markdown_table, say
 from .folders import SPLITS, Files, hash_split, label_points, survey
 from .folders import _label_reader, _reader, _sizes
 from .images import FacelabError, replacing, to_float
@@ -40,16 +41,16 @@ def _on(x, device): return x if isinstance(x, Files) or x is None else x.to(devi
 class FaceSet:
     "Faces as uint8 pictures with the labels that exist; see `open_faces` for how to get one."
     name: str
-    images: object               # uint8 (N, 3, S, S): a tensor or `Files`
+    images: Any                  # uint8 (N, 3, S, S): a tensor or `Files`
     names: list                  # N file names
     split: torch.Tensor          # uint8 (N,): 0 train, 1 val, 2 test
-    landmarks: object = None     # float32 (N, K, 2), continuous pixels
-    parsing: object = None       # uint8 (N, S, S), 19 classes: a tensor or `Files`
-    identity: object = None      # int64 (N,)
-    depth: object = None         # float32 (N, S, S)
-    foreground: object = None    # float32 (N, S, S)
+    landmarks: Any = None     # float32 (N, K, 2), continuous pixels
+    parsing: Any = None       # uint8 (N, S, S), 19 classes: a tensor or `Files`
+    identity: Any = None      # int64 (N,)
+    depth: Any = None         # float32 (N, S, S)
+    foreground: Any = None    # float32 (N, S, S)
     notes: list = field(default_factory=list)  # what the reader found and did: (what, found, remark)
-    device: object = "cpu"       # where batches go
+    device: Any = "cpu"       # where batches go
 
     def __post_init__(self):
         lengths = {k: len(getattr(self, k)) for k in ("images", "names", "split", *self.labels)}
@@ -150,11 +151,14 @@ def _stream(faces, batches, device, labels):
 # %% ../nbs/01_faces.ipynb #c026
 def _save(faces, path):
     "Write the set to one safetensors file, atomically; returns the path."
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
     whole = lambda x: (x[:] if isinstance(x, Files) else x).cpu().contiguous()
     columns = {k: whole(getattr(faces, k)) for k in ("images", "split", *faces.labels)}
     about = dict(format="facelab faces 1", name=faces.name, names=list(faces.names), notes=[list(n) for n in faces.notes])
-    with replacing(path) as temporary: save_file(columns, temporary, {"facelab": json.dumps(about, sort_keys=True)})
+    try:
+        with replacing(path) as temporary: save_file(columns, temporary, {"facelab": json.dumps(about, sort_keys=True)})
+    except SafetensorError as e: raise FacelabError(f"{path} could not be written ({e}): is the disk full? Free some space and save again") from None
     return Path(path)
 
 # %% ../nbs/01_faces.ipynb #c027
@@ -167,8 +171,22 @@ def _load(path):
             columns = {k: file.get_tensor(k) for k in file.keys()}
     except FileNotFoundError: raise FacelabError(f"{path} does not exist: check the path or prepare the set again") from None
     except Exception as e: raise FacelabError(f"{path} is not a whole safetensors file ({e}): prepare the set again") from None
-    if about.get("format") != "facelab faces 1": raise FacelabError(f"{path} was not written by FaceSet.save: give a folder of images or prepare the set again")
-    return FaceSet(name=about["name"], names=about["names"], notes=[tuple(n) for n in about["notes"]], **columns)
+    if not isinstance(about, dict) or about.get("format") != "facelab faces 1": raise FacelabError(f"{path} was not written by FaceSet.save: give a folder of images or prepare the set again")
+    try:
+        if unknown := columns.keys() - {"images", "split", *LABELS}: raise ValueError(f"unknown columns {', '.join(sorted(unknown))}")
+        faces = FaceSet(name=str(about["name"]), names=[str(n) for n in about["names"]], notes=[tuple(map(str, n)) for n in about["notes"]], **columns)
+        if odd := _odd(faces): raise ValueError(f"{odd} {tuple(columns[odd].shape)} of {columns[odd].dtype}, or values that it cannot have")
+    except Exception as e: raise FacelabError(f"{path} holds what no face set has ({' '.join(str(e).split())}): prepare the set again") from None
+    return faces
+
+def _odd(faces):
+    "The first column of a set in memory that has not the shape, the kind or the range of such columns; None if there is none."
+    N, S, plane = len(faces), faces.size, ((len(faces), faces.size, faces.size), torch.float32)
+    want = dict(images=((N, 3, S, S), torch.uint8), split=((N,), torch.uint8), parsing=((N, S, S), torch.uint8), identity=((N,), torch.int64), depth=plane, foreground=plane,
+                landmarks=((N, *getattr(faces.landmarks, "shape", [0, 0])[1:2], 2), torch.float32))
+    top = dict(split=2, parsing=len(CLASSES_19) - 1)
+    def fits(k, x): return (tuple(x.shape), x.dtype) == want[k] and (not x.is_floating_point() or x.isfinite().all()) and (k not in top or not x.numel() or x.max() <= top[k])
+    return next((k for k in ("images", "split", *faces.labels) if not fits(k, getattr(faces, k))), None)
 
 # %% ../nbs/01_faces.ipynb #c029
 def _described(faces):
@@ -209,6 +227,7 @@ def open_faces(
     sides:bool=True, # name labelled eyes, brows and ears by their side of the picture (`right_sides`)
 )->FaceSet:
     "The faces in `path`, read from disk when asked for; what is incomplete or unfit raises `FacelabError`."
+    if not 0 < size <= 2**13: raise FacelabError(f"faces of {size} pixels are asked for: give a side from 1 to {2**13}")
     if saved := _saved(path):
         faces = FaceSet.load(saved)
         if faces.size != size: raise FacelabError(f"{saved} holds {faces.size}-pixel faces but {size} is asked for: open it with size={faces.size}, or prepare it again")
@@ -254,6 +273,7 @@ def check_faces(
         indices = torch.arange(len(faces)) if probe is None else torch.linspace(0, len(faces) - 1, min(probe, len(faces))).long()
         for chunk in indices.split(256): faces.batch(chunk)
     except FacelabError as e: return Report(str(path), [], str(e))
+    except OSError as e: return Report(str(path), [], f"{e.filename or path} cannot be read ({e.strerror or e}): check the path and the right to read it")
     told = {row[0] for row in faces.notes}
     absent = [(k, "absent", f"found in {HAVE[k]}") for k in LABELS if k not in faces.labels and k not in told]
     return Report(str(path), [*faces.notes, *absent, ("read", f"{len(indices)} of {len(faces)} faces", "decoded whole, no error")])
@@ -269,9 +289,11 @@ def main(
     check.add_argument("--size", type=int, default=128, help="side of the faces wanted (128)")
     check.add_argument("--all", action="store_true", help="read every picture, not 64 of them")
     args = parser.parse_args(argv)
-    report = check_faces(args.path, args.size, None if args.all else 64)
-    print(report, file=sys.stdout if report.usable else sys.stderr)
-    return 0 if report.usable else 1
+    def tell():
+        report = check_faces(args.path, args.size, None if args.all else 64)
+        for line in str(report).splitlines(): say(line, sys.stdout if report.usable else sys.stderr)
+        return 0 if report.usable else 1
+    return answer(tell)
 
 # %% ../nbs/01_faces.ipynb #c055
 if __name__ == "__main__" and __spec__ is not None: sys.exit(main())

@@ -48,10 +48,11 @@ def load_weights(
 ):
     "State dict of a .safetensors or .pth file, on the CPU; nothing but tensors is ever unpickled"
     try:
-        if Path(path).suffix != ".safetensors": return torch.load(path, map_location="cpu", weights_only=True)
         from safetensors.torch import load_file
-        return load_file(path)
-    except Exception as e: raise FacelabError(f"{path} cannot be read as weights ({str(e).splitlines()[0]}); get it again.") from None
+        state = load_file(path) if Path(path).suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())): raise ValueError("it holds something else than named tensors")
+        return state
+    except Exception as e: raise FacelabError(f"{path} cannot be read as weights ({(str(e) or type(e).__name__).strip().splitlines()[0]}); get it again.") from None
 
 # %% ../nbs/05_features.ipynb #c011
 VGG_GROUPS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
@@ -207,7 +208,7 @@ def _parts_features(layers, file, scale, trained_on):
     try:
         net = PartsNet(width=len(state["stages.0.0.weight"]), parts=len(state["heads.0.weight"]))
         net.load_state_dict(state)
-    except (KeyError, RuntimeError): raise FacelabError(f"{path} holds no PartsNet; train one with its recipe, or use source: file for VGG.") from None
+    except (KeyError, RuntimeError, TypeError): raise FacelabError(f"{path} holds no PartsNet; train one with its recipe, or use source: file for VGG.") from None
     unknown = set(layers) - set(net.wanted)
     if unknown: raise FacelabError(f"PartsNet has no layer {', '.join(sorted(unknown))}; it has {', '.join(net.wanted)}.")
     net.wanted, trained_on = tuple(layers), trained_on or _metadata(path).get("trained_on")

@@ -348,7 +348,7 @@ def photographs(spec, album, n):
 def make_figure(
     spec: dict,     # one figure of papers/*.yaml
     album: Album,   # what it is made from
-    n: int = None,  # at most so many faces
+    n: int | None = None, # at most so many faces
 ):                  # matplotlib Figure
     "One figure, as its entry in the paper's file describes it."
     check_figure(spec, album, spec.get("title", "a figure"))
@@ -383,7 +383,7 @@ def write_figure(
     album: Album,   # what it is made from
     path,           # without suffix; .png and .pdf are made, or .txt
     dpi=150,        # of the PNG, at least
-    n: int = None,  # at most so many faces
+    n: int | None = None, # at most so many faces
 ):                  # matplotlib Figure, or the text "n/a: reason"
     "Make a figure and write it; a mistake in its entry raises, a missing input is written down."
     check_figure(spec, album, Path(path).name)

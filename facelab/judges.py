@@ -149,13 +149,13 @@ def _identity(judges, restored, target, labels, hidden):
 
 # %% ../nbs/06a_judges.ipynb #c032
 def _landmarks(judges, restored, target, labels, hidden):
-    (net, by, call), true = _opened(judges, "landmark_error"), _label(labels, "landmarks")
+    (net, _, call), true = _opened(judges, "landmark_error"), _label(labels, "landmarks")
     seen = see(net, restored, "landmarks", call)
     if seen.shape != true.shape: raise Unavailable(f"the landmarker sees {seen.shape[1]} points but the face set has {true.shape[1]}")
     return landmark_error(seen, true.to(seen))
 
 def _parsing(judges, restored, target, labels, hidden):
-    (net, by, call), true = _opened(judges, "parsing_error"), _label(labels, "parsing")
+    (net, _, call), true = _opened(judges, "parsing_error"), _label(labels, "parsing")
     return parsing_error(see(net, restored, "parsing", call), true)
 
 def _hidden(judges, restored, target, labels, hidden):

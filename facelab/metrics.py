@@ -154,10 +154,10 @@ def _psnr(both, c):
     return -10 * (rows.double().sum((1, 2)) / d[0].numel() / 255 ** 2).log10()
 
 def psnr(
-    x,           # restored images (N,3,H,W), float in [0,1]
-    y,           # true images, the same shape
-    convention,  # a `Convention` or its name
-):
+    x: torch.Tensor,               # restored images (N,3,H,W), float in [0,1]
+    y: torch.Tensor,               # true images, the same shape
+    convention: Convention | str,  # or its name
+) -> torch.Tensor:
     "PSNR in dB of each image (N,), float64; infinite for identical images (Liu 2023, Eq 4.2)"
     return _measured(x, y, [convention], dict(psnr=_psnr)).popitem()[1]
 
@@ -215,10 +215,10 @@ def _ssim(both, c):
 
 # %% ../nbs/06_metrics.ipynb #c037
 def ssim(
-    x,           # restored images (N,3,H,W), float in [0,1]
-    y,           # true images, the same shape
-    convention,  # a `Convention` or its name
-):
+    x: torch.Tensor,               # restored images (N,3,H,W), float in [0,1]
+    y: torch.Tensor,               # true images, the same shape
+    convention: Convention | str,  # or its name
+) -> torch.Tensor:
     "SSIM of each image (N,), float64, mean over full windows and channels (Wang et al. 2004; Liu 2023, Eq 4.6)"
     return _measured(x, y, [convention], dict(ssim=_ssim)).popitem()[1]
 
@@ -234,10 +234,10 @@ def pool(
 
 # %% ../nbs/06_metrics.ipynb #c052
 def psnr_ssim(
-    x,                          # restored images (N,3,H,W), float in [0,1]
-    y,                          # true images, the same shape
+    x: torch.Tensor,            # restored images (N,3,H,W), float in [0,1]
+    y: torch.Tensor,            # true images, the same shape
     conventions=("rgb", "y"),   # names or `Convention`s
-):
+) -> dict[str, torch.Tensor]:
     "{psnr_rgb: (N,), ssim_rgb: (N,), ...}, float64: what `psnr` and `ssim` give one at a time"
     return _measured(x, y, conventions, dict(psnr=_psnr, ssim=_ssim))
 

@@ -9,6 +9,7 @@ __all__ = ['ROWS', 'TINY', 'Page', 'said', 'said_term', 'told', 'known', 'read_v
 import inspect, re, tempfile
 from pathlib import Path
 
+import pandas as pd
 import yaml
 from fastcore.basics import patch
 from IPython.display import Image, Markdown
@@ -157,6 +158,17 @@ def known(
 
 # %% ../nbs/13_pages.ipynb #c027
 @patch
+def printed(
+    self: Page,
+    name: str,  # a table of papers/<key>.yaml
+):              # a data frame
+    "What the paper prints in a table, one row a method; rows and columns without a number are left out."
+    says = self.says["tables"][known(name, self.says["tables"], "table")]
+    rows = {self.everything.get(row, {}).get("label", row): {k: (values or {}).get(k) for k in says["columns"]} for row, values in says["rows"].items()}
+    return pd.DataFrame(rows).T.rename(columns=says["columns"]).dropna(how="all").dropna(axis=1, how="all").astype(float)
+
+# %% ../nbs/13_pages.ipynb #c030
+@patch
 def table(
     self: Page,
     name: str,  # a table of papers/<key>.yaml, or "conventions": the scores under every convention
@@ -191,7 +203,7 @@ def drawing(
     "A drawing of a network, as the pipeline traced it."
     return self.from_build("architecture", self.key, known(name, self.says.get("architecture") or {}, "drawing"), width=width)
 
-# %% ../nbs/13_pages.ipynb #c032
+# %% ../nbs/13_pages.ipynb #c035
 @patch
 def deviations(
     self: Page,
@@ -200,7 +212,7 @@ def deviations(
     whole = deviations_page(self.everything, self.sums, self.chains, {self.key: self.says})
     return Markdown(whole.split("\n## ")[1].partition("\n\n")[2])
 
-# %% ../nbs/13_pages.ipynb #c035
+# %% ../nbs/13_pages.ipynb #c038
 @patch
 def switches(
     self: Page,
@@ -213,21 +225,20 @@ def switches(
         return what, f"`{use.rpartition('.')[2]}({known(argument, taken, f'argument of {use}')}=)`", f"`{taken[argument].default!r}`"
     return Markdown(markdown_table([row(*choice) for choice in choices.items()], ["what is open, and what we do", "switch", "default"]))
 
-# %% ../nbs/13_pages.ipynb #c038
+# %% ../nbs/13_pages.ipynb #c041
 def read_verdicts(
     path,          # claims.csv
     paper: str,    # its key
     claims: dict,  # letter -> text, source
 ) -> list:         # of `Verdict`
     "The verdicts on a paper's claims, as the pipeline wrote them."
-    import pandas as pd
 
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).query("paper == @paper")
     number = lambda text: float(text or "nan")
     findings = {letter: [Finding(r.inequality, r.measure, r.verdict, *map(number, (r.margin, r.low, r.high, r.paper_margin)), r.reason) for r in its.itertuples()] for letter, its in rows.groupby("claim")}
     return [Verdict(paper, letter, claim["text"], claim["source"], findings[letter]) for letter, claim in claims.items() if letter in findings]
 
-# %% ../nbs/13_pages.ipynb #c039
+# %% ../nbs/13_pages.ipynb #c042
 @patch
 def verdict(
     self: Page,

@@ -63,16 +63,16 @@ def _load():
 
 # %% ../nbs/03a_registry.ipynb #c011
 def entries(
-    role=None, # only of this role
-):
+    role: str | None = None, # only of this role
+) -> dict[str, Entry]:
     "All registered networks, name -> `Entry`, sorted."
     _load()
     return {name: e for name, e in sorted({e.name: e for e in _ENTRIES.values()}.items()) if role in (None, e.role)}
 
 # %% ../nbs/03a_registry.ipynb #c012
 def find(
-    name, # of a network, or an alias
-):
+    name: str, # of a network, or an alias
+) -> Entry:
     "The `Entry` of a name; FacelabError with the nearest known name otherwise."
     _load()
     if _plain(name) in _ENTRIES: return _ENTRIES[_plain(name)]
@@ -94,7 +94,7 @@ def call(
 
 # %% ../nbs/03a_registry.ipynb #c018
 def create(
-    name,       # of a network, or an alias
+    name: str,  # of a network, or an alias
     **given,    # its arguments
 ):
     "The network of a name, with torch's random weights."
@@ -102,7 +102,7 @@ def create(
 
 # %% ../nbs/03a_registry.ipynb #c020
 def example(
-    name,       # of a network, or an alias
+    name: str,  # of a network, or an alias
     scale=None, # one of its scales; the first by default
     batch=2,    # how many faces
     small=True, # the small one of tests, or full width

@@ -6,7 +6,7 @@
 __all__ = ['FORMAT', 'PICTURES', 'ENDINGS', 'write_shards', 'Shards', 'ShardedFaces', 'open_shards', 'check_shards', 'main']
 
 # %% ../nbs/01d_shards.ipynb #c002
-import argparse, hashlib, io, json, re, sys, tarfile
+import argparse, hashlib, io, json, math, re, sys, tarfile
 from bisect import bisect_right
 from collections import OrderedDict, deque
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +19,7 @@ import numpy as np, torch
 from PIL import Image
 from tqdm import tqdm
 from .dice import seed_of
-from .engine.text import replacing, write_text
+from .engine.text import answer, claimed, replacing, say, write_text
 from .faces import SPLITS, FaceSet, Files, open_faces
 from .faces import _rows_of
 from .folders import _read_all, _threads
@@ -96,17 +96,19 @@ def write_shards(
     if per_shard < 1 or quality is not None and not 0 <= quality <= 100: raise FacelabError(f"per_shard={per_shard} and quality={quality} cannot both be met: give at least 1 face a shard, and a quality from 0 to 100 or None")
     if not len(faces): raise FacelabError(f"set {faces.name} holds no faces to pack: look at its counts")
     folder, (plan, groups) = Path(folder), _plan(faces, per_shard, quality)
-    known, index = _known_hashes(folder, plan), folder/"index.json"
-    if not index.exists(): write_text(folder/"packing.json", json.dumps(plan))
-    for half in folder.glob(".*-*.tar"): half.unlink()   # left by a run that was killed
-    with tqdm(total=len(faces), desc=f"packing {faces.name}", unit="face", disable=not progress) as bar:
-        for row, rows in zip(plan["shards"], groups):
-            path = folder/row["file"]
-            if digest := _kept(path, row, known.get(row["file"])): bar.update(len(rows))
-            else: _write_shard(path, faces, rows, quality, bar)
-            row |= dict(bytes=path.stat().st_size, sha256=digest or hashlib.sha256(path.read_bytes()).hexdigest())
-    write_text(index, json.dumps(plan))
-    (folder/"packing.json").unlink(missing_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with claimed(folder):   # a second process waits, and then finds every shard there
+        known, index = _known_hashes(folder, plan), folder/"index.json"
+        if not index.exists(): write_text(folder/"packing.json", json.dumps(plan))
+        for half in folder.glob(".*-*.tar"): half.unlink()   # left by a run that was killed
+        with tqdm(total=len(faces), desc=f"packing {faces.name}", unit="face", disable=not progress) as bar:
+            for row, rows in zip(plan["shards"], groups):
+                path = folder/row["file"]
+                if digest := _kept(path, row, known.get(row["file"])): bar.update(len(rows))
+                else: _write_shard(path, faces, rows, quality, bar)
+                row |= dict(bytes=path.stat().st_size, sha256=digest or hashlib.sha256(path.read_bytes()).hexdigest())
+        write_text(index, json.dumps(plan))
+        (folder/"packing.json").unlink(missing_ok=True)
     return open_shards(folder)
 
 # %% ../nbs/01d_shards.ipynb #c012
@@ -191,8 +193,9 @@ class Shards:
         try:
             value = decode(data[start:start + length], shape)
             if value.shape != shape: raise ValueError(f"{value.shape} instead of {shape}")
-        except Exception as e: raise FacelabError(f"{self.where(s)} has a {ending} that cannot be read ({' '.join(str(e).split())}): pack the faces again") from None
-        return torch.from_numpy(value)
+            if value.dtype.kind not in "fu": raise ValueError(f"{value.dtype} instead of numbers")
+            return torch.from_numpy(value)
+        except Exception as e: raise FacelabError(f"{self.where(s)} has a {ending} that cannot be read ({' '.join(str(e).split()) or type(e).__name__}): pack the faces again") from None
 
 # %% ../nbs/01d_shards.ipynb #c018
 class _Column(Files):
@@ -213,7 +216,11 @@ def _picture(data, shape):
         if picture.size != shape[:-3:-1]: raise ValueError(f"{picture.width}x{picture.height} instead of {shape[-1]}x{shape[-2]}")
         return np.array(picture.convert("RGB")).transpose(2, 0, 1) if len(shape) == 3 else np.array(picture.convert("L"))
 
-def _numbers(label, data, shape): return np.load(io.BytesIO(data)) if label == "landmarks" else np.load(io.BytesIO(data))[label]
+def _numbers(label, data, shape):
+    found = np.load(io.BytesIO(data))
+    if label == "landmarks": return found
+    if found.zip.getinfo(f"{label}.npy").file_size > 8*math.prod(shape) + 4096: raise ValueError("it unpacks to more than it can be")
+    return found[label]
 
 # %% ../nbs/01d_shards.ipynb #c021
 @lru_cache(maxsize=2)
@@ -265,6 +272,8 @@ def _opened(about, shards, window):
     "The set that an index describes."
     rows, side, every = about["shards"], about["size"], lambda field: [v for row in shards.rows for v in row[field]]
     if not all(re.fullmatch(r"[\w-]+\.tar", row["file"]) and re.fullmatch("[0-9a-f]{64}", row["sha256"]) and len(row["names"]) == row["faces"] for row in rows): raise ValueError("a row")
+    plane, points = [side, side], about["labels"].get("landmarks", [0, 2])
+    if not 0 < side <= 2**13 or not 0 <= points[0] <= 2**10 or any(shape != dict(landmarks=[points[0], 2], identity=[], parsing=plane, depth=plane, foreground=plane)[k] for k, shape in about["labels"].items()): raise ValueError("a shape")
     def column(label, shape):
         if label == "identity": return torch.tensor(every("identity"), dtype=torch.int64)
         decode, dtype = (_picture, torch.uint8) if label in ("images", "parsing") else (partial(_numbers, label), torch.float32)
@@ -288,8 +297,8 @@ def open_shards(
     try:
         about = json.loads(text)
         if about["format"] == FORMAT: return _opened(about, Shards(read, address, about, window + 2), window)
-    except (ValueError, KeyError, TypeError, AttributeError): raise damaged from None   # a FacelabError is a ValueError
-    raise FacelabError(f"{address}/index.json is of another version ({about['format']!r} instead of {FORMAT!r}): pack the faces again, or read them with the facelab that packed them")
+    except Exception: raise damaged from None
+    raise FacelabError(f"{address}/index.json is of another version ({about['format']!r:.60} instead of {FORMAT!r}): pack the faces again, or read them with the facelab that packed them")
 
 # %% ../nbs/01d_shards.ipynb #c042
 def check_shards(
@@ -302,7 +311,7 @@ def check_shards(
     for s, row in enumerate(tqdm(shards.rows, desc="checking", unit="shard", disable=not progress)):
         data, members = shards.load(s)
         try: told = [json.loads(data[start:start + length]) for start, length in (face["json"] for face in members)]
-        except ValueError: told = None
+        except (ValueError, RecursionError): told = None
         known = [dict(name=name, split=row["split"], **({"identity": row["identity"][i]} if "identity" in row else {})) for i, name in enumerate(row["names"])]
         if told != known: raise FacelabError(f"{shards.where(s)} names other faces than the index: pack the faces again")
     return f"{shards.address}: {len(faces)} faces of {faces.size}x{faces.size} in {len(shards.rows)} shards, {sum(row['bytes'] for row in shards.rows) / 1e6:.1f} MB, every hash right"
@@ -320,11 +329,11 @@ def main(
         pack.add_argument(name, type=int, default=number, help=told)
     commands.add_parser("check", help="compare all shards with their index").add_argument("folder", help="a folder, or an address such as s3://bucket/faces")
     args = parser.parse_args(argv)
-    try:
+    def pack_and_check():
         if args.command == "pack": write_shards(open_faces(args.faces, args.size), args.folder, args.per_shard, args.quality)
-        print(check_shards(args.folder))
-    except FacelabError as e: return print(e, file=sys.stderr) or 1
-    return 0
+        say(check_shards(args.folder))
+        return 0
+    return answer(pack_and_check)
 
 # %% ../nbs/01d_shards.ipynb #c045
 if __name__ == "__main__" and __spec__ is not None: sys.exit(main())

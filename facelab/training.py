@@ -53,7 +53,7 @@ def with_statistics(run, batches=10):
     "The averaged weights, with statistics over some batches of training faces."
     weights, norms = {k: v.clone() for k, v in run.average.items()}, batch_norms(run.bare["generator"].eval())
     if not (norms and run.recipe["stages"]): return weights
-    for name, norm in norms.items():
+    for name in norms:
         weights[f"{name}.running_mean"].zero_(), weights[f"{name}.running_var"].fill_(1), weights[f"{name}.num_batches_tracked"].zero_()
     momenta = [norm.momentum for norm in norms.values()]
     for norm in norms.values(): norm.train().momentum = None   # the plain mean over batches

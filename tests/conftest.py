@@ -123,3 +123,18 @@ def packed(folder, test, per_shard, params):
 def project(tmp_path):
     "A copy of the project with the demo's parameters."
     return copy_project(tmp_path / "project")
+
+
+def pytest_terminal_summary(terminalreporter):
+    "How many inputs of each kind test_robustness.py tried, and what became of them; its counts travel with the reports, from workers too."
+    total = {}
+    for report in (r for reports in terminalreporter.stats.values() for r in reports if getattr(r, "when", None) == "call"):
+        for kind, (done, refused) in dict(report.user_properties).get("tried", {}).items():
+            kind, so_far = kind.partition(":")[0], total.get(kind.partition(":")[0], (0, 0))
+            total[kind] = so_far[0] + done, so_far[1] + refused
+    if total:
+        terminalreporter.section("inputs tried")
+        for kind, (done, refused) in total.items():
+            terminalreporter.line(f"{kind:<24}{done + refused:>6}: {done} done, {refused} refused or stopped, told in one sentence")
+        done, refused = map(sum, zip(*total.values()))
+        terminalreporter.line(f"{'all':<24}{done + refused:>6}: {done} done, {refused} refused or stopped, told in one sentence")

@@ -1,7 +1,8 @@
-"""The explorer in a real browser: Chromium opens it in Voila and in JupyterLab, moves sliders by keyboard, and the pictures change."""
+"""The explorer and the docs in a real browser: Chromium opens them, moves sliders by keyboard, and the pictures change."""
 
 import base64
 import io
+import json
 import os
 import re
 import shlex
@@ -15,10 +16,13 @@ import yaml
 from conftest import ROOT, free_port
 from PIL import Image
 from playwright.sync_api import sync_playwright
+from test_docs import small_project
 
 from facelab.degradations.chain import Chain
+from facelab.engine import site
 from facelab.images import astronaut, to_uint8
-from facelab.recipes import load_degradations
+from facelab.models import write_model
+from facelab.recipes import build, load_degradations, load_recipes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "/usr/bin/chromium"))), None)
 ARGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync").split()
@@ -46,6 +50,8 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("browser")
     for name in ("dvc.yaml", "params.yaml", "recipes"):
         (root / name).symlink_to(ROOT / name)
+    recipe = dict(load_recipes(ROOT)["jdsr_gan_x4"], name="small", label="Small network", faces="three faces", degradation=load_degradations(ROOT)["jdsr_gan_x4"]["steps"], generator=dict(use="networks.srresnet.SRResNet", scale=4, width=8, depth=1), critics={}, call=None)
+    write_model(root / "weights" / "small", {"generator": build(recipe["generator"]).state_dict()}, recipe)
     (root / "nbs").mkdir()
     shutil.copy(ROOT / "nbs" / "explore.ipynb", root / "nbs")
     return root
@@ -55,7 +61,7 @@ def project(tmp_path_factory):
 def servers(project):
     "Voila, as `make explore` starts it, and JupyterLab: name -> port."
     explore = re.search(r"^explore:.*\n\t(voila .*)$", (ROOT / "Makefile").read_text(), re.M)[1]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **{f"JUPYTER{k}_DIR": str(project) for k in ("_CONFIG", "LAB_SETTINGS", "LAB_WORKSPACES")}}
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FACELAB_WEIGHTS": str(project / "weights"), **{f"JUPYTER{k}_DIR": str(project) for k in ("_CONFIG", "LAB_SETTINGS", "LAB_WORKSPACES")}}
     started, ports = [], {}
     try:
         for name, command in (("voila", explore), ("lab", LAB)):
@@ -156,6 +162,73 @@ def test_sliders_move_by_keyboard_and_pictures_follow(voila):
     assert pixels(page, "face") != face and wrong == []
 
 
+def test_a_trained_model_restores_beside_the_degraded_face_and_is_named(voila):
+    page, wrong = voila
+    choose(page, "jdsr_gan_x4")
+    page.get_by_role("button", name="Small network").wait_for()
+    page.get_by_text("yours) was trained for this chain, on three faces").wait_for()
+    before = wait_until(lambda: pixels(page, "restored"))
+    push(page, "seed")
+    wait_until(lambda: (now := pixels(page, "restored")) and now != before)
+    page.get_by_role("button", name="Small network").press("Space")
+    wait_until(lambda: pixels(page, "restored") is None)
+    page.get_by_role("button", name="Small network").press("Enter")
+    wait_until(lambda: pixels(page, "restored"))
+    assert wrong == []
+
+
+CONTROLS = ".fl-explorer :is(button, select, textarea, input, [role=slider], [role=textbox], .jupyter-widget-Collapse-header)"
+NAME = "e => (e.getAttribute('aria-label') || [...e.labels || []].map(l => l.textContent).join() || e.textContent).trim()"
+
+
+def test_tab_reaches_every_control_in_the_order_of_the_page_and_shows_where_it_is(voila):
+    page, wrong = voila
+    choose(page, "jdsr_gan_x4")
+    wait_until(lambda: len(recipe(page).steps) == 2)
+    page.get_by_role("checkbox", name="random").uncheck()   # which makes the fields of a colour controls, too
+    page.wait_for_timeout(300)
+    there = page.evaluate(f"""() => {{
+        const shown = [...document.querySelectorAll("{CONTROLS}")].filter(e => !e.disabled && e.getClientRects().length);
+        shown.forEach((e, k) => e.dataset.number = k);
+        return shown.map({NAME});
+    }}""")
+    assert len(there) > 35 and all(there), there
+    page.evaluate("() => { document.activeElement.blur(); getSelection().removeAllRanges(); document.querySelector('[data-number=\"0\"]').focus(); }")
+    seen = []
+    for _ in there:
+        seen.append(page.evaluate("() => { const e = document.activeElement, s = getComputedStyle(e); return [+e.dataset.number, s.outlineStyle, parseFloat(s.outlineWidth)]; }"))
+        page.keyboard.press("Tab")
+    assert [number for number, *_ in seen] == list(range(len(there)))
+    assert [there[number] for number, style, width in seen[1:] if style == "none" or width < 2] == []
+    assert not page.evaluate("() => document.activeElement.closest('.fl-explorer')")   # Tab leads out again
+    page.get_by_role("checkbox", name="random").check()
+    assert wrong == []
+
+
+def test_steps_are_opened_and_moved_by_keyboard_and_the_focus_stays(voila):
+    page, wrong = voila
+    choose(page, "jdsr_gan_x4")
+    wait_until(lambda: len(recipe(page).steps) == 2)
+    heads = page.locator(".jupyter-widget-Collapse-header")
+    for key in ("Enter", "Space"):
+        shut = page.get_by_role("button", expanded=False).and_(heads).first
+        words = shut.inner_text()
+        shut.press(key)
+        page.get_by_role("button", name=words, expanded=True).and_(heads).wait_for()
+    page.get_by_role("slider", name="height upper edge, from the bridge of the nose (0) to its tip (1), to").press("ArrowLeft")
+    page.locator("button[title='FaceMask one step later']").press("Enter")
+    wait_until(lambda: [type(step).__name__ for step in recipe(page).steps] == ["Downsample", "FaceMask"])
+    wait_until(lambda: page.evaluate("() => document.activeElement.title") == "FaceMask one step earlier")
+    page.keyboard.press("Enter")
+    wait_until(lambda: [type(step).__name__ for step in recipe(page).steps] == ["FaceMask", "Downsample"])
+    page.locator("button[title='take FaceMask out of the chain']").press("Space")
+    wait_until(lambda: len(recipe(page).steps) == 1)
+    wait_until(lambda: page.evaluate("() => !!document.activeElement.closest('.fl-controls')"))
+    page.get_by_role("button", name="again").press("Enter")
+    wait_until(lambda: len(recipe(page).steps) == 2)
+    assert wrong == []
+
+
 def test_a_step_is_added_and_taken_away(voila):
     page, wrong = voila
     choose(page, "prior_guided_x8")
@@ -197,11 +270,13 @@ def test_save_writes_the_pair(voila, project):
 
 def test_a_narrow_page_needs_no_sideways_scrolling_and_keeps_the_pictures_in_sight(voila):
     page, wrong = voila
-    page.set_viewport_size(dict(width=400, height=800))
+    page.set_viewport_size(dict(width=360, height=740))
     page.get_by_role("button", name="+ add").scroll_into_view_if_needed()
     page.wait_for_timeout(200)
     widths = page.evaluate("[...document.querySelectorAll('.fl-explorer, .fl-explorer *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.fl-math, .fl-code, .noUi-target')).length")
-    assert page.evaluate("document.documentElement.scrollWidth") <= 400 and widths == 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360 and widths == 0
+    low = page.evaluate(f"""() => [...document.querySelectorAll("{CONTROLS}")].filter(e => e.matches('button, select, .jupyter-widget-Collapse-header') && e.getClientRects().length && e.getBoundingClientRect().height < 40).map({NAME})""")
+    assert low == []   # a finger needs that much
     box = page.locator(".fl-main img").first.bounding_box()
     assert 0 <= box["y"] < 150 and wrong == []
 
@@ -214,5 +289,28 @@ def test_the_notebook_in_jupyterlab(browser, servers):
     page.wait_for_selector(".fl-picture", timeout=60_000, state="attached")
     wait_until(lambda: pixels(page))
     push(page, "seed")
+    shut = page.locator(".jupyter-widget-Collapse-header[aria-expanded=false]")
+    words = shut.inner_text()
+    shut.press("Enter")
+    page.get_by_role("button", name=words, expanded=True).wait_for()
+    assert page.evaluate("() => document.activeElement.innerText") == words
     page.close()
     assert wrong == []
+
+
+def test_the_docs_are_searched_by_keyboard_and_fit_a_phone(browser, tmp_path, monkeypatch):
+    monkeypatch.setattr(site, "executed", lambda root, source: json.loads((root / source).read_text()))
+    site.build(small_project(tmp_path, "# Hello\n\n`" + "a_long_name." * 20 + "`\n\n```sh\n" + "make " * 60 + "\n```\n\n| " + "wide | " * 30 + "\n|" + "---|" * 30 + "\n"), progress=False)
+    page = browser.new_page(viewport=dict(width=360, height=740))
+    page.goto(f"file://{tmp_path}/build/site/html/index.html")
+    assert page.evaluate("document.documentElement.scrollWidth") <= 360
+    assert page.get_by_role("heading", name="Hello").bounding_box()["y"] < 200   # the list of all pages comes after the text
+    page.keyboard.press("Tab")
+    assert page.get_by_role("link", name="to the text").evaluate("e => e === document.activeElement && e.getBoundingClientRect().left >= 0")
+    while page.evaluate("document.activeElement.type") != "search":
+        page.keyboard.press("Tab")
+    page.keyboard.type("dice")
+    page.locator("#found a").first.wait_for()
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/nbs/00_dice.html*")
+    page.close()

@@ -15,20 +15,20 @@ from conftest import ROOT, SMALL_RUN, packed
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'facelab[cluster]'")
 
-from facelab import FacelabError  # noqa: E402
-from facelab.checkpoints import open_state  # noqa: E402
-from facelab.drawn import draw_set  # noqa: E402
-from facelab.evaluation import read_restored, restore_set  # noqa: E402
-from facelab.faces import FaceSet  # noqa: E402
-from facelab.fleet.cluster import averages, main, restore_shards, score_shards, train_grid  # noqa: E402
-from facelab.fleet.grid import effective_params, open_grid  # noqa: E402
-from facelab.fleet.runner import make_all  # noqa: E402
-from facelab.fleet.sets import Job, Worker  # noqa: E402
-from facelab.inputs import Inputs  # noqa: E402
-from facelab.images import to_float, to_uint8  # noqa: E402
-from facelab.models import load_model, restore, write_model  # noqa: E402
-from facelab.recipes import build  # noqa: E402
-from facelab.shards import check_shards, open_shards, write_shards  # noqa: E402
+from facelab import FacelabError
+from facelab.checkpoints import open_state
+from facelab.drawn import draw_set
+from facelab.evaluation import read_restored, restore_set
+from facelab.faces import FaceSet
+from facelab.fleet.cluster import averages, main, restore_shards, score_shards, train_grid
+from facelab.fleet.grid import effective_params, open_grid
+from facelab.fleet.runner import make_all
+from facelab.fleet.sets import Job, Worker
+from facelab.inputs import Inputs
+from facelab.images import to_float, to_uint8
+from facelab.models import load_model, restore, write_model
+from facelab.recipes import build
+from facelab.shards import check_shards, open_shards, write_shards
 
 ROWS, MODEL = ["bicubic", "srresnet", "prior_guided_gan"], "out/models/prior_guided_sr/srresnet"
 
@@ -93,7 +93,7 @@ def test_a_grid_is_trained_although_a_worker_is_killed(two_workers, there, tmp_p
     assert a == b
     runs = {p.stem: json.loads(p.read_text())["steps"] for p in (tmp_path / "runs").iterdir()}
     assert runs == {"bicubic": 0, "features": 12, "srresnet": 12, "prior_guided_gan": 12}
-    print(f"worker killed at step {killed[0]} of 12; checkpoints seen afterwards: {sorted(set(s for s in steps if s >= killed[0]))}; {len(b)} files with the bytes of one process")
+    print(f"worker killed at step {killed[0]} of 12; checkpoints seen afterwards: {sorted({s for s in steps if s >= killed[0]})}; {len(b)} files with the bytes of one process")
 
 
 def test_what_fails_is_told_and_what_needs_it_is_not_tried(two_workers, there, tmp_path, capsys):
@@ -116,7 +116,7 @@ def restored(two_workers, there):
     def some(): return now if len(now := written(out)) >= 3 else None
 
     out = there / "restored"
-    thread, killed = kill_when(some, "ray::MapWorker")
+    _, killed = kill_when(some, "ray::MapWorker")
     return out, restore_shards(there / "shards", there / MODEL, out, workers=2, degrade=True, batch=4), killed
 
 

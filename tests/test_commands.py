@@ -1,18 +1,24 @@
 "The command `facelab`, as a user types it."
 
+import json
+import re
+import shlex
 import subprocess
 import sys
 
 import pytest
 import torch
 
-from facelab.drawn import draw_faces
+from conftest import ROOT, copy_project, shrink
+from facelab.drawn import draw_faces, draw_set
 from facelab.engine.commands import main
 from facelab.engine.params import load_params
 from facelab.images import read_image, write_image
 from facelab.models import write_model
 from facelab.networks.start import start_as_identity
+from facelab.photographs import SHIPPED, find_models
 from facelab.recipes import build, load_recipes, resolve
+from facelab.shipping import LIMIT, measured
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +33,7 @@ def place(tmp_path_factory):
         write_image(folder / "photos" / f"face{i}.png", scene)
         rows.append(f"face{i}.png," + ",".join(f"{v:.2f}" for v in (points + torch.tensor([10., 20.])).flatten().tolist()))
     (folder / "points.csv").write_text("\n".join(rows) + "\n")
+    write_image(folder / "grey.png", torch.full((3, 90, 120), .5))
     for name in ("srresnet", "fcsr_gan_pconv_srresnet_x4"):
         recipe = resolve(name, recipes, params)
         spec = {k: 128 if v == "faces.size" else v for k, v in recipe["generator"].items()} | {"width": 8}
@@ -87,12 +94,13 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_done(place, tmp_path, capsy
     (["restore", "PHOTOS", "--system", "file:///nowhere", "--out", "OUT"], "cannot be fetched"),
     (["restore", "PHOTOS", "--system", "MODEL", "--out", "OUT", "--landmarks", "nowhere.csv"], "nowhere.csv"),
     (["degrade", "PHOTOS", "--chain", "prior_guided_x88", "--out", "OUT"], "did you mean 'prior_guided_x8'?"),
-    (["degrade", "PHOTOS", "--chain", "jdsr_gan_x4", "--out", "OUT"], "face0.png"),
+    (["degrade", "GREY", "--chain", "jdsr_gan_x4", "--out", "OUT"], "no face was found in"),
+    (["restore", "GREY", "--system", "MODEL", "--find", "--out", "OUT"], "no face was found in"),
     (["faces", "check", "nowhere"], "nowhere"),
     (["evaluate", "srresnot", "--faces", "PHOTOS", "--out", "OUT"], "unknown recipe 'srresnot'"),
 ])
 def test_a_users_mistake_gets_one_sentence(place, tmp_path, capsys, words, told):
-    put = {"MODEL": str(place / "models" / "srresnet"), "OUT": str(tmp_path / "out"), "PHOTOS": str(place / "photos")}
+    put = {"MODEL": str(place / "models" / "srresnet"), "OUT": str(tmp_path / "out"), "PHOTOS": str(place / "photos"), "GREY": str(place / "grey.png")}
     for name, path in put.items():
         words = [word.replace(name, path) for word in words]
     assert main([*words, *["--quiet"] * (words[0] in ("restore", "degrade"))]) == 1
@@ -114,3 +122,57 @@ def test_it_is_installed_and_helps():
     assert run("restore").returncode == 2 and "--system" in run("restore").stderr
     assert "facelab" in run("completion", "bash").stdout
     assert "torch" not in subprocess.run([sys.executable, "-c", "import facelab.engine.commands as c, sys; c.parser(); print('torch' in sys.modules and 'torch')"], capture_output=True, text=True).stdout
+
+
+GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+TYPED = [(path.stem, line.partition("#")[0].strip()) for path in GUIDES for block in re.findall(r"(?ms)^```sh\n(.*?)^```", path.read_text()) for line in block.splitlines() if line.startswith("facelab ")]
+
+
+@pytest.fixture(scope="module")
+def reader(tmp_path_factory):
+    "A reader's project, small, with the pictures that the guides speak of."
+    project = shrink(copy_project(tmp_path_factory.mktemp("reader")))
+    faces = draw_set(16, 4, 4, size=128, seed=3)
+    scene = torch.nn.functional.pad(faces.images[0], (20, 20, 10, 60), value=128)
+    write_image(project / "me.jpg", scene)
+    for i, image in enumerate(faces.images):
+        write_image(project / "album" / f"{i}.png", image)
+        write_image(project / "small" / f"{i}.png", torch.nn.functional.avg_pool2d(image.float(), 8).round().byte())
+    (project / "points.csv").write_text("".join(f"{i}.png,{','.join(f'{v:.2f}' for v in p[:68].flatten().tolist())}\n" for i, p in enumerate(faces.landmarks)))
+    return project
+
+
+@pytest.mark.parametrize("guide, command", TYPED, ids=[f"{guide}: {command[:60]}" for guide, command in TYPED])
+def test_what_the_guides_show_runs(reader, monkeypatch, capsys, guide, command):
+    monkeypatch.chdir(reader)
+    before = {path for path in reader.rglob("*") if path.is_file()}
+    assert main(shlex.split(command)[1:]) == 0, lines(capsys)[1]
+    made = {path for path in reader.rglob("*") if path.is_file()} - before
+    assert bool(made) == ("--out" in command) and all((reader / shlex.split(command.partition("--out ")[2])[0]) in path.parents or path.suffix == ".pyc" for path in made)
+
+
+SHIPS = {**find_models(), **find_models(kind="parts")} if SHIPPED.exists() else {}
+SHIPS = {name: folder for name, folder in SHIPS.items() if folder.parent == SHIPPED}
+
+
+def test_models_ship():
+    assert {"prior_guided_sr", "landmarker"} <= SHIPS.keys()
+
+
+@pytest.mark.parametrize("name", SHIPS)
+def test_a_model_that_ships_is_small_has_a_card_and_does_better_than_bicubic(name):
+    folder = SHIPS[name]
+    weights, run, card = folder / "generator.safetensors", json.loads((folder / "run.json").read_text()), (folder / "card.md").read_text()
+    assert weights.stat().st_size <= LIMIT and json.loads((folder / "recipe.json").read_text())["name"] == name
+    assert all(f"**{part}" in card for part in ("Data", "Schedule", "Scores", "Intended use", "Limits")) and run["scores"] and all(str(value) in card for row in run["scores"] for value in row.values())
+    rows = measured(folder, draw_set(0, 0, 4, seed=70), "drawn")
+    if len(rows) == 2:
+        assert float(rows[1]["PSNR, dB"]) > float(rows[0]["PSNR, dB"]) + .3, rows
+    else:
+        assert float(list(rows[0].values())[-1]) < .1, rows
+
+
+def test_the_face_of_an_astronaut_is_found_and_restored(tmp_path, monkeypatch):
+    monkeypatch.delenv("FACELAB_WEIGHTS", raising=False)
+    assert main(["restore", "astronaut", "--find", "--system", str(SHIPPED / "prior_guided_sr"), "--out", str(tmp_path), "--sheet", "--quiet"]) == 0
+    assert {path.name for path in tmp_path.iterdir()} == {"astronaut.png", "astronaut_sheet.png"}

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from conftest import ENV, ROOT
@@ -69,7 +70,7 @@ def small_project(folder, text):
     "Two pages, one with a name of the package and outputs that somebody executed."
     (folder / "nbs").mkdir()
     (folder / "README.md").write_text(text)
-    code = lambda source, *outputs: {"cell_type": "code", "source": source, "metadata": {}, "outputs": list(outputs), "execution_count": 1, "id": "x"}
+    code = lambda source, *outputs: {"cell_type": "code", "source": source, "metadata": {}, "outputs": list(outputs), "execution_count": 1, "id": f"x{len(source)}"}
     cells = [{"cell_type": "markdown", "source": "# Dice\nWhere $x^2$ is.", "metadata": {}, "id": "y"}, code("#| default_exp dice"), code("#| export\nprint(1 < 2)", {"output_type": "stream", "name": "stdout", "text": "True"})]
     book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
     (folder / "nbs" / "00_dice.ipynb").write_text(json.dumps(book))
@@ -85,6 +86,34 @@ def test_a_site_has_pages_equations_names_and_search(tmp_path, monkeypatch):
     assert '<a href="nbs/00_dice.html">dice</a>' in first and "<math" in first and "<code>$PATH</code>" in first
     assert 'id="name-Dice"' in second and "<msup>" in second and "default_exp" not in second and '<pre class="out">True</pre>' in second and 'href="../index.html"' in second
     assert '["Dice", "nbs/00_dice.html#name-Dice"' in (folder / "search.js").read_text()
+
+
+def test_code_in_the_guides_has_colours_and_the_sites_own_steps_are_the_only_ones():
+    assert '<span class="nb">print</span>' in site.markdown("```python\nprint(1 < 2)\n```") and "language-" not in site.markdown("```sh\nls '<x>'\n```")
+    cell = lambda text: {"cell_type": "markdown", "source": text, "metadata": {"tags": ["navigation"]}}
+    assert site.cell_html(cell("Used by [a](a.ipynb).\n\n[Contents](c.ipynb) | [b →](b.ipynb)")) == '<p>Used by <a href="a.ipynb">a</a>.</p>\n'
+    assert site.cell_html(cell("[Contents](c.ipynb) | [b →](b.ipynb)")) == ""
+
+
+def test_a_widget_is_named_and_its_code_is_not_shown():
+    data = {"text/plain": "VBox(children=())", "application/vnd.jupyter.widget-view+json": {}}
+    shown = site.output({"output_type": "display_data", "data": data})
+    assert "A widget" in shown and "VBox" not in shown
+
+
+def test_words_may_be_newer_than_outputs(tmp_path):
+    "What was executed is not executed again for a corrected sentence, and the page has the sentence."
+    root = small_project(tmp_path, "# Hello")
+    (root / "facelab").symlink_to(ROOT / "facelab")
+    source = Path("nbs/00_dice.ipynb")
+    first = site.executed(root, source)
+    book = json.loads((root / source).read_text())
+    book["cells"][0]["source"] = "# Dice, corrected"
+    (root / source).write_text(json.dumps(book))
+    stamp = (root / "build" / "site" / "executed" / "00_dice.ipynb").stat().st_mtime_ns
+    again = site.executed(root, source)
+    assert again["cells"][0]["source"] == "# Dice, corrected" and [c.get("outputs") for c in again["cells"]] == [c.get("outputs") for c in first["cells"]]
+    assert "True" in json.dumps(again["cells"][2]["outputs"]) and (root / "build" / "site" / "executed" / "00_dice.ipynb").stat().st_mtime_ns == stamp
 
 
 @pytest.mark.parametrize("text, told", [("# Hello\n[gone](nbs/gone.ipynb)", "links to nbs/gone.ipynb, which does not exist"), ("# Hello\n[there](#nowhere)", "which is not there")])

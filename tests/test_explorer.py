@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import threading
 from dataclasses import dataclass, fields, replace
 from io import BytesIO
@@ -16,6 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facelab import explorer as explorer_module
+from facelab import photographs
 from facelab.degradations.chain import Chain
 from facelab.degradations.core import Degradation, between, colour, number, one_of, switch
 from facelab.drawn import draw_set
@@ -34,6 +36,15 @@ PRESETS, CLASSES = load_degradations(ROOT), degradation_classes()
 X4 = dict(use="degradations.resample.Downsample", scale=4)
 BLOCK = dict(use="degradations.occlusion.Block")
 MASK = dict(use="degradations.masks.FaceMask")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def shipped(tmp_path_factory):
+    "No model but those that a test puts here comes with facelab."
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(photographs, "SHIPPED", tmp_path_factory.mktemp("shipped"))
+        patch.delenv("FACELAB_WEIGHTS", raising=False)
+        yield photographs.SHIPPED
 
 
 def encoded(picture, name="face.png", **kwargs):
@@ -287,6 +298,24 @@ def test_models_for_this_chain_come_before_others_of_its_scale(project):
     assert "Block" in found[2].learned
     assert [(m.name, m.fits) for m in models_for(Chain([X4, BLOCK]), project)] == [("a_block", False), ("b_plain", False), ("c_damaged", False)]   # another order is another chain
     assert models_for(Chain([dict(X4, scale=8)]), project) == [] == models_for(Chain([X4]), project / "nowhere")
+
+
+def test_shipped_models_restore_right_after_the_install_and_yours_go_first(project, shipped, tmp_path, monkeypatch):
+    for name in ("a_block", "z_shipped"):
+        shutil.copytree(project / "build" / "models" / "b_plain", shipped / name)
+    try:
+        ours = {m.name: m for m in models_for(Chain([X4]), project)}
+        assert {name: m.shipped for name, m in ours.items()} == dict(b_plain=False, c_damaged=False, z_shipped=True, a_block=False)   # a_block is both
+        assert ours["z_shipped"].faces == ours["b_plain"].faces == "drawn"
+        monkeypatch.chdir(tmp_path)   # no project
+        assert [(m.name, m.shipped) for m in models_for(Chain([X4]))] == [("a_block", True), ("z_shipped", True)]
+        page = Explorer("plain_x4", index=1, size=64, root=project)
+        assert page.chips["z_shipped"].value and "(<code>z_shipped</code>, shipped) was trained for this chain, on drawn" in page.asked.value and "(<code>b_plain</code>, yours)" in page.asked.value
+        assert len(page.first.box.children) == 1 and "dB" in page.first.slots["restored"].children[0].value
+        assert page.first.slots["restored"].children[1].value == page.restored.slots["b_plain"].children[1].value
+    finally:
+        for name in ("a_block", "z_shipped"):
+            shutil.rmtree(shipped / name)
 
 
 def test_restorations_are_measured_and_failures_are_told(project):

@@ -186,7 +186,7 @@ def test_length_is_a_share_of_the_side():
 
 
 def test_blur_comes_before_shrinking(drawn):
-    x, labels = drawn
+    x, _ = drawn
     blur = lambda x: MotionBlur(length=.2, angle=20, region="picture")(x).input
     first, last = Downsample(4)(blur(x)).input, blur(Downsample(4)(x).input)
     assert first.shape == last.shape and (first - last).abs().max() > .01

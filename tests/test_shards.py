@@ -264,7 +264,7 @@ def test_shards_are_there_before_they_are_due(packed_many):
 def test_streams_take_any_iterable_and_end(packed_many):
     packed = open_shards(packed_many)
     assert [who(b).tolist() for b in packed.stream(iter([range(2), [639, 0]]))] == [[0, 1], [639, 0]]
-    endless = packed.stream((packed.order(8, step, seed=0) for step in iter(int, 1)))
+    endless = packed.stream(packed.order(8, step, seed=0) for step in iter(int, 1))
     assert len(next(endless)["image"]) == 8
     endless.close()
 

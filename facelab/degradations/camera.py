@@ -11,7 +11,7 @@ import math
 from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
-from .core import Degradation, Degraded, between, column, one_of
+from .core import Degradation, Degraded, Span, between, column, one_of
 
 # %% ../../nbs/degradations/06_camera.ipynb #c006
 def gaussian(
@@ -41,7 +41,7 @@ def blurred(
 @dataclass(frozen=True)
 class GaussianBlur(Degradation):
     "Out of focus: hr (N,3,H,W) in [0,1] filtered by a Gaussian (K of `heavy_rain`, Eq 9); maps: sigma (N,), K (N,k) its weights."
-    sigma: tuple = between((.5, 3.), 0, 20, "width of the blur", "pixels")
+    sigma: Span = between((.5, 3.), 0, 20, "width of the blur", "pixels")
     edges: str = one_of("replicate", ("replicate", "reflect"), "what lies beyond the edge of the picture")
 
     def degrade(self, x, dice, labels):
@@ -55,8 +55,8 @@ class GaussianBlur(Degradation):
 @dataclass(frozen=True)
 class GaussianNoise(Degradation):
     "Sensor noise, clamped to [0,1]: read noise sigma and, if wanted, shot noise that grows with the light; maps: sigma, shot (N,), n (N,3,H,W)."
-    sigma: tuple = between((.02, .1), 0, 1, "deviation of the noise, 1 is white")
-    shot: tuple = between((0., 0.), 0, 1, "deviation that white gets from counting photons")
+    sigma: Span = between((.02, .1), 0, 1, "deviation of the noise, 1 is white")
+    shot: Span = between((0., 0.), 0, 1, "deviation that white gets from counting photons")
 
     def degrade(self, x, dice, labels):
         sigma, shot = (column(dice.named(name).uniform(*getattr(self, name)), x) for name in ("sigma", "shot"))
@@ -167,7 +167,7 @@ PIECE = 8  # faces at once on a CPU: what its cache holds
 @dataclass(frozen=True)
 class JPEG(Degradation):
     "hr (N,3,H,W) in [0,1] saved as JPEG and read again, standard tables, by batched cosine transforms; maps: quality (N,)."
-    quality: tuple = between((20, 90), 1, 100, "quality, 100 is best")
+    quality: Span = between((20, 90), 1, 100, "quality, 100 is best")
     colours: str = one_of("4:2:0", ("4:2:0", "4:4:4"), "4:2:0 halves the colour planes, 4:4:4 keeps them")
 
     def degrade(self, x, dice, labels):

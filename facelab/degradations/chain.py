@@ -6,6 +6,7 @@
 __all__ = ['shrunk', 'Chain', 'as_step', 'draw_chain']
 
 # %% ../../nbs/degradations/07_chain.ipynb #c002
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 import math
 import torch.nn.functional as F
@@ -31,7 +32,7 @@ def shrunk(
 @dataclass(frozen=True)
 class Chain(Degradation):
     "Degradations in order; `steps` as recipes write them (dicts with `use`), or degradations."
-    steps: tuple = field(default=(), metadata=dict(kind="steps", what="degradations in order"))
+    steps: Sequence = field(default=(), metadata=dict(kind="steps", what="degradations in order"))
 
     def __post_init__(self):
         if not isinstance(self.steps, (list, tuple)): raise FacelabError(f"a chain is a list of steps, but is {self.steps!r}: write each as {{use: degradations.occlusion.Block, ...}}")

@@ -11,7 +11,8 @@ __all__ = ['LEFT', 'TOP', 'SIDE', 'surgical', 'cloth', 'n95', 'duckbill', 'SHAPE
 
 # %% ../../nbs/degradations/03a_mask_template.ipynb #c002
 from functools import lru_cache
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from ..dice import Dice

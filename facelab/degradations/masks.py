@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
-from .core import Degradation, Degraded, among, between, colour, number, one_of
+from .core import Degradation, Degraded, Several, Span, among, between, colour, number, one_of
 from .mask_template import HALVINGS, KINDS, LARGEST, LEFT, SHAPES, SIDE, STYLES, TEXTURES, TOP, place, sheet
 from .resample import cubic_kernel
 from ..parts import five_points
@@ -95,7 +95,7 @@ def thin_plate(
     stiff=.05,   # 0 meets every anchor
 ):
     "Weights (N,18,2) of the spline that sends them to ANCHORS."
-    n, k, _ = source.shape
+    k = source.shape[1]
     corner = bending((source[:, :, None] - source[:, None]).square().sum(3)) + stiff*torch.eye(k, dtype=source.dtype, device=source.device)
     affine = F.pad(source, (1, 0), value=1.)
     system = torch.cat([torch.cat([corner, affine], 2), F.pad(affine.mT, (0, 3))], 1)
@@ -261,11 +261,11 @@ PIECE = 16   # faces at once on a CPU: what they need stays in its cache
 @dataclass(frozen=True)
 class FaceMask(Degradation):
     "Put a face mask on every face (jdsr_gan, Fig 5); maps `mask` and `shadow` (N,1,H,W), `layer` and `gamma` (N,3,H,W), and what was drawn."
-    kind: tuple = one_of(KINDS, KINDS, "kind of mask")
-    texture: tuple = one_of(TEXTURES, TEXTURES, "print of a cloth mask")
+    kind: Several = one_of(KINDS, KINDS, "kind of mask")
+    texture: Several = one_of(TEXTURES, TEXTURES, "print of a cloth mask")
     colour: str = colour("random", "colour of the fabric")
     valve: float = number(.3, 0, 1, "share of masks with an exhalation valve; surgical ones have none")
-    height: tuple = between((.2, .6), 0, 1, "upper edge, from the bridge of the nose (0) to its tip (1)")
+    height: Span = between((.2, .6), 0, 1, "upper edge, from the bridge of the nose (0) to its tip (1)")
     lowered: float = number(0., 0, 1, "share of masks worn below the nose")
     askew: float = number(.03, 0, .15, "largest shift and tilt", "eye distances, radians")
     shadow: float = number(1., 0, 2, "depth of the shadow beside the mask", "x")

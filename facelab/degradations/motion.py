@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import math
 import torch
 import torch.nn.functional as F
-from .core import Degradation, Degraded, between, column, face_region, one_of
+from .core import Degradation, Degraded, Span, between, column, face_region, one_of
 from ..images import FacelabError
 
 # %% ../../nbs/degradations/04_motion.ipynb #c005
@@ -172,10 +172,10 @@ NEEDS = dict(face=("parsing|landmarks",), person=("foreground|parsing",), pictur
 @dataclass(frozen=True)
 class MotionBlur(Degradation):
     "A moving face in front of a still background (Yun et al. 2020, Fig 3; fields after Gong et al. 2017): hr (N,3,H,W) in [0,1] -> `Degraded`."
-    length: tuple = between((.02, .1), 0, .5, "way of the face during the exposure", "sides")
-    angle: tuple = between((0, 180), 0, 360, "direction: 0 to the right, 90 up", "°")
-    bend: tuple = between((0, 0), 0, 180, "how much the way bends: 0 a straight line, 60 a shaking hand", "°")
-    turn: tuple = between((0, 0), 0, 45, "roll of the head during the exposure", "°")
+    length: Span = between((.02, .1), 0, .5, "way of the face during the exposure", "sides")
+    angle: Span = between((0, 180), 0, 360, "direction: 0 to the right, 90 up", "°")
+    bend: Span = between((0, 0), 0, 180, "how much the way bends: 0 a straight line, 60 a shaking hand", "°")
+    turn: Span = between((0, 0), 0, 45, "roll of the head during the exposure", "°")
     region: str = one_of("face", NEEDS, "what moves")
 
     @property

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
-from .core import Degradation, Degraded, among, between, colour, column, number, one_of
+from .core import Degradation, Degraded, Several, Span, among, between, colour, column, number, one_of
 from ..parts import five_points
 
 # %% ../../nbs/degradations/02_occlusion.ipynb #c006
@@ -124,7 +124,7 @@ def part_boxes(
 class Part(Degradation):
     "A part of the face is hidden (`fcsr_gan`, Fig 7); maps: M (N,1,H,W), box (N,4), part (N,) which of `PARTS`, and the noise."
     needs = ("landmarks",)
-    part: tuple = one_of(tuple(PARTS), PARTS, "what is hidden; of several, each face draws one")
+    part: Several = one_of(tuple(PARTS), PARTS, "what is hidden; of several, each face draws one")
     size: float = number(1., .3, 2, "size of the box, 1 just covers the part")
     fill: str = one_of("black", FILLS, "what fills the box")
 
@@ -422,11 +422,11 @@ def worn_colours(
 class Worn(Degradation):
     "Sunglasses, a hand or a scarf before the face (`fcsr_gan`, Fig 13); maps: M (N,1,H,W), occluder (N,3,H,W), its colours C (N,3,3), and the drawn numbers."
     needs = ("landmarks",)
-    kind: tuple = one_of(tuple(STYLES), STYLES, "what covers the face; of several, each face draws one")
+    kind: Several = one_of(tuple(STYLES), STYLES, "what covers the face; of several, each face draws one")
     dye: str = colour("random", "colour of frame or cloth; a hand has the face's")
-    size: tuple = between((.97, 1.06), .5, 2, "size, 1 fits the face")
-    tilt: tuple = between((-4., 4.), -45, 45, "how much it is turned", "degrees")
-    lower: tuple = between((-.03, .06), -1, 1, "how much lower it sits", "eye-mouth distances")
+    size: Span = between((.97, 1.06), .5, 2, "size, 1 fits the face")
+    tilt: Span = between((-4., 4.), -45, 45, "how much it is turned", "degrees")
+    lower: Span = between((-.03, .06), -1, 1, "how much lower it sits", "eye-mouth distances")
     fill: str = one_of("thing", ("thing", "black"), "what is seen there: the thing, or black where the thing is marked as hidden")
 
     def degrade(self, x, dice, labels):

@@ -10,7 +10,7 @@ from copy import copy
 from dataclasses import dataclass
 import math
 import torch
-from .core import Degradation, Degraded, between, column, number
+from .core import Degradation, Degraded, Span, between, column, number
 from .motion import filter_each, path_kernels, trajectory
 
 # %% ../../nbs/degradations/05_rain.ipynb #c006
@@ -75,13 +75,13 @@ def recompose(
 @dataclass(frozen=True)
 class HeavyRain(Degradation):
     "Streaks and veil of heavy rain (Son and Jeong 2022, Eq 2 and 9): J (N,3,H,W) in [0,1] -> `Degraded` with maps J, S, T, A that recompose exactly."
-    beta: tuple = between((.75, 1.05), 0, 5, "how much the rain swallows: T = exp(-beta d), d = 1 at the face")
-    light: tuple = between((.6, .95), 0, 1, "atmospheric light A")
+    beta: Span = between((.75, 1.05), 0, 5, "how much the rain swallows: T = exp(-beta d), d = 1 at the face")
+    light: Span = between((.6, .95), 0, 1, "atmospheric light A")
     layers: int = number(1, 1, 4, "layers of streaks, m")
-    amount: tuple = between((.2, .5), 0, 4, "streaks over a pixel, on average, a layer")
-    strength: tuple = between((.2, .5), 0, 1, "mean brightness of a streak")
-    length: tuple = between((.1, .2), 0, .5, "length of a streak", "sides")
-    angle: tuple = between((75, 105), 0, 180, "direction of a streak: 90 vertical", "°")
+    amount: Span = between((.2, .5), 0, 4, "streaks over a pixel, on average, a layer")
+    strength: Span = between((.2, .5), 0, 1, "mean brightness of a streak")
+    length: Span = between((.1, .2), 0, .5, "length of a streak", "sides")
+    angle: Span = between((75, 105), 0, 180, "direction of a streak: 90 vertical", "°")
     relief: float = number(0., 0., 5., "how much farther the background is: distance a side of depth; 0 needs no depth")
 
     @property

@@ -1,4 +1,4 @@
-"""`python -m facelab.engine check | sources | grid [PAPER] | recipes | docs | inventory | publish NAME | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
+"""`python -m facelab.engine check | sources | grid [PAPER] | recipes | navigation | docs | inventory | publish NAME | ship NAME | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
 
 import argparse
 import sys
@@ -16,8 +16,13 @@ def main(argv=None):
     grid.add_argument("paper", nargs="?", help="only what this paper shows")
     todo.add_parser("inventory", help="every table and figure of the papers, and the file in build/ that holds it")
     todo.add_parser("recipes", help="write docs/recipes.md, all recipes and where their values come from, and docs/deviations.md, what papers left open")
+    todo.add_parser("navigation", help="write the last lines of every notebook (before, contents, next) and nbs/contents.ipynb")
     todo.add_parser("docs", help="write the site, build/site/html")
     todo.add_parser("publish", help="copy tables and verdicts of a finished run that is no demo to results/NAME, with its provenance").add_argument("name")
+    ship = todo.add_parser("ship", help="put a small trained model among those that come with the package, with a card")
+    ship.add_argument("name", help="of its recipe")
+    ship.add_argument("--run", required=True, help="the folder of the run that trained it")
+    ship.add_argument("--test", required=True, nargs="+", help="face sets whose test parts it is measured on")
     stage = todo.add_parser("run", help="run one notebook of nbs/pipeline")
     stage.add_argument("stage")
     stage.add_argument("item", nargs="?", help="the recipe or paper, for stages that have one")
@@ -46,6 +51,10 @@ def main(argv=None):
 
             write_text(root / "docs" / "recipes.md", recipes_page(root))
             write_text(root / "docs" / "deviations.md", project_deviations(root))
+        elif args.todo == "navigation":
+            from facelab.engine.navigation import write_navigation
+
+            print(f"{len(write_navigation(root))} notebooks were brought up to date")
         elif args.todo == "docs":
             from facelab.engine.site import build
 
@@ -54,6 +63,10 @@ def main(argv=None):
             from facelab.engine.publish import publish
 
             print(publish(root, args.name))
+        elif args.todo == "ship":
+            from facelab.shipping import ship
+
+            print(ship(args.name, args.run, args.test))
         else:
             from facelab.engine.sources import check_chains, write_sources
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from facelab import FacelabError, __version__
 from facelab.engine.params import near, project_root
+from facelab.engine.text import answer, say
 
 
 def home():
@@ -28,36 +29,42 @@ def the_project():
 
 def restore(args):
     from facelab.devices import pick_device
-    from facelab.folders import read_table
-    from facelab.models import load_model
     from facelab.photographs import Restorer, model_folder, restore_files
 
     device = pick_device(args.device)
     restorers = [Restorer(model_folder(name, home()), device, args.size) for name in args.system]
-    finder = load_model(model_folder(args.find, home()))[0] if args.find else None
-    written, failed = restore_files(args.pictures, restorers, args.out, args.landmarks and read_table(args.landmarks), finder, args.hidden, args.sheet, not args.quiet)
+    written, failed = restore_files(args.pictures, restorers, args.out, **where_faces_are(args), hidden=args.hidden, sheet=args.sheet, progress=not args.quiet)
     return told(written, failed)
+
+
+def where_faces_are(args):
+    "Landmarks from a table, and what finds them where there are none."
+    from facelab.folders import read_table
+    from facelab.models import load_model
+    from facelab.photographs import find_models, model_folder
+
+    name = args.finder or ("landmarker" if args.find or "landmarker" in find_models(kind="parts") else None)
+    return {"landmarks": args.landmarks and read_table(args.landmarks), "finder": name and load_model(model_folder(name, home(), "parts"))[0], "always": args.find}
 
 
 def degrade(args):
     from facelab.degradations.chain import Chain
-    from facelab.folders import read_table
     from facelab.photographs import degrade_files
     from facelab.recipes import load_degradations
 
     chains = load_degradations(the_project())
     if args.chain not in chains:
         raise FacelabError(f"unknown chain of degradations {args.chain!r}: {near(args.chain, chains)}")
-    written, failed = degrade_files(args.pictures, Chain(chains[args.chain]["steps"]), args.out, args.landmarks and read_table(args.landmarks), args.seed, args.size, not args.quiet)
+    written, failed = degrade_files(args.pictures, Chain(chains[args.chain]["steps"]), args.out, **where_faces_are(args), seed=args.seed, size=args.size, progress=not args.quiet)
     return told(written, failed)
 
 
 def told(written, failed):
     "Print what was written, and sentences about what failed; the exit status."
     for path in written:
-        print(path)
+        say(path)
     for sentence in failed:
-        print(f"facelab: {sentence}", file=sys.stderr)
+        say(f"facelab: {sentence}", sys.stderr)
     return 1 if failed else 0
 
 
@@ -151,16 +158,17 @@ def parser():
     def place(path): return Path(path).resolve()
 
     def files(sub):
-        sub.add_argument("pictures", nargs="+", help="files, folders, or patterns such as 'faces/*.jpg'")
+        sub.add_argument("pictures", nargs="+", help="files, folders, patterns such as 'faces/*.jpg', or the word astronaut, an example")
         sub.add_argument("--out", required=True, help="folder for the results")
         sub.add_argument("--landmarks", metavar="FILE", help="a table (.csv or .txt): file name, then x and y of 5, 68, 81 or 194 points; faces are cut out and aligned by them")
+        sub.add_argument("--find", action="store_true", help="look for the face in every picture without landmarks; else only in those that are not square, as square ones may be faces that are cut out already")
+        sub.add_argument("--finder", metavar="MODEL", help="the landmarker that looks for faces, if not the one that comes with facelab")
         sub.add_argument("--size", type=int, default=128, help="side of a face in pixels (128)")
         sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    sub = add("restore", restore, "restore the faces in pictures", epilog="example:\n  facelab restore party.jpg --system prior_guided_sr --landmarks points.csv --out restored --sheet")
+    sub = add("restore", restore, "restore the faces in pictures", epilog="examples:\n  facelab restore astronaut --find --out restored --sheet\n  facelab restore small/ --system prior_guided_sr srresnet --out restored --sheet")
     files(sub)
-    sub.add_argument("--system", nargs="+", required=True, metavar="NAME", help="trained systems (see `facelab models`), folders, or addresses of folders")
-    sub.add_argument("--find", metavar="MODEL", help="a trained landmarker, which finds and aligns the faces of pictures that --landmarks does not name")
+    sub.add_argument("--system", nargs="+", default=["prior_guided_sr"], metavar="NAME", help="trained systems (see `facelab models`), folders, or addresses of folders (prior_guided_sr)")
     sub.add_argument("--hidden", metavar="FOLDER", help="masks named as the pictures, white where something is in front of the face (for fcsr_gan)")
     sub.add_argument("--sheet", action="store_true", help="also write NAME_sheet.png: the face, its input and what each system made of it")
     sub.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
@@ -194,17 +202,7 @@ def parser():
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    try:
-        return args.run(args)
-    except FacelabError as error:
-        print(f"facelab: {error}", file=sys.stderr)
-        return 1
-    except KeyboardInterrupt:
-        print("facelab: stopped; what was finished is kept", file=sys.stderr)
-        return 130
-    except OSError as error:
-        print(f"facelab: {error.filename or ''} {error.strerror or error}: check the path, the permissions and the free space".replace("  ", " "), file=sys.stderr)
-        return 1
+    return answer(lambda: args.run(args))
 
 
 if __name__ == "__main__":

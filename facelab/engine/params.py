@@ -21,11 +21,14 @@ def project_root(start="."):
     raise FacelabError(f"no facelab project at {here} or above it (dvc.yaml and params.yaml are missing): run this inside a clone")
 
 
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
+
+
 def read_yaml(path):
     "A YAML file as a dict; a missing or malformed file is told in one sentence."
     path = Path(path)
     try:
-        data = yaml.safe_load(path.read_text())
+        data = yaml.load(path.read_text(), LOADER)
     except FileNotFoundError:
         raise FacelabError(f"{path} does not exist: restore it with `git checkout {path.name}`") from None
     except yaml.YAMLError as error:

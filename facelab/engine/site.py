@@ -19,6 +19,7 @@ from facelab.engine.text import was_made, write_record, write_text
 
 SECTIONS = {"": "Guides", "papers": "Papers", ".": "Foundations", "degradations": "Degradations", "networks": "Networks", "losses": "Losses", "systems": "Systems", "pipeline": "Pipeline"}
 GUIDES = ["README", "docs/tour", "docs/own_faces", "docs/new_degradation", "docs/new_system", "docs/gpu", "docs/recipes", "docs/deviations", "results/README"]
+CONTENTS = Path("nbs/contents.ipynb")
 
 
 @dataclass
@@ -37,7 +38,7 @@ def pages_of(root):
     "All pages in reading order."
     guides = [Page(Path(f"{name}.md"), "index.html" if name == "README" else f"{name.removeprefix('docs/').replace('/README', '')}.html", "") for name in GUIDES if (root / f"{name}.md").exists()]
     found = [path.relative_to(root / "nbs") for path in sorted((root / "nbs").glob("**/*.ipynb")) if ".ipynb_checkpoints" not in path.parts]
-    books = [Page("nbs" / path, f"nbs/{path.with_suffix('.html').as_posix()}", path.parent.as_posix()) for path in found]
+    books = [Page("nbs" / path, f"nbs/{path.with_suffix('.html').as_posix()}", "" if "nbs" / path == CONTENTS else path.parent.as_posix()) for path in found]
     order = list(SECTIONS)
     unknown = {page.section for page in books} - set(order)
     if unknown:
@@ -63,7 +64,10 @@ def executed(root, source):
         papermill.execute_notebook(root / source, half, kernel_name="python3", cwd=str((root / source).parent), progress_bar=False, log_output=False, extra_arguments=["--log-level=40"])
         half.replace(out)
         write_record(record, made_from)
-    return json.loads(out.read_text())
+    book = json.loads((root / source).read_text())   # its words may be newer
+    for cell, done in zip((c for c in book["cells"] if c["cell_type"] == "code"), (c for c in json.loads(out.read_text())["cells"] if c["cell_type"] == "code"), strict=True):
+        cell["outputs"] = done["outputs"]
+    return book
 
 
 def strip_magics(code):
@@ -96,6 +100,7 @@ def markdown(text):
     parts = CODE.split(text)
     parts[::2] = [MATH.sub(lambda m: keep(mathml(m[1] or m[2], m[1] is not None)), part) for part in parts[::2]]
     out = mistune.create_markdown(escape=False, plugins=["table", "strikethrough"])("".join(parts))
+    out = re.sub(r'(?s)<pre><code class="language-(sh|python|yaml|json)">(.*?)</code></pre>', lambda m: highlighted(html.unescape(m[2]), m[1]), out)
     out = re.sub(r"<h([1-4])>(.*?)</h\1>", lambda m: f'<h{m[1]} id="{slug(m[2])}">{m[2]}</h{m[1]}>', out)
     return re.sub("\x02(\\d+)\x03", lambda m: kept[int(m[1])], out)
 
@@ -127,8 +132,10 @@ def output(out):
     data = {kind: "".join(value) if isinstance(value, list) else value for kind, value in out["data"].items()}
     if "image/png" in data:
         return f'<img alt="{html.escape(data.get("text/plain", "picture")[:80])}" src="data:image/png;base64,{data["image/png"].strip()}">'
+    if "application/vnd.jupyter.widget-view+json" in data:
+        return '<p class="out"><i>A widget: run the notebook to use it.</i></p>'
     for kind, show in {"image/svg+xml": str, "text/html": str, "text/markdown": markdown, "text/latex": lambda t: mathml(t.strip("$ \n"), True)}.items():
-        if kind in data and "application/vnd.jupyter.widget-view+json" not in data:
+        if kind in data:
             return f'<div class="out">{show(data[kind])}</div>'
     text = data.get("text/plain", "")
     return f'<pre class="out">{html.escape(text)}</pre>' if text and not text.startswith("<Figure") else ""
@@ -137,7 +144,7 @@ def output(out):
 def cell_html(cell):
     source = "".join(cell["source"])
     if cell["cell_type"] == "markdown":
-        return markdown(source)
+        return markdown(source.rpartition("\n\n")[0] if "navigation" in cell["metadata"].get("tags", []) else source)   # the site has steps of its own
     if cell["cell_type"] != "code" or re.search(r"(?m)^#\|\s*(hide|default_exp)", source) or "injected-parameters" in cell["metadata"].get("tags", []):
         return ""
     code = re.sub(r"(?m)^#\|.*\n?", "", source).strip("\n")
@@ -227,7 +234,7 @@ def rendered(page, pages, css):
     up = posixpath.relpath(".", here)
     step = lambda k, mark: f'<a class="step" href="{posixpath.relpath(pages[k].target, here)}">{mark.format(html.escape(pages[k].title))}</a>' if 0 <= k < len(pages) else "<span></span>"
     inside = "".join(f'<li><a href="#{a}">{plain(t)}</a></li>' for a, t in re.findall(r'<h2 id="([^"]*)">(.*?)</h2>', page.body))
-    return TEMPLATE.format(title=html.escape(page.title), up=up, css=css, sidebar=sidebar(pages, page), body=page.body, inside=f"<nav class=inside><ul>{inside}</ul></nav>" if inside else "",
+    return TEMPLATE.format(title=html.escape(page.title), up=up, css=css, sidebar=sidebar(pages, page), body=page.body, inside=f'<nav class="inside" aria-label="on this page"><ul>{inside}</ul></nav>' if inside else "",
                            steps=f'<footer>{step(i - 1, "← {}")}{step(i + 1, "{} →")}</footer>', source=page.source)
 
 
@@ -280,13 +287,15 @@ aside { padding: 1rem; border-right: 1px solid var(--line); position: sticky; to
 aside ul { list-style: none; margin: .2rem 0 .6rem; padding-left: .8rem; } aside li.here a { font-weight: bold; } summary { cursor: pointer; font-weight: 600; }
 main { padding: 1rem 2rem 3rem; min-width: 0; } h1 { line-height: 1.2; } h2 { margin-top: 2.2rem; border-bottom: 1px solid var(--line); }
 .code { margin: .8rem 0; border-left: 3px solid var(--line); } .code.exported { border-left-color: var(--mark); } .highlight { background: var(--soft) !important; } .highlight pre { margin: 0; padding: .6rem .8rem; overflow: auto; font-size: .82rem; line-height: 1.4; }
-pre.out { overflow: auto; font-size: .82rem; padding: .3rem .8rem; margin: .3rem 0 1rem; } div.out { overflow: auto; margin-bottom: 1rem; } img { max-width: 100%; display: block; }
-code { font-size: .88em; } p code, li code, td code { background: var(--soft); padding: .05em .25em; border-radius: 3px; } table { border-collapse: collapse; display: block; overflow: auto; font-size: .88rem; }
+pre { overflow: auto; } main > pre { background: var(--soft); padding: .6rem .8rem; font-size: .82rem; line-height: 1.4; } pre.out { background: none; overflow: auto; font-size: .82rem; padding: .3rem .8rem; margin: .3rem 0 1rem; } div.out { overflow: auto; margin-bottom: 1rem; } img { max-width: 100%; display: block; }
+code { font-size: .88em; } p code, li code { overflow-wrap: anywhere; } p code, li code, td code { background: var(--soft); padding: .05em .25em; border-radius: 3px; } table { border-collapse: collapse; border: 0; display: block; width: max-content; max-width: 100%; overflow: auto; font-size: .88rem; }
 td, th { border: 1px solid var(--line); padding: .25rem .5rem; text-align: left; vertical-align: top; } .signature { white-space: pre-wrap; } math[display=block] { overflow-x: auto; padding: .4rem 0; }
 footer { display: flex; justify-content: space-between; margin-top: 3rem; border-top: 1px solid var(--line); padding-top: 1rem; } blockquote { margin: 1rem 0; padding: 0 1rem; border-left: 3px solid var(--line); }
 #found { list-style: none; padding: 0; } #found li { margin: .3rem 0; } input[type=search] { width: 100%; padding: .4rem; font: inherit; color: inherit; background: var(--soft); border: 1px solid var(--line); border-radius: 4px; }
 .inside ul { padding-left: 1rem; font-size: .9rem; columns: 2; } .source { font-size: .8rem; opacity: .7; }
-@media (max-width: 50rem) { .page { display: block; } aside { position: static; height: auto; border: 0; border-bottom: 1px solid var(--line); } main { padding: 1rem; } .inside ul { columns: 1; } }
+.skip { position: absolute; left: -99rem; } .skip:focus { left: 1rem; background: var(--bg); padding: .5rem; z-index: 1; } :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; } .narrow { display: none; }
+@media (max-width: 50rem) { .page { display: flex; flex-direction: column; } aside { display: contents; } .head, #all-pages { padding: .6rem 1rem; } .head { border-bottom: 1px solid var(--line); } .head p { margin: 0 0 .5rem; display: flex; justify-content: space-between; }
+ .narrow { display: inline; } #all-pages { order: 1; border-top: 1px solid var(--line); line-height: 1.9; } main { padding: 1rem; } .inside ul { columns: 1; } }
 """
 
 SEARCH = """
@@ -303,11 +312,12 @@ box.addEventListener('input', () => {
     item.append(link, ' ', INDEX[i][2]); found.append(item);
   });
 });
+box.addEventListener('keydown', event => { const first = found.querySelector('a'); if (event.key == 'Enter' && first) first.click(); });
 """
 
 TEMPLATE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1"><title>{title} – facelab</title><style>{css}</style></head>
-<body data-up="{up}"><div class="page"><aside><p><a href="{up}/index.html"><b>facelab</b></a></p>
-<input type="search" placeholder="search" aria-label="search pages and names"><ul id="found"></ul>{sidebar}</aside>
-<main>{inside}{body}<p class="source">Source: <code>{source}</code></p>{steps}</main></div><script src="{up}/search.js"></script></body></html>
+<body data-up="{up}"><a class="skip" href="#the-page">to the text</a><div class="page"><aside><div class="head"><p><a href="{up}/index.html"><b>facelab</b></a> <a class="narrow" href="#all-pages">all pages</a></p>
+<input type="search" placeholder="search" aria-label="search pages and names"><ul id="found" aria-live="polite"></ul></div><nav id="all-pages" aria-label="all pages">{sidebar}</nav></aside>
+<main id="the-page">{inside}{body}<p class="source">Source: <code>{source}</code></p>{steps}</main></div><script src="{up}/search.js"></script></body></html>
 """

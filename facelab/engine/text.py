@@ -1,11 +1,15 @@
-"""Files that are written whole or not at all, their hashes, what they were made from, and tables in Markdown."""
+"""Files that are written whole or not at all, their hashes, what they were made from, what a command says, and tables in Markdown."""
 
 import hashlib
 import json
 import os
-from contextlib import contextmanager
+import sys
+import warnings
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
+
+from facelab import FacelabError
 
 
 @contextmanager
@@ -13,12 +17,26 @@ def replacing(path):
     "Write to the yielded path: it takes the place of `path` when the block succeeds, and is removed when the block fails."
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}-{uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{path.stem[:40]}-{uuid4().hex}{path.suffix}")  # a name has 255 bytes at most
     try:
         yield temporary
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def claimed(folder):
+    "Whoever else claims this folder waits until the block is left; the system ends the claim of a process that dies."
+    place = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(ImportError, OSError):  # a file system without locks
+            import fcntl
+
+            fcntl.flock(place, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(place)
 
 
 def write_text(path, text):
@@ -47,6 +65,34 @@ def sha256(path):
         return None
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def say(text, file=None):
+    "Print a line that any terminal can show: file names may hold line ends, control characters, or bytes that are no text."
+    file = file or sys.stdout
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
+    print(shown.encode(file.encoding or "utf-8", "backslashreplace").decode(file.encoding or "utf-8"), file=file)
+
+
+def answer(run):
+    "What a command does, and its exit status: whatever stops it is told in one line."
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged files, which are told already
+    try:
+        status = run()
+        sys.stdout.flush()
+        return status
+    except FacelabError as error:
+        say(f"facelab: {error}", sys.stderr)
+    except KeyboardInterrupt:
+        say("facelab: stopped; what was finished is kept", sys.stderr)
+        return 130
+    except BrokenPipeError:  # whoever read what we print is gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+    except OSError as error:
+        say("facelab: " + " ".join(f"{error.filename or ''} {error.strerror or error}: check the path, the permissions and the free space".split()), sys.stderr)
+    except MemoryError:
+        say("facelab: there is not enough memory: ask for less at once", sys.stderr)
+    return 1
 
 
 def markdown_table(rows, head, align=None):

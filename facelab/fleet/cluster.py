@@ -20,7 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from facelab import FacelabError
-from facelab.engine.text import sha256
+from facelab.engine.text import answer, sha256
 from facelab.fleet.grid import fingerprint, locked, make
 from facelab.fleet.runner import arguments, asked_for, summary
 from facelab.fleet.sets import Job, Worker, read_file, write_file
@@ -127,20 +127,20 @@ def main(argv=None):
         command.add_argument("--cpus", type=int, default=1, help="of a worker (1)")
         command.add_argument("--gpus", type=float, default=0, help="of a worker; .25 puts four on one")
     args = parser.parse_args(argv)
-    try:
+
+    def run():
         if args.command == "train":
             grid, names = asked_for(args)
             failed = train_grid(grid, names, args.cpus, args.gpus)
             return summary(grid, names, failed, [name for name in grid.order(names) if name not in failed and not grid.is_done(name)])
         job = Job(args.command, *map(absolute, (args.faces, args.model, args.out)), args.split, getattr(args, "degrade", False), args.batch, threads=args.cpus)
         made = over_shards(job, args.workers, args.cpus, args.gpus)
-    except FacelabError as error:
-        print(f"facelab: {error}", file=sys.stderr)
-        return 1
-    print(f"{sum(row['faces'] for row in made):,} faces in {len(made)} shards, {sum(row['new'] for row in made)} of them made now")
-    if args.command == "score":
-        print(", ".join(f"{name} {value:.4f}" for name, value in averages(args.out, made).items()))
-    return 0
+        print(f"{sum(row['faces'] for row in made):,} faces in {len(made)} shards, {sum(row['new'] for row in made)} of them made now")
+        if args.command == "score":
+            print(", ".join(f"{name} {value:.4f}" for name, value in averages(args.out, made).items()))
+        return 0
+
+    return answer(run)
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ import traceback
 
 from facelab import FacelabError
 from facelab.engine.params import near, project_root
+from facelab.engine.text import answer, say
 from facelab.fleet.grid import effective_params, locked, make, open_grid
 
 
@@ -59,7 +60,7 @@ def make_all(grid, names, deadline=None):
             if processes > 1:
                 raise  # the other processes would wait for ever
             failed[name] = str(error) or type(error).__name__
-            if not isinstance(error, FacelabError):
+            if not isinstance(error, (FacelabError, OSError)):
                 traceback.print_exc()
     return failed, [name for name in grid.order(names) if name not in failed and not grid.is_done(name)]
 
@@ -93,7 +94,7 @@ def summary(grid, names, failed, left):
     listed = grid.order(names)
     print(f"{len(listed) - len(failed) - len(left)} of {len(listed)} recipes are finished" + f"; to go on with: {', '.join(left)}" * bool(left))
     for name, why in failed.items():
-        print(f"failed: {name}: {why}", file=sys.stderr)
+        say(f"failed: {name}: {why}", sys.stderr)
     return 1 if failed else 2 if left else 0
 
 
@@ -102,15 +103,15 @@ def main(argv=None):
     parser = arguments(argparse.ArgumentParser(prog="python -m facelab.fleet.runner", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
     parser.add_argument("--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint")
     args = parser.parse_args(argv)
-    try:
+
+    def run():
         if importlib.util.find_spec("lightning_fabric") is None:
             raise FacelabError("lightning_fabric, which places networks on devices, is missing on this machine: pip install lightning-fabric")
         grid, names = asked_for(args)
         failed, left = make_all(grid, names, args.seconds and began + args.seconds)
-    except FacelabError as error:
-        print(f"facelab: {error}", file=sys.stderr)
-        return 1
-    return summary(grid, names, failed, left) if int(os.environ.get("RANK", 0)) == 0 else 0
+        return summary(grid, names, failed, left) if int(os.environ.get("RANK", 0)) == 0 else 0
+
+    return answer(run)
 
 
 if __name__ == "__main__":
