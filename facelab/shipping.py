@@ -100,7 +100,7 @@ def halved(
     return out
 
 # %% ../nbs/08i_shipping.ipynb #c018
-@torch.inference_mode()
+@torch.no_grad()
 def measured(
     folder,  # as `write_model` leaves it
     faces,   # a `FaceSet`
