@@ -113,8 +113,9 @@ def measured(
     if recipe["kind"] != "recipes":
         given = faces.batch(rows, labels=("landmarks",))
         seen = torch.cat([see(net, x, "landmarks") for x in given["image"].split(batch)])
-        apart = five_points(given["landmarks"])
-        return [{"faces": name, "n": len(faces), "error of a point, share of the distance of the eyes": f"{((seen - given['landmarks']).norm(dim=2).mean(1)/(apart[:, 1] - apart[:, 0]).norm(dim=1)).mean():.3f}"}]
+        five = five_points(given["landmarks"])
+        away = (seen - (five if seen.shape[1] == 5 else given["landmarks"])).norm(dim=2).mean(1)/(five[:, 1] - five[:, 0]).norm(dim=1)
+        return [{"faces": name, "n": len(faces), "error of a point, share of the distance of the eyes": f"{away.mean():.3f}"}]
     chain = Chain(recipe["degradation"])
     given = faces.batch(rows, labels=wanted_labels(chain.needs, faces.labels, name))
     out = chain(given.pop("image"), Dice(0, "test", rows.tolist()), **given)

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 import torch
+from PIL import Image
 
 from conftest import ROOT, copy_project, shrink
 from facelab.drawn import draw_faces, draw_set
@@ -134,7 +135,7 @@ def reader(tmp_path_factory):
     project = shrink(copy_project(tmp_path_factory.mktemp("reader")))
     faces = draw_set(16, 4, 4, size=128, seed=3)
     scene = torch.nn.functional.pad(faces.images[0], (20, 20, 10, 60), value=128)
-    write_image(project / "me.jpg", scene)
+    Image.fromarray(scene.permute(1, 2, 0).numpy()).save(project / "me.jpg")
     for i, image in enumerate(faces.images):
         write_image(project / "album" / f"{i}.png", image)
         write_image(project / "small" / f"{i}.png", torch.nn.functional.avg_pool2d(image.float(), 8).round().byte())
