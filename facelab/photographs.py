@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONG', 'PLAIN', 'SURE', 'SHIPPED', 'WEIGHTS', 'Photograph', 'open_photograph', 'squares', 'look', 'find_landmarks',
-           'shrinks', 'Restorer', 'put_back', 'find_models', 'said', 'model_folder', 'fetched', 'pictures',
+           'shrinks', 'Restorer', 'put_back', 'find_models', 'steps_of', 'said', 'model_folder', 'fetched', 'pictures',
            'restore_files', 'named', 'refuse_overwriting', 'points_of', 'restore_file', 'mask_of', 'write_sheet',
            'degrade_files', 'describe_models', 'describe_weights']
 
@@ -63,7 +63,7 @@ def open_photograph(
     return Photograph(Path(path), picture, to_float(tensor_of(turned(picture, matrix, size))), matrix)
 
 # %% ../nbs/08h_photographs.ipynb #c009
-LONG = 8               # times as long as wide: longer pictures are not looked through
+LONG = 8              # times as long as wide: longer pictures are not looked through
 PLAIN, SURE = .6, .5  # mean peak of the heat maps above which smaller squares are not asked, and below which there is no face
 
 def squares(
@@ -175,13 +175,19 @@ def find_models(
     root=None,       # the project; None: only what is shipped or in FACELAB_WEIGHTS
     kind="recipes",  # systems; "parts": what they are made of, and landmarkers
 ) -> dict:           # name -> folder
-    "Trained models by name; what comes first in this order wins: FACELAB_WEIGHTS, the pipeline's, the shipped ones."
-    places = [SHIPPED, *([Path(root)/"build"/"models"] if root else []), *([Path(os.environ["FACELAB_WEIGHTS"])] if os.environ.get("FACELAB_WEIGHTS") else [])]
-    found = {}
-    for place in places:
-        for path in sorted(place.glob("**/recipe.json")):
-            if said(path).get("kind") == kind: found[path.parent.name] = path.parent
+    "Trained models by name. FACELAB_WEIGHTS goes first; of the shipped ones and the pipeline's, the one that learned for more steps."
+    found, pipeline = {}, root and Path(root)/"build"/"models"
+    for place in filter(None, (SHIPPED, pipeline, os.environ.get("FACELAB_WEIGHTS"))):
+        for path in sorted(Path(place).glob("**/recipe.json")):
+            recipe, before = said(path), found.get(path.parent.name)
+            behind = place == pipeline and before and steps_of(recipe) < steps_of(said(before/"recipe.json"))
+            if recipe.get("kind") == kind and not behind: found[path.parent.name] = path.parent
     return dict(sorted(found.items()))
+
+def steps_of(recipe):
+    "How many steps a model has learned."
+    try: return sum(stage["steps"] for stage in recipe["stages"])
+    except (KeyError, TypeError): return 0
 
 def said(path):
     "What a recipe.json says; {} if it says nothing."

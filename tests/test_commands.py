@@ -177,3 +177,10 @@ def test_the_face_of_an_astronaut_is_found_and_restored(tmp_path, monkeypatch):
     monkeypatch.delenv("FACELAB_WEIGHTS", raising=False)
     assert main(["restore", "astronaut", "--find", "--system", str(SHIPPED / "prior_guided_sr"), "--out", str(tmp_path), "--sheet", "--quiet"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"astronaut.png", "astronaut_sheet.png"}
+
+
+@pytest.mark.parametrize("steps, wins", [(1, False), (10**6, True)])
+def test_of_two_models_of_a_name_the_one_that_learned_longer_is_taken(tmp_path, monkeypatch, steps, wins):
+    monkeypatch.delenv("FACELAB_WEIGHTS", raising=False)
+    write_model(tmp_path / "build" / "models" / "prior_guided_sr" / "prior_guided_sr", {}, {"kind": "recipes", "stages": [{"steps": steps}]})
+    assert (find_models(tmp_path)["prior_guided_sr"].parent != SHIPPED) == wins
