@@ -146,9 +146,11 @@ def reader(tmp_path_factory):
 @pytest.mark.parametrize("guide, command", TYPED, ids=[f"{guide}: {command[:60]}" for guide, command in TYPED])
 def test_what_the_guides_show_runs(reader, monkeypatch, capsys, guide, command):
     monkeypatch.chdir(reader)
-    before = {path for path in reader.rglob("*") if path.is_file()}
+    def files(): return {(path, path.stat().st_mtime_ns) for path in reader.rglob("*") if path.is_file()}
+
+    before = files()
     assert main(shlex.split(command)[1:]) == 0, lines(capsys)[1]
-    made = {path for path in reader.rglob("*") if path.is_file()} - before
+    made = {path for path, _ in files() - before}
     assert bool(made) == ("--out" in command) and all((reader / shlex.split(command.partition("--out ")[2])[0]) in path.parents or path.suffix == ".pyc" for path in made)
 
 
