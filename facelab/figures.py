@@ -340,7 +340,7 @@ def photographs(spec, album, n):
     restorers = [Restorer(Path(album.build) / folder_of(name, album.recipes[name]), size=album.faces.size) for name in spec["systems"]]
     shots = [open_photograph(path, album.faces.size) for path in pictures([folder])[:n]]
     faces = torch.stack([shot.face for shot in shots])
-    hidden = torch.cat([mask_of(shot.path, folder.parent / spec["hidden"], shot, album.faces.size) for shot in shots]) if "hidden" in spec else None
+    hidden = torch.cat([mask_of(shot.path, folder.parent / spec["hidden"], shot) for shot in shots]) if "hidden" in spec else None
     given = enlarged(restorers[0].inputs(faces), album.faces.size)
     return lay_out([(x, None) for x in (given, *(r(faces, hidden) for r in restorers))], ["input", *(r.label for r in restorers)], across="views")
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LONG', 'PLAIN', 'SURE', 'SHIPPED', 'WEIGHTS', 'Photograph', 'open_photograph', 'squares', 'look', 'find_landmarks',
            'shrinks', 'Restorer', 'put_back', 'find_models', 'steps_of', 'said', 'model_folder', 'fetched', 'pictures',
-           'restore_files', 'named', 'refuse_overwriting', 'points_of', 'restore_file', 'mask_of', 'write_sheet',
-           'degrade_files', 'describe_models', 'describe_weights']
+           'restore_files', 'named', 'refuse_overwriting', 'points_of', 'restore_batch', 'write_restored', 'mask_of',
+           'write_sheet', 'degrade_files', 'describe_models', 'describe_weights']
 
 # %% ../nbs/08h_photographs.ipynb #c002
 import hashlib, json, math, os, tempfile
@@ -129,6 +129,11 @@ class Restorer:
         "Side of its input."
         return self.size//self.scale
 
+    def own(self, photo):
+        "The face of a photograph (1,3,S,S): the very pixels of a picture that is as small as the system takes it."
+        whole = photo.matrix is None and photo.picture.size == (self.takes, self.takes)
+        return (to_float(tensor_of(photo.picture)) if whole else photo.face)[None]
+
     def inputs(self, faces):
         "Faces (N,3,S,S) as small as it takes them."
         return faces if faces.shape[-1] == self.takes else resize(faces, self.takes).clamp(0, 1)
@@ -249,15 +254,25 @@ def restore_files(
     always=False,     # look for faces in square pictures, too; they may be faces that are cut out already
     hidden=None,      # folder of masks, white where something is in front of the face, named as the pictures
     sheet=False,      # also write <name>_sheet.png: the picture, what each system was given, and what it made of it
+    batch=8,          # pictures at once
     progress=True,    # show a bar
 ) -> tuple:           # paths that were written, sentences about files that failed
     "Restore pictures, one PNG each."
     found, out, written, failed = pictures(given), Path(out), [], []
     if len({r.name for r in restorers}) < len(restorers): raise FacelabError(f"two systems have one name among {', '.join(r.name for r in restorers)}: restore with one after the other, into two folders")
     refuse_overwriting(found, [out/r.name if len(restorers) > 1 else out for r in restorers], [out]*sheet)
-    for path in tqdm(found, desc="restore", unit="picture", disable=not progress):
-        try: written += restore_file(path, restorers, out, points_of(path, landmarks or {}, finder, always), hidden, sheet)
-        except FacelabError as error: failed.append(named(path, error))
+    with tqdm(total=len(found), desc="restore", unit="picture", disable=not progress) as bar:
+        for some in chunked(found, batch):
+            photos, masks = [], []
+            for path in some:
+                try:
+                    photo = open_photograph(path, max(r.size for r in restorers), points_of(path, landmarks or {}, finder, always))
+                    if hidden: masks.append(mask_of(path, hidden, photo))
+                    photos.append(photo)
+                except FacelabError as error: failed.append(named(path, error))
+            done, lost = restore_batch(photos, restorers, out, torch.cat(masks) if masks else None, sheet)
+            written, failed = written + done, failed + lost
+            bar.update(len(some))
     return written, failed
 
 def named(path, error):
@@ -281,25 +296,32 @@ def points_of(path, landmarks, finder=None, always=True):
     if finder is None or not always and len(set(open_image(path).size)) == 1: return None
     return find_landmarks(path, finder)
 
-def restore_file(path, restorers, out, points=None, hidden=None, sheet=False):
-    "One picture, by every system."
-    size = max(r.size for r in restorers)
-    photo, mask, written, shown = open_photograph(path, size, points), None, [], []
-    if hidden: mask = mask_of(path, hidden, photo, size)
-    for r in restorers:
-        face = to_float(tensor_of(photo.picture))[None] if photo.matrix is None and photo.picture.size == (r.takes, r.takes) else photo.face[None]
-        given = r.inputs(face)
-        restored = r(face, mask)[0]
-        shown += [resize(given, size)[0].clamp(0, 1), restored]
-        written.append(write_image((out/r.name if len(restorers) > 1 else out)/f"{Path(path).stem}.png", put_back(photo, restored)))
+def restore_batch(photos, restorers, out, masks=None, sheet=False):
+    "Some photographs, by every system: what was written, and what failed."
+    written, failed, given = [], [], []
+    if not photos: return written, failed
+    try:
+        for r in restorers: given.append(torch.cat([r.inputs(r.own(photo)) for photo in photos]))
+        made = [r(x, masks) for r, x in zip(restorers, given)]
+    except FacelabError as error: return written, [named(photo.path, error) for photo in photos]
+    for n, photo in enumerate(photos):
+        try: written += write_restored(photo, restorers, [x[n] for x in given], [x[n] for x in made], out, sheet)
+        except FacelabError as error: failed.append(named(photo.path, error))
+    return written, failed
+
+def write_restored(photo, restorers, given, made, out, sheet):
+    "One photograph with the face that each system made of it, and the sheet that compares them."
+    written = [write_image((out/r.name if len(restorers) > 1 else out)/f"{photo.path.stem}.png", put_back(photo, face)) for r, face in zip(restorers, made)]
     if sheet:
+        shown = [x for small, face in zip(given, made) for x in (resize(small[None], face.shape[-1])[0].clamp(0, 1), face)]
         titles = ["the face", *(t for r in restorers for t in (f"{r.takes} pixels, bicubic", r.label))]
-        written.append(out/f"{Path(path).stem}_sheet.png")
+        written.append(out/f"{photo.path.stem}_sheet.png")
         write_sheet(written[-1], show([photo.face, *shown], titles=titles))
     return written
 
-def mask_of(path, folder, photo, size):
-    "What hides the face, (1,1,size,size), from the mask of the same name."
+def mask_of(path, folder, photo):
+    "What hides the face, (1,1,S,S), from the mask of the same name."
+    size = photo.face.shape[-1]
     found = [p for p in sorted(Path(folder).glob(f"{escape(Path(path).stem)}.*")) if p.stem == Path(path).stem]
     if not found: raise FacelabError(f"{folder} has no mask for {path}: add {Path(path).stem}.png, white where something is in front of the face")
     mask = open_image(found[0], "L")

@@ -33,7 +33,7 @@ def restore(args):
 
     device = pick_device(args.device)
     restorers = [Restorer(model_folder(name, home()), device, args.size) for name in args.system]
-    written, failed = restore_files(args.pictures, restorers, args.out, **where_faces_are(args), hidden=args.hidden, sheet=args.sheet, progress=not args.quiet)
+    written, failed = restore_files(args.pictures, restorers, args.out, **where_faces_are(args), hidden=args.hidden, sheet=args.sheet, batch=args.batch, progress=not args.quiet)
     return told(written, failed)
 
 
@@ -157,6 +157,11 @@ def parser():
 
     def place(path): return Path(path).resolve()
 
+    def positive(text):
+        if (number := int(text)) < 1:
+            raise ValueError
+        return number
+
     def files(sub):
         sub.add_argument("pictures", nargs="+", help="files, folders, patterns such as 'faces/*.jpg', or the word astronaut, an example")
         sub.add_argument("--out", required=True, help="folder for the results")
@@ -171,6 +176,7 @@ def parser():
     sub.add_argument("--system", nargs="+", default=["prior_guided_sr"], metavar="NAME", help="trained systems (see `facelab models`), folders, or addresses of folders (prior_guided_sr)")
     sub.add_argument("--hidden", metavar="FOLDER", help="masks named as the pictures, white where something is in front of the face (for fcsr_gan)")
     sub.add_argument("--sheet", action="store_true", help="also write NAME_sheet.png: the face, its input and what each system made of it")
+    sub.add_argument("--batch", type=positive, default=8, help="pictures at once (8)")
     sub.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
 
     sub = add("degrade", degrade, "degrade the faces in pictures, as a paper does")
