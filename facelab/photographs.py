@@ -6,7 +6,7 @@
 __all__ = ['LONG', 'PLAIN', 'SURE', 'SHIPPED', 'WEIGHTS', 'Photograph', 'open_photograph', 'squares', 'look', 'find_landmarks',
            'shrinks', 'Restorer', 'put_back', 'find_models', 'steps_of', 'said', 'model_folder', 'fetched', 'pictures',
            'restore_files', 'named', 'refuse_overwriting', 'points_of', 'restore_batch', 'write_restored', 'mask_of',
-           'write_sheet', 'degrade_files', 'describe_models', 'describe_weights']
+           'write_sheet', 'degrade_files', 'describe_models', 'reached', 'describe_weights']
 
 # %% ../nbs/08h_photographs.ipynb #c002
 import hashlib, json, math, os, tempfile
@@ -185,7 +185,7 @@ def find_models(
     for place in filter(None, (SHIPPED, pipeline, os.environ.get("FACELAB_WEIGHTS"))):
         for path in sorted(Path(place).glob("**/recipe.json")):
             recipe, before = said(path), found.get(path.parent.name)
-            behind = place == pipeline and before and steps_of(recipe) < steps_of(said(before/"recipe.json"))
+            behind = place == pipeline and before and steps_of(recipe) <= steps_of(said(before/"recipe.json"))
             if recipe.get("kind") == kind and not behind: found[path.parent.name] = path.parent
     return dict(sorted(found.items()))
 
@@ -361,17 +361,21 @@ def degrade_files(
 # %% ../nbs/08h_photographs.ipynb #c041
 def describe_models(
     found,  # as `find_models` returns them
-) -> list:  # rows: name, system, what it restores, trained on, PSNR of validation faces, megabytes, folder
+) -> list:  # rows: name, system, what it restores, trained on, PSNR of other faces, megabytes, folder
     "What is known about trained systems."
     rows = []
     for name, folder in found.items():
         try: chain = str(Chain((recipe := read_recipe(folder))["degradation"]))
         except Exception: continue   # no model of ours
         run = said(folder/"run.json") or said(folder/"../../../runs"/f"{name}.json")
-        best, size = run.get("best"), sum(f.stat().st_size for f in folder.glob("generator.safetensors"))/1e6
-        psnr = f"{best['psnr']:.2f}" if isinstance(best, dict) and isinstance(best.get("psnr"), float) else "n/a"
-        rows.append((name, recipe["label"], chain, recipe.get("faces", ""), psnr, f"{size:.1f}", str(folder)))
+        size = sum(f.stat().st_size for f in folder.glob("generator.safetensors"))/1e6
+        rows.append((name, recipe["label"], chain, recipe.get("faces", ""), reached(run), f"{size:.1f}", str(folder)))
     return rows
+
+def reached(run):
+    "PSNR of faces that a model has not learned from, dB, as its run says; n/a if it does not."
+    try: return run["scores"][1]["PSNR, dB"] if "scores" in run else f"{run['best']['psnr']:.2f}"
+    except (LookupError, TypeError, ValueError): return "n/a"
 
 WEIGHTS = {  # file -> what for, how to get it
     "vgg19_features_conv1-3.safetensors": ("perceptual losses and VGG distance", "conv1 to conv3 of VGG-19 with torchvision's names, as safetensors"),

@@ -132,7 +132,7 @@ CARD = """# {label} (`{name}`)
 
 **Data.** {faces}, {n_train} faces to learn from; the people of the scores below are others.
 
-**Schedule.** {steps} steps of {batch} faces in {minutes:.0f} minutes on one CPU core, torch {torch}. `recipe.json` has network, degradation, losses and optimiser, `run.json` the run.
+**Schedule.** {schedule}, on one CPU core, torch {torch}. `recipe.json` has network, degradation, losses and optimiser, `run.json` the run.
 
 **Scores**, of the file that lies here:
 
@@ -152,13 +152,14 @@ def card(
     system, rows = recipe["kind"] == "recipes", run["scores"]
     return CARD.format(
         label=recipe["label"], name=recipe["name"], about=f"Restores faces; the degradation: {Chain(recipe['degradation'])}" if system else "Finds the points of a face in a picture",
-        numbers=sum(v.numel() for v in read_tensors(file).values()), megabytes=file.stat().st_size/1e6, sha256=sha256(file), batch=recipe["batch"], minutes=run["seconds"]/60,
-        scores=markdown_table([tuple(row.values()) for row in rows], list(rows[0])), limits=LIMITS, faces=run["faces"].capitalize(), **{k: run[k] for k in ("n_train", "steps", "torch")},
+        numbers=sum(v.numel() for v in read_tensors(file).values()), megabytes=file.stat().st_size/1e6, sha256=sha256(file),
+        schedule="; ".join(f"{part}: {r['steps']} steps of {r['batch']} faces in {r['seconds']/60:.0f} minutes" for part, r in run["learned"].items()),
+        scores=markdown_table([tuple(row.values()) for row in rows], list(rows[0])), limits=LIMITS, faces=run["faces"].capitalize(), **{k: run[k] for k in ("n_train", "torch")},
         use="To try the method right after the install, on a laptop. It is small and learned for minutes: no measure of what the paper's system can do, which is a recipe of this project, too." if system else "To find and to turn upright the face in a photograph that is to be restored.",
         guess=" What it draws is what faces usually look like, not what this one looked like: never use it to recognise or to judge a person." if system else "")
 
 # %% ../nbs/08i_shipping.ipynb #c020
-KEPT = ("faces", "faces_sha256", "n_train", "revision", "torch", "threads", "steps", "seconds", "best")  # of a run's report
+KEPT = ("faces", "faces_sha256", "n_train", "revision", "torch", "threads", "best")  # of a run's report
 
 def ship(
     name,         # of a recipe
@@ -168,15 +169,16 @@ def ship(
     size=128,     # side of the faces
 ) -> Path:        # its folder
     "Put a trained model among those that come with the package: weights, recipe, run, card."
-    run, folder = Path(run), Path(out)/name
-    trained = run/folder_of(name, load_recipes()[name])
+    run, folder, plan = Path(run), Path(out)/name, load_recipes()[name]
+    trained = run/folder_of(name, plan)
     _, recipe = load_model(trained)
-    tensors, report = halved(read_tensors(trained/"generator.safetensors")), json.loads((run/"runs"/f"{name}.json").read_text())
+    tensors, reports = halved(read_tensors(trained/"generator.safetensors")), {part: json.loads((run/"runs"/f"{part}.json").read_text()) for part in (name, *plan.get("sequence", []))}
+    learned = {part: {"batch": r["recipe"]["batch"], **{k: r[k] for k in ("steps", "seconds")}} for part, r in reports.items() if r["steps"]}
     megabytes = sum(v.nbytes for v in tensors.values())/1e6
     if megabytes > LIMIT/1e6: raise FacelabError(f"{name} has {megabytes:.1f} MB in half precision, more than the {LIMIT/1e6:.0f} that ship: train it with a smaller width")
     write_model(folder, {"generator": tensors}, {**recipe, "critics": {}})
     sets = {Path(test).stem: open_faces(test, size).part("test") for test in tests}
-    about = {**{k: report[k] for k in KEPT}, "scores": [row for label, faces in sets.items() for row in measured(folder, faces, label)]}
+    about = {**{k: reports[name][k] for k in KEPT}, "learned": learned, "scores": [row for label, faces in sets.items() for row in measured(folder, faces, label)]}
     write_text(folder/"run.json", json.dumps(about, indent=1) + "\n")
     write_text(folder/"card.md", card(recipe, about, folder/"generator.safetensors"))
     return folder
