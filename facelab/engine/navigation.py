@@ -80,13 +80,13 @@ def with_navigation(root):
 
 def contents(pages, known):
     "The notebook of all notebooks."
-    lines = ["# Contents", "", "> Every notebook in reading order, with what it shows."]
+    head, lines = "# Contents\n\n> Every notebook in reading order, with what it shows.", []   # two cells: nbdev takes a list below a title for settings
     for section, title in SECTIONS.items():
         inside = [page.source for page in pages if page.section == section]
         if inside:
             lines += ["", f"## {title}", "", *(f"- [{known[source][0]}]({source.relative_to('nbs').as_posix()}): {known[source][1]}" for source in inside)]
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-    return {"cells": [markdown_cell("\n".join(lines), "contents")], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return {"cells": [markdown_cell(head, "contents"), markdown_cell("\n".join(lines).strip(), "list")], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
 
 def stale(root):
