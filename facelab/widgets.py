@@ -311,7 +311,7 @@ class KeepBox:
 NAMES = """
 const box = this.closest('.fl-explorer'), set = (e, k, v) => e.setAttribute(k, v), words = e => (e ? e.textContent : '').replace(/\\s+/g, ' ').trim(), open = '.jupyter-widget-Collapse-open';
 let last, lost;
-const find = selector => { const e = [...box.querySelectorAll(selector)].find(e => !e.disabled && e.offsetParent); if (e) e.focus(); };
+const find = selector => { const e = [...box.querySelectorAll(selector)].find(e => !e.disabled && e.offsetParent); if (e) e.focus(); return e; };
 const name = () => {
   for (const control of box.querySelectorAll('.fl-control')) {
     const label = words(control.querySelector('.widget-label, .widget-label-basic, .widget-html'));
@@ -324,7 +324,7 @@ const name = () => {
   for (const e of box.querySelectorAll('.widget-toggle-button')) set(e, 'aria-pressed', e.classList.contains('mod-active'));
   for (const e of box.querySelectorAll('.jupyter-widget-Collapse-header')) { set(e, 'tabindex', 0); set(e, 'role', 'button'); set(e, 'aria-expanded', !!e.closest(open)); }
   if (last && (!last.isConnected || last.disabled) && (document.activeElement == document.body || document.activeElement == last)) {
-    if (!lost) lost = setTimeout(() => find('.fl-moves button, .fl-steps ~ .fl-add button'), 500);
+    if (!lost) lost = setTimeout(() => find(`.fl-moves button[title^='${last.title.split(' ')[0]} ']`) || find('.fl-moves button, .fl-steps ~ .fl-add button'), 500);
     find(`.fl-steps button[title='${last.title}']`);
   }
 };

@@ -167,6 +167,8 @@ def test_a_trained_model_restores_beside_the_degraded_face_and_is_named(voila):
     choose(page, "jdsr_gan_x4")
     page.get_by_role("button", name="Small network").wait_for()
     page.get_by_text("yours) was trained for this chain, on three faces").wait_for()
+    page.get_by_role("button", name="CBD+DRN, x4").press("Space")   # which ships, and was trained for this chain, too
+    wait_until(lambda: page.get_by_text("shipped) was trained for this chain").count() == 0)
     before = wait_until(lambda: pixels(page, "restored"))
     push(page, "seed")
     wait_until(lambda: (now := pixels(page, "restored")) and now != before)

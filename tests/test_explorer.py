@@ -300,12 +300,21 @@ def test_models_for_this_chain_come_before_others_of_its_scale(project):
     assert models_for(Chain([dict(X4, scale=8)]), project) == [] == models_for(Chain([X4]), project / "nowhere")
 
 
+def rewritten(path, steps):
+    "Let a model have learned for so many steps."
+    recipe = json.loads(path.read_text())
+    recipe["stages"][0]["steps"] = steps
+    path.write_text(json.dumps(recipe))
+
+
 def test_shipped_models_restore_right_after_the_install_and_yours_go_first(project, shipped, tmp_path, monkeypatch):
     for name in ("a_block", "z_shipped"):
         shutil.copytree(project / "build" / "models" / "b_plain", shipped / name)
+    rewritten(shipped / "a_block" / "recipe.json", steps=1)
+    rewritten(project / "build" / "models" / "a_block" / "recipe.json", steps=2)
     try:
         ours = {m.name: m for m in models_for(Chain([X4]), project)}
-        assert {name: m.shipped for name, m in ours.items()} == dict(b_plain=False, c_damaged=False, z_shipped=True, a_block=False)   # a_block is both
+        assert {name: m.shipped for name, m in ours.items()} == dict(b_plain=False, c_damaged=False, z_shipped=True, a_block=False)   # a_block is both, and ours learned longer
         assert ours["z_shipped"].faces == ours["b_plain"].faces == "drawn"
         monkeypatch.chdir(tmp_path)   # no project
         assert [(m.name, m.shipped) for m in models_for(Chain([X4]))] == [("a_block", True), ("z_shipped", True)]

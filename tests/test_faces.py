@@ -466,7 +466,7 @@ def test_align_is_batched_and_agrees_with_the_reader():
     together, moved = align(to_float(images), points, 96)
     alone, _ = align(to_float(images[1:2]), points[1:2], 96)
     assert torch.allclose(together[1:2], alone, atol=1e-5) and moved.shape == (3, 5, 2)
-    read = folders._turned(picture(1), similarity(points, 96)[1].numpy(), 96)
+    read = folders.turned(picture(1), similarity(points, 96)[1].numpy(), 96)
     assert (torch.from_numpy(np.array(read)).permute(2, 0, 1) / 255 - together[1]).abs().mean() < .006
 
 

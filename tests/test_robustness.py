@@ -495,7 +495,7 @@ def test_ctrl_c_at_any_moment(tmp_path, tried, system, album, server):
         log = tmp_path / f"log{len(statuses)}"
         process = begun(server, restoring(system, [album], out), log)
         while not Path(f"{log}.begun").exists(): time.sleep(.001)
-        time.sleep(delay := delay + dice.uniform(.02, .2))
+        time.sleep(delay := delay + dice.uniform(.002, .03))
         if process.is_alive(): os.kill(process.pid, signal.SIGINT)
         process.join(60)
         statuses.append(process.exitcode)

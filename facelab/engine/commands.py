@@ -2,7 +2,9 @@
 
 import argparse
 import os
+import signal
 import sys
+import threading
 from pathlib import Path
 
 from facelab import FacelabError, __version__
@@ -206,9 +208,32 @@ def parser():
     return main
 
 
+def stoppable(args):
+    "What a command does; Ctrl-C ends it as such, also where a library took it for an error of its own."
+    came = []
+
+    def stop(*_):
+        came.append(True)
+        raise KeyboardInterrupt
+
+    ours = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, stop) if ours else None
+    try:
+        status = args.run(args)
+    except FacelabError:
+        if not came:
+            raise
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
+    return status
+
+
 def main(argv=None):
     args = parser().parse_args(argv)
-    return answer(lambda: args.run(args))
+    return answer(lambda: stoppable(args))
 
 
 if __name__ == "__main__":
