@@ -18,9 +18,9 @@ from . import FacelabError
 from .degradations.chain import Chain
 from .degradations.core import wanted_labels
 from .degradations.resample import resize
-from .dice import Dice
 from .engine.text import markdown_table, sha256, write_text
 from .faces import FaceSet, LABELS, five_points, open_faces
+from .inputs import _degraded
 from .labelling import see
 from .metrics import score
 from .models import load_model, read_tensors, restore, write_model
@@ -117,8 +117,7 @@ def measured(
         away = (seen - (five if seen.shape[1] == 5 else given["landmarks"])).norm(dim=2).mean(1)/(five[:, 1] - five[:, 0]).norm(dim=1)
         return [{"faces": name, "n": len(faces), "error of a point, share of the distance of the eyes": f"{away.mean():.3f}"}]
     chain = Chain(recipe["degradation"])
-    given = faces.batch(rows, labels=wanted_labels(chain.needs, faces.labels, name))
-    out = chain(given.pop("image"), Dice(0, "test", rows.tolist()), **given)
+    out = _degraded(chain, faces, rows.tolist(), 0, "cpu", wanted_labels(chain.needs, faces.labels, name))
     restored = [restore(net, out.input[i], {k: v[i] for k, v in out.maps.items()}) for i in rows.split(batch)]
     ways = {"bicubic": resize(out.input, faces.size).clamp(0, 1), recipe["label"]: torch.cat(restored)}
     means = {way: pd.DataFrame(score(x, out.target, faces.names, way, lpips=False)).mean(numeric_only=True) for way, x in ways.items()}

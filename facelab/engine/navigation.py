@@ -89,15 +89,20 @@ def contents(pages, known):
     return {"cells": [markdown_cell(head, "contents"), markdown_cell("\n".join(lines).strip(), "list")], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
 
 
+def changes(root):
+    "Path -> text of the notebooks whose last lines are not as they should be."
+    root = Path(root)
+    return {source: text for source, text in with_navigation(root).items() if not (root / source).exists() or (root / source).read_text() != text}
+
+
 def stale(root):
     "Notebooks whose last lines are not as they should be."
-    root = Path(root)
-    return [source for source, text in with_navigation(root).items() if not (root / source).exists() or (root / source).read_text() != text]
+    return list(changes(root))
 
 
 def write_navigation(root):
     "Bring all notebooks up to date; returns those that changed."
-    texts, changed = with_navigation(Path(root)), stale(root)
-    for source in changed:
-        write_text(Path(root) / source, texts[source])
-    return changed
+    changed = changes(root)
+    for source, text in changed.items():
+        write_text(Path(root) / source, text)
+    return list(changed)
