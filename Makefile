@@ -30,10 +30,10 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 repro: $(READY)  ## from faces to every table and figure; goes on where it was stopped; JOBS=2 stages side by side; PAPER=jdsr_gan: one paper alone
-	@python -m facelab.engine check
+	@python -m facelab.pipeline check
 	@dvc repro -q sources
-	@set -o pipefail; stages=$$(python -m facelab.engine grid $(PAPER)); grid="$(MAKE) -s -k -j $(JOBS) -f build/grid.mk"; test $$stages = 0 || \
-	  { $$grid first; python -m facelab.engine grid $(PAPER) > /dev/null; $$grid all; } | tqdm --total $$stages --unit stage --desc "make repro" --mininterval 1 > /dev/null
+	@set -o pipefail; stages=$$(python -m facelab.pipeline grid $(PAPER)); grid="$(MAKE) -s -k -j $(JOBS) -f build/grid.mk"; test $$stages = 0 || \
+	  { $$grid first; python -m facelab.pipeline grid $(PAPER) > /dev/null; $$grid all; } | tqdm --total $$stages --unit stage --desc "make repro" --mininterval 1 > /dev/null
 	dvc repro -q $(if $(PAPER),tables@$(PAPER) figures@$(PAPER) $(if $(filter-out combined,$(PAPER)),architecture@$(PAPER)))
 	@for table in build/tables/$(or $(PAPER),*)/*.md; do echo; cat $$table; done
 	@echo; echo "Tables: build/tables   Figures: build/figures, build/samples, build/architecture   Claims: build/claims/claims.md   Executed notebooks: build/notebooks   Logs: build/logs"
@@ -52,7 +52,7 @@ hooks: $(READY)  ## git cleans and exports notebooks, and lints, before a commit
 	git config core.hooksPath .githooks
 
 profile: $(READY)  ## make profile PROFILE=real: what params.yaml holds (demo, real or paper)
-	@python -m facelab.engine profile $(PROFILE)
+	@python -m facelab.pipeline profile $(PROFILE)
 	@git --no-pager diff --stat params.yaml
 
 faces: $(READY)  ## make faces FROM=/path/to/CelebA: real faces for the data source `real`
@@ -65,7 +65,7 @@ explore: $(READY)  ## the degradation explorer as a page in the browser
 	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="{'websocket_max_message_size': 268435456}"
 
 docs: $(READY)  ## the notebooks with their pictures as a site, build/site/html/index.html; executes what has changed, a quarter of an hour the first time
-	OMP_NUM_THREADS=1 python -m facelab.engine docs
+	OMP_NUM_THREADS=1 python -m facelab.pipeline docs
 
 bench: $(READY)  ## speed of degradations, metrics, networks and training beside the usual way, on one page: build/bench/bench.md
 	python -m benchmarks

@@ -14,7 +14,7 @@ import torch
 
 from benchmarks.common import arguments, names
 from facelab import __version__
-from facelab.engine.text import markdown_table, write_text
+from facelab.base.files import markdown_table, write_text
 
 HERE = Path(__file__).parent
 

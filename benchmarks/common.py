@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from facelab.dice import Dice
+from facelab.base.dice import Dice
 
 
 class Case(NamedTuple):
@@ -113,7 +113,7 @@ def memory(case, x, labels):
 
 def main(cases):
     "Compare, then time: one row a case, as Markdown."
-    from facelab.drawn import draw_faces
+    from facelab.faces.drawn import draw_faces
     args = asked(arguments())
     size, batch, spent = (96, 4, dict(seconds=0., least=1)) if args.quick else (128, 64, {})
     drawn = draw_faces(range(batch), size=size)

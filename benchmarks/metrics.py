@@ -9,9 +9,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from benchmarks.common import arguments, asked, hwc
 from facelab.degradations.resample import resize
-from facelab.drawn import draw_faces
-from facelab.images import to_float, to_uint8
-from facelab.metrics import as_convention, psnr_ssim
+from facelab.faces.drawn import draw_faces
+from facelab.base.images import to_float, to_uint8
+from facelab.evaluation.metrics import as_convention, psnr_ssim
 
 SPEED, DIFFERENCE = 10, 1e-4   # how much faster ours is to be, and how much it may differ
 

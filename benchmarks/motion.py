@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from benchmarks.common import Case, main
-from facelab.degradations.core import FACE
+from facelab.degradations.degradation import FACE
 from facelab.degradations.motion import MotionBlur
 
 

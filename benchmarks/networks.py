@@ -6,8 +6,8 @@ import time
 import torch
 
 from benchmarks.common import added_memory, arguments, asked, in_child
-from facelab.architecture import count_macs, count_parameters
-from facelab.registry import entries, example, find
+from facelab.networks.drawing import count_macs, count_parameters
+from facelab.networks.registry import entries, example, find
 
 
 def sizes(name, scale, small=False):

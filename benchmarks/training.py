@@ -10,16 +10,16 @@ import time
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-import facelab.run as engine
+import facelab.training.run as engine
 from benchmarks import common
 from benchmarks.networks import best_time
-from facelab.batches import asked_labels, asked, labels_for, people
-from facelab.dice import Dice
-from facelab.drawn import draw_set
-from facelab.engine.params import load_params
-from facelab.images import write_image
-from facelab.recipes import load_recipes, resolve
-from facelab.run import Run, take_step
+from facelab.training.batches import asked_labels, asked, labels_for, people
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_set
+from facelab.base.params import load_params
+from facelab.base.images import write_image
+from facelab.training.recipes import load_recipes, resolve
+from facelab.training.run import Run, take_step
 
 SYSTEMS = ["srresnet", "prior_guided_sr", "prior_guided_gan", "jdsr_gan_x4", "fcsr_gan_pconv_fsrnet_x4", "sr_deblur_gan", "heavy_rain"]
 
@@ -58,7 +58,7 @@ class OneByOne(Dataset):
     def __len__(self): return 1_000_000
 
     def __getitem__(self, i):
-        from facelab.images import read_image, to_float
+        from facelab.base.images import read_image, to_float
 
         k = i % len(self.faces)
         image, labels = to_float(read_image(self.folder / f"{k}.png"))[None], {name: getattr(self.faces, name)[k:k + 1] for name in self.labels}

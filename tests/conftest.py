@@ -94,7 +94,7 @@ def shorten_recipes(folder):
 
 def standing_alone(name, all_of):
     "A recipe without `like`."
-    from facelab.recipes import OWN, over
+    from facelab.training.recipes import OWN, over
 
     entry = dict(all_of[name])
     like = entry.pop("like", None)
@@ -109,8 +109,8 @@ def free_port():
 
 def packed(folder, test, per_shard, params):
     "A drawn set with so many test faces, packed in the two ways, and parameters that are small; the folder."
-    from facelab.drawn import draw_set
-    from facelab.shards import write_shards
+    from facelab.faces.drawn import draw_set
+    from facelab.faces.shards import write_shards
 
     faces = draw_set(24, 4, test, seed=0)
     faces.save(folder / "faces.safetensors")

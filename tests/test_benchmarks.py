@@ -7,7 +7,7 @@ import pytest
 from benchmarks.common import all_cases, difference, names
 from conftest import ROOT, run
 
-from facelab.drawn import draw_faces
+from facelab.faces.drawn import draw_faces
 
 
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)

@@ -19,10 +19,11 @@ from playwright.sync_api import sync_playwright
 from test_docs import small_project
 
 from facelab.degradations.chain import Chain
-from facelab.engine import site
-from facelab.images import astronaut, to_uint8
-from facelab.models import write_model
-from facelab.recipes import build, load_degradations, load_recipes
+from facelab.pipeline import site
+from facelab.base.images import astronaut, to_uint8
+from facelab.training.models import write_model
+from facelab.base.names import build
+from facelab.training.recipes import load_degradations, load_recipes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "/usr/bin/chromium"))), None)
 ARGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync").split()

@@ -7,9 +7,10 @@ import torch
 from hypothesis import given, settings, strategies as st
 from PIL import Image
 from facelab.degradations.camera import JPEG, GaussianBlur, GaussianNoise, Greyscale, blurred, gaussian, jpeg, quantisation
-from facelab.dice import Dice
-from facelab.drawn import draw_faces
-from facelab.images import FacelabError, to_uint8
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_faces
+from facelab import FacelabError
+from facelab.base.images import to_uint8
 
 FACES = draw_faces(range(6), size=64)["image"]
 LARGE = draw_faces(range(4), size=128)["image"]

@@ -61,10 +61,10 @@ WRONG = {  # a call -> what is said about it
 IMPORTS = """
 from facelab.degradations.chain import Chain
 from facelab.degradations.rain import HeavyRain
-from facelab.dice import Dice
-from facelab.drawn import draw_faces
-from facelab.metrics import Convention, psnr
-from facelab.registry import find
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_faces
+from facelab.evaluation.metrics import Convention, psnr
+from facelab.networks.registry import find
 faces = draw_faces(range(4))["image"]
 """
 

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from facelab import FacelabError
-from facelab.claims import (Names, Scored, Verdict, claims_figure, claims_page, claims_table, inequalities, printed_numbers, published, read_claims, read_scored,
+from facelab.publication.claims import (Names, Scored, Verdict, claims_figure, claims_page, claims_table, inequalities, printed_numbers, published, read_claims, read_scored,
                             resampled_means, resamples, verdict)
-from facelab.deviations import deviations_page
-from facelab.figures import save_figure
+from facelab.publication.deviations import deviations_page
+from facelab.publication.figures import save_figure
 
 SYSTEMS = ("ours", "old", "twin", "older", "noisy")
 RECIPES = {s: {"label": s.capitalize(), "inputs": "x4", "paper": "p"} for s in SYSTEMS}

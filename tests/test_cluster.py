@@ -16,19 +16,19 @@ from conftest import ROOT, SMALL_RUN, packed
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install 'facelab[cluster]'")
 
 from facelab import FacelabError
-from facelab.checkpoints import open_state
-from facelab.drawn import draw_set
-from facelab.evaluation import read_restored, restore_set
-from facelab.faces import FaceSet
+from facelab.training.checkpoints import open_state
+from facelab.faces.drawn import draw_set
+from facelab.evaluation.restore import read_restored, restore_set
+from facelab.faces.sets import FaceSet
 from facelab.fleet.cluster import averages, main, restore_shards, score_shards, train_grid
 from facelab.fleet.grid import effective_params, open_grid
 from facelab.fleet.runner import make_all
 from facelab.fleet.sets import Job, Worker
-from facelab.inputs import Inputs
-from facelab.images import to_float, to_uint8
-from facelab.models import load_model, restore, write_model
-from facelab.recipes import build
-from facelab.shards import check_shards, open_shards, write_shards
+from facelab.evaluation.inputs import Inputs
+from facelab.base.images import to_float, to_uint8
+from facelab.training.models import load_model, restore, write_model
+from facelab.base.names import build
+from facelab.faces.shards import check_shards, open_shards, write_shards
 
 ROWS, MODEL = ["bicubic", "srresnet", "prior_guided_gan"], "out/models/prior_guided_sr/srresnet"
 

@@ -11,15 +11,16 @@ import torch
 from PIL import Image
 
 from conftest import ROOT, copy_project, shrink
-from facelab.drawn import draw_faces, draw_set
-from facelab.engine.commands import main
-from facelab.engine.params import load_params
-from facelab.images import read_image, write_image
-from facelab.models import write_model
-from facelab.networks.start import start_as_identity
-from facelab.photographs import SHIPPED, find_models
-from facelab.recipes import build, load_recipes, resolve
-from facelab.shipping import LIMIT, measured
+from facelab.faces.drawn import draw_faces, draw_set
+from facelab.apps.commands import main
+from facelab.base.params import load_params
+from facelab.base.images import read_image, write_image
+from facelab.training.models import write_model
+from facelab.networks.identity_start import start_as_identity
+from facelab.evaluation.photographs import SHIPPED, find_models
+from facelab.base.names import build
+from facelab.training.recipes import load_recipes, resolve
+from facelab.publication.shipping import LIMIT, measured
 
 
 @pytest.fixture(scope="module")
@@ -117,12 +118,12 @@ def test_models_and_weights_are_listed(place, monkeypatch, capsys):
 
 
 def test_it_is_installed_and_helps():
-    def run(*words): return subprocess.run([sys.executable, "-m", "facelab.engine.commands", *words], capture_output=True, text=True)
+    def run(*words): return subprocess.run([sys.executable, "-m", "facelab.apps.commands", *words], capture_output=True, text=True)
 
     assert "restore" in run("--help").stdout and run("--help").returncode == 0
     assert run("restore").returncode == 2 and "--system" in run("restore").stderr
     assert "facelab" in run("completion", "bash").stdout
-    assert "torch" not in subprocess.run([sys.executable, "-c", "import facelab.engine.commands as c, sys; c.parser(); print('torch' in sys.modules and 'torch')"], capture_output=True, text=True).stdout
+    assert "torch" not in subprocess.run([sys.executable, "-c", "import facelab.apps.commands as c, sys; c.parser(); print('torch' in sys.modules and 'torch')"], capture_output=True, text=True).stdout
 
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

@@ -3,11 +3,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from facelab.architecture import count_parameters
-from facelab.images import FacelabError
+from facelab.networks.drawing import count_parameters
+from facelab import FacelabError
 from facelab.networks.bicubic import Bicubic
 from facelab.networks.two_branch import DeblurCritic, FiveLayerCNN, Noise, TwoBranchUNet
-from facelab.registry import example
+from facelab.networks.registry import example
 from facelab.systems.sr_deblur_gan import SRDeblurGAN
 
 torch.set_num_threads(1)

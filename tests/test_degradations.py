@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 
 import facelab.degradations
 from facelab.degradations.chain import Chain
-from facelab.degradations.core import Degradation
-from facelab.dice import Dice
-from facelab.drawn import draw_faces
-from facelab.images import FacelabError
-from facelab.recipes import load_degradations
+from facelab.degradations.degradation import Degradation
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_faces
+from facelab import FacelabError
+from facelab.training.recipes import load_degradations
 
 MODULES = [importlib.import_module(f"facelab.degradations.{m.name}") for m in pkgutil.iter_modules(facelab.degradations.__path__)]
 CLASSES = sorted({c for m in MODULES for c in vars(m).values() if isinstance(c, type) and issubclass(c, Degradation) and c not in (Degradation, Chain) and c.__module__ == m.__name__},

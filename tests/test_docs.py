@@ -11,10 +11,10 @@ import pytest
 from conftest import ENV, ROOT
 
 from facelab import FacelabError
-from facelab.engine import site
-from facelab.engine.commands import parser
-from facelab.engine.params import read_yaml
-from facelab.recipes import load_recipes
+from facelab.pipeline import site
+from facelab.apps.commands import parser
+from facelab.base.params import read_yaml
+from facelab.training.recipes import load_recipes
 
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STARTED = {"facelab", "make", "python", "dvc", "source", "torchrun"}
@@ -125,7 +125,7 @@ def test_a_dead_link_stops_the_site(tmp_path, monkeypatch, text, told):
 
 def test_every_equation_of_the_notebooks_becomes_mathml():
     "Every page but its outputs, and every link in it."
-    from facelab.engine.site import cell_html
+    from facelab.pipeline.site import cell_html
 
     seen = 0
     for path in sorted((ROOT / "nbs").glob("**/*.ipynb")):

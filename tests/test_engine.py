@@ -8,10 +8,10 @@ import yaml
 from conftest import ROOT, run
 
 from facelab import FacelabError
-from facelab.engine.grid import bundled, needed_for
-from facelab.engine.params import choose_profile, load_params, merge, project_root, read_yaml
-from facelab.engine.sources import check_project, closure, digest, evaluated, imports, notebook_code, used, write_sources
-from facelab.recipes import load_recipes, resolve
+from facelab.pipeline.schedule import bundled, needed_for
+from facelab.base.params import choose_profile, load_params, merge, project_root, read_yaml
+from facelab.pipeline.sources import check_project, closure, digest, evaluated, imports, notebook_code, used, write_sources
+from facelab.training.recipes import load_recipes, resolve
 
 CODE = '"""Module."""\n\ndef f(x):\n    "Doc."\n    return x + 1  # add\n'
 
@@ -38,14 +38,14 @@ def test_notebook_code_ignores_ids_outputs_and_prose(tmp_path):
 
 def test_imports_follow_relative_and_inner_ones():
     code = "from . import FacelabError\nfrom .images import show\ndef f():\n    from facelab.networks import srgan\n    import numpy"
-    found = imports(code, "facelab.training")
-    assert {"facelab.images", "facelab.networks.srgan"} <= found and not any(name.startswith("numpy") for name in found)
+    found = imports(code, "facelab.training.loop")
+    assert {"facelab.base.images", "facelab.networks.srgan"} <= found and not any(name.startswith("numpy") for name in found)
 
 
 def test_a_module_counts_for_the_stages_that_reach_it():
-    seen = closure({"facelab.training"}, ROOT)
-    assert {"facelab.training", "facelab.recipes", "facelab.images", "facelab.parts"} <= set(seen)
-    assert "facelab.tables" not in seen and "facelab.networks.srgan" not in seen
+    seen = closure({"facelab.training.loop"}, ROOT)
+    assert {"facelab.training.loop", "facelab.training.recipes", "facelab.base.images", "facelab.faces.parts"} <= set(seen)
+    assert "facelab.publication.tables" not in seen and "facelab.networks.srgan" not in seen
 
 
 def test_a_recipe_counts_for_the_modules_it_names():
@@ -73,9 +73,9 @@ def changed(project, *edits):
 def test_what_an_edit_reaches(project):
     shown = {f"{stage}@{paper}" for stage in ("tables", "figures") for paper in evaluated(project)} | {"claims"}
     assert changed(project, ("recipes/prior_guided_sr.yaml", "label: SRResNet", "label: SRResNet (BN)")) == shown
-    assert changed(project, ("facelab/training.py", "def train(", "# a comment\ndef train(")) == set()
+    assert changed(project, ("facelab/training/loop.py", "def train(", "# a comment\ndef train(")) == set()
     assert changed(project, ("facelab/networks/srresnet.py", "self.scale = scale", "self.scale = int(scale)")) >= {"train@srresnet", "restore@prior_guided_sr"}
-    assert changed(project, ("facelab/tables.py", '"psnr": 2', '"psnr": 3')) == shown | {"samples"} | {f"architecture@{p}" for p in evaluated(project) if p != "combined"}
+    assert changed(project, ("facelab/publication/tables.py", '"psnr": 2', '"psnr": 3')) == shown | {"samples"} | {f"architecture@{p}" for p in evaluated(project) if p != "combined"}
     assert changed(project, ("recipes/prior_guided_sr.yaml", "scale: 8, width: 64, depth: 16}\n    batch: 16", "scale: 8, width: 96, depth: 16}\n    batch: 16")) == {
         "train@srresnet", "restore@prior_guided_sr"}
 
@@ -125,8 +125,8 @@ def test_bad_parameters_get_one_sentence(project, old, new, said):
 
 
 def test_what_can_only_refuse_is_in_no_fingerprint():
-    found = closure({"facelab.engine.params"}, ROOT)
-    assert "facelab.engine.params" in found and "facelab.engine.schema" not in found
+    found = closure({"facelab.base.params"}, ROOT)
+    assert "facelab.base.params" in found and "facelab.base.schema" not in found
 
 
 def test_stages_that_need_the_same_are_bundled():
@@ -151,7 +151,7 @@ def test_no_project_here(tmp_path):
     ("run tarin srresnet", "unknown stage 'tarin': did you mean 'train'?"),
 ])
 def test_command_line_mistakes(command, said, project):
-    done = run(f"{sys.executable} -m facelab.engine {command}", project)
+    done = run(f"{sys.executable} -m facelab.pipeline {command}", project)
     assert done.returncode == 1 and said in done.stdout and "Traceback" not in done.stdout, done.stdout
 
 
@@ -168,6 +168,6 @@ def test_command_line_mistakes(command, said, project):
 def test_bad_recipes_get_one_sentence(project, old, new, said):
     path = next(p for p in (project / "recipes").glob("*.yaml") if old in p.read_text())
     edit(path, old, new)
-    done = run(f"{sys.executable} -m facelab.engine sources", project)
+    done = run(f"{sys.executable} -m facelab.pipeline sources", project)
     assert done.returncode == 1 and said in done.stdout and "Traceback" not in done.stdout, done.stdout
     assert not (project / "build" / "sources").exists()

@@ -16,20 +16,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from facelab import explorer as explorer_module
-from facelab import photographs
+from facelab.apps import explorer as explorer_module
+from facelab.evaluation import photographs
 from facelab.degradations.chain import Chain
-from facelab.degradations.core import Degradation, between, colour, number, one_of, switch
-from facelab.drawn import draw_set
-from facelab.explorer import (Source, State, astronaut_landmarks, ceiling, degradation_classes, map_pictures, models_for, open_face, preset_sheet, render, save,
+from facelab.degradations.degradation import Degradation, between, colour, number, one_of, switch
+from facelab.faces.drawn import draw_set
+from facelab.apps.explorer import (Source, State, astronaut_landmarks, ceiling, degradation_classes, map_pictures, models_for, open_face, preset_sheet, render, save,
                               scalar, told, vectors, with_restored)
-from facelab.images import FacelabError, astronaut, read_image, to_uint8
-from facelab.inputs import write_inputs
-from facelab.metrics import psnr
-from facelab.parts import five_points
-from facelab.recipes import load_degradations
-from facelab.training import train
-from facelab.widgets import POINTS, Control, Explorer, Gallery, first_words, png, slider_step
+from facelab import FacelabError
+from facelab.base.images import astronaut, read_image, to_uint8
+from facelab.evaluation.inputs import write_inputs
+from facelab.evaluation.metrics import psnr
+from facelab.faces.parts import five_points
+from facelab.training.recipes import load_degradations
+from facelab.training.loop import train
+from facelab.apps.widgets import POINTS, Control, Explorer, Gallery, first_words, png, slider_step
 
 torch.set_num_threads(1)
 PRESETS, CLASSES = load_degradations(ROOT), degradation_classes()

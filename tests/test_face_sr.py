@@ -6,13 +6,13 @@ import torch
 from torch import nn
 
 from facelab import FacelabError
-from facelab.drawn import draw_faces
-from facelab.heatmaps import DIC_MAPS, FSRNET_MAPS, heatmaps, merge_parts, part_matrix, points
+from facelab.faces.drawn import draw_faces
+from facelab.faces.heatmaps import DIC_MAPS, FSRNET_MAPS, heatmaps, merge_parts, part_matrix, points
 from facelab.networks.dic import DIC, AttentiveFusion, DICCritic, FeedbackHourglass, PlainBottleneck
 from facelab.networks.fsrnet import FSRNet, coarse_network
 from facelab.networks.hourglass import Bottleneck, BottleneckHourglass, FSRBlock, PriorNet
 from facelab.networks.sicnn import SICNN, GrowingBlock, SphereFace20
-from facelab.parts import LANDMARK_SCHEMES, MIRROR_11, mirror, parsing_11, scheme
+from facelab.faces.parts import LANDMARK_SCHEMES, MIRROR_11, mirror, parsing_11, scheme
 
 torch.set_num_threads(1)
 FACES = draw_faces(range(4))

@@ -10,10 +10,12 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from facelab import faces as F, folders, parts
-from facelab.faces import (CLASSES_19, LANDMARK_SCHEMES, MIRROR_11, MIRROR_19, FaceSet, Files, align, check_faces, five_points, hash_split, mirror, open_faces,
-                           order_194, parsing_11, parsing_from_landmarks, right_sides, similarity)
-from facelab.images import FacelabError, to_float
+from facelab.faces import sets as F, layouts as folders, parts
+from facelab.faces.parts import CLASSES_19, LANDMARK_SCHEMES, MIRROR_11, MIRROR_19, align, five_points, mirror, order_194, parsing_11, parsing_from_landmarks, right_sides, similarity
+from facelab.faces.sets import FaceSet, check_faces, open_faces
+from facelab.faces.layouts import Files, hash_split
+from facelab import FacelabError
+from facelab.base.images import to_float
 
 IDS = {name: k for k, name in enumerate(CLASSES_19)}
 POINTS = np.array([[69, 111], [108, 111], [88, 136], [73, 152], [105, 152]])  # about where CelebA's aligned pictures have them
@@ -510,7 +512,7 @@ def test_order_194_keeps_points_and_is_idempotent():
 
 
 def test_parsing_from_landmarks_says_so_and_puts_parts_at_their_points():
-    from facelab.drawn import draw_faces
+    from facelab.faces.drawn import draw_faces
     drawn = draw_faces(range(4), size=128)
     faces = FaceSet("drawn", (drawn["image"] * 255).to(torch.uint8), list("abcd"), torch.zeros(4, dtype=torch.uint8), landmarks=drawn["landmarks_81"])
     made = parsing_from_landmarks(faces)
@@ -534,7 +536,7 @@ def test_eleven_maps():
 
 # ------------------------------------------------------------------ command line
 
-def run(*args): return subprocess.run([sys.executable, "-m", "facelab.faces", *map(str, args)], capture_output=True, text=True)
+def run(*args): return subprocess.run([sys.executable, "-m", "facelab.faces.sets", *map(str, args)], capture_output=True, text=True)
 
 
 def test_command_line(tmp_path):

@@ -7,10 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from facelab import features
-from facelab.drawn import draw_faces
-from facelab.features import PartsNet, Unavailable, find_weights, load_weights, make_features, vgg_layers
-from facelab.images import FacelabError, astronaut
+from facelab.losses import features
+from facelab.faces.drawn import draw_faces
+from facelab.losses.features import PartsNet, make_features, vgg_layers
+from facelab.base.weights import Unavailable, find_weights, load_weights
+from facelab import FacelabError
+from facelab.base.images import astronaut
 from facelab.losses.perceptual import Perceptual
 from facelab.losses.pixel import mse
 

@@ -11,15 +11,15 @@ import torch
 import yaml
 
 from facelab import FacelabError
-from facelab.charts import PALETTE, identified, ranks
+from facelab.publication.charts import PALETTE, identified, ranks
 from facelab.degradations.resample import resize
-from facelab.drawn import draw_set
-from facelab.figures import Album, check_figure, make_figure, picked, save_figure, write_figure
-from facelab.images import read_image, to_uint8, write_image
-from facelab.inputs import write_inputs
-from facelab.metrics import score
-from facelab.models import write_model
-from facelab.recipes import load_degradations, load_recipes
+from facelab.faces.drawn import draw_set
+from facelab.publication.figures import Album, check_figure, make_figure, picked, save_figure, write_figure
+from facelab.base.images import read_image, to_uint8, write_image
+from facelab.evaluation.inputs import write_inputs
+from facelab.evaluation.metrics import score
+from facelab.training.models import write_model
+from facelab.training.recipes import load_degradations, load_recipes
 
 ROOT = Path(__file__).resolve().parents[1]
 DOWN = {"use": "degradations.resample.Downsample", "scale": 4}

@@ -5,13 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from facelab import FacelabError
-from facelab.architecture import count_parameters
+from facelab.networks.drawing import count_parameters
 from facelab.degradations.resample import resize
 from facelab.networks.drn import DRN, PLANS, DualRegression
 from facelab.networks.rcan import RCAB, RCAN, AddMean, ChannelGate, ResidualGroup, SubMean
 from facelab.networks.rrdb import RRDB, DenseBlock, RRDBNet, VGGCritic, conv_norm
 from facelab.networks.srfbn import SRFBN, FeedbackBlock, projection
-from facelab.registry import find
+from facelab.networks.registry import find
 
 MEAN = torch.tensor([.4488, .4371, .4040]).view(1, 3, 1, 1)
 

@@ -7,9 +7,9 @@ import torch
 
 from facelab import FacelabError
 from facelab.degradations.chain import Chain
-from facelab.dice import Dice
-from facelab.drawn import draw_set
-from facelab.inputs import MAPS, Inputs, write_inputs, write_missing
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_set
+from facelab.evaluation.inputs import MAPS, Inputs, write_inputs, write_missing
 
 STEPS = [dict(use="degradations.occlusion.Block"), dict(use="degradations.resample.Downsample", scale=4)]
 
@@ -35,7 +35,7 @@ def test_twice_the_same_bytes(faces, tmp_path):
 
 
 def test_more_faces_than_a_file_of_maps_holds(faces, tmp_path, monkeypatch):
-    monkeypatch.setattr("facelab.inputs.MAPS", 2)
+    monkeypatch.setattr("facelab.evaluation.inputs.MAPS", 2)
     inputs = write_inputs(tmp_path / "x", faces, STEPS)
     assert len(list((tmp_path / "x" / "maps").iterdir())) == 3 and MAPS == 256
     whole = Chain(STEPS)(faces.batch(range(5))["image"], Dice(0, "test", range(5)))
@@ -59,7 +59,7 @@ def test_what_was_touched_or_lost_is_refused_in_a_sentence(faces, tmp_path):
 def test_a_failure_leaves_the_old_folder_and_no_half(faces, tmp_path, monkeypatch):
     write_inputs(tmp_path / "x", faces, STEPS)
     before = (tmp_path / "x" / "manifest.json").read_bytes()
-    monkeypatch.setattr("facelab.inputs.write_image", lambda *a: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr("facelab.evaluation.inputs.write_image", lambda *a: (_ for _ in ()).throw(OSError("no space left")))
     with pytest.raises(OSError):
         write_inputs(tmp_path / "x", faces, STEPS, seed=9)
     assert (tmp_path / "x" / "manifest.json").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x"]

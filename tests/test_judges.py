@@ -6,17 +6,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelab import judges as module
+from facelab.evaluation import judges as module
 from facelab.degradations.resample import resize
-from facelab.drawn import draw_set
-from facelab.features import PartsNet, Unavailable
-from facelab.images import FacelabError
-from facelab.judges import COLUMNS, Judges, hidden_error, landmark_error, nearest, parsing_error
-from facelab.labelling import see
-from facelab.models import write_model, write_tensors
+from facelab.faces.drawn import draw_set
+from facelab.losses.features import PartsNet
+from facelab.base.weights import Unavailable
+from facelab import FacelabError
+from facelab.evaluation.judges import COLUMNS, Judges, hidden_error, landmark_error, nearest, parsing_error
+from facelab.evaluation.labelling import see
+from facelab.training.models import write_model, write_tensors
 from facelab.networks.mobilefacenet import MobileFaceNet, crops
-from facelab.parts import five_points
-from facelab.recipes import build
+from facelab.faces.parts import five_points
+from facelab.base.names import build
 
 torch.set_num_threads(1)
 SPECS = {"recognisers/lightcnn9_rgb": dict(use="networks.lightcnn.LightCNN9", size=64, width=8, channels=3, embedding=16, identities=5),

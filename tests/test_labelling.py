@@ -7,17 +7,19 @@ from conftest import ROOT
 from torch import nn
 
 from facelab import FacelabError
-from facelab.drawn import draw_set
-from facelab.engine.params import load_params
-from facelab.faces import FaceSet, Files, parsing_11
-from facelab.heatmaps import heatmaps
-from facelab.labelling import balanced_cross_entropy, complete, label, labels_19
-from facelab.models import load_model, write_model
+from facelab.faces.drawn import draw_set
+from facelab.base.params import load_params
+from facelab.faces.sets import FaceSet
+from facelab.faces.layouts import Files
+from facelab.faces.parts import parsing_11
+from facelab.faces.heatmaps import heatmaps
+from facelab.evaluation.labelling import balanced_cross_entropy, complete, label, labels_19
+from facelab.training.models import load_model, write_model
 from facelab.networks.gfc import GFCParser
 from facelab.networks.hourglass import PriorNet
-from facelab.recipes import load_recipes, resolve
-from facelab.run import Run, take_step
-from facelab.training import train
+from facelab.training.recipes import load_recipes, resolve
+from facelab.training.run import Run, take_step
+from facelab.training.loop import train
 
 torch.set_num_threads(1)
 QUIET = dict(progress=False, device="cpu")

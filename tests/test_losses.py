@@ -10,14 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from facelab.images import FacelabError
+from facelab import FacelabError
 from facelab.losses.adversarial import (between, gradient_penalty, linear, linear_critic, lsgan, lsgan_critic, relativistic, relativistic_critic, vanilla,
                                         vanilla_critic, wasserstein, wasserstein_critic)
 from facelab.losses.noise import asymmetric, total_variation
 from facelab.losses.perceptual import Perceptual, Style, gram
 from facelab.losses.pixel import differences, l1, mse, smooth
 from facelab.losses.prior import face_prior, identity, parsing_cross_entropy
-from facelab.losses.views import composite, hole, masked, recomposed, shrunk
+from facelab.losses.regions import composite, hole, masked, recomposed, shrunk
 
 
 class Doubled(nn.Module):

@@ -14,10 +14,10 @@ from scipy.interpolate import RBFInterpolator
 from conftest import ROOT
 from facelab.degradations.mask_template import HALVINGS, KINDS, LARGEST, LEFT, SIDE, STYLES, TEXTURES, TOP, place, sheet, tile
 from facelab.degradations.masks import ANCHORS, FaceMask, anchors, bent, evenly, lighting, on_nodes, packed, rgb, similar, spreading, thin_plate, upright, window
-from facelab.dice import Dice
-from facelab.drawn import draw_faces
-from facelab.images import FacelabError
-from facelab.parts import CLASSES_19, five_points, scheme
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_faces
+from facelab import FacelabError
+from facelab.faces.parts import CLASSES_19, five_points, scheme
 
 TURNED = [44, 103, 50, 47, 73, 102, 68, 21, 67, 38]  # noses up to .28 eye distances off the middle: about 33 degrees
 STRAIGHT = [0, 1, 3, 4, 5, 7]

@@ -6,11 +6,12 @@ import torch
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from facelab import metrics
+from facelab.evaluation import metrics
 from facelab.degradations.resample import resize
-from facelab.features import Unavailable
-from facelab.images import FacelabError, astronaut, to_uint8
-from facelab.metrics import (CONVENTIONS, Convention, bootstrap, lpips_alex, lpips_network, lpips_unavailable, luma, pool, psnr, read_scores, score, ssim,
+from facelab.base.weights import Unavailable
+from facelab import FacelabError
+from facelab.base.images import astronaut, to_uint8
+from facelab.evaluation.metrics import (CONVENTIONS, Convention, bootstrap, lpips_alex, lpips_network, lpips_unavailable, luma, pool, psnr, read_scores, score, ssim,
                              summarise, write_scores)
 
 

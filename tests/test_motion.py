@@ -9,9 +9,9 @@ import torch.nn.functional as F
 
 from facelab.degradations.motion import MotionBlur, blur_roll, blur_slide, colour_field, filter_each, motion_field, path_kernels, soften, trajectory
 from facelab.degradations.resample import Downsample
-from facelab.dice import Dice
-from facelab.drawn import draw_faces
-from facelab.images import FacelabError
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_faces
+from facelab import FacelabError
 
 MOTIONS = dict(straight=dict(length=.14), shake=dict(length=.2, bend=70), roll=dict(length=0, turn=20), everything=dict(length=.1, bend=40, turn=12))
 

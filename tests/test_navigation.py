@@ -8,8 +8,8 @@ import pytest
 from conftest import ROOT
 
 from facelab import FacelabError
-from facelab.engine.navigation import TAG, about, stale, users, with_navigation, write_navigation
-from facelab.engine.site import CONTENTS
+from facelab.pipeline.navigation import TAG, about, stale, users, with_navigation, write_navigation
+from facelab.pipeline.site import CONTENTS
 
 
 def cells_of(path):
@@ -30,7 +30,7 @@ def project(tmp_path):
 
 
 def test_every_notebook_leads_on():
-    assert stale(ROOT) == [], "run `python -m facelab.engine navigation`"
+    assert stale(ROOT) == [], "run `python -m facelab.pipeline navigation`"
 
 
 def test_only_the_last_cell_is_written_and_only_once(project):
@@ -65,7 +65,7 @@ def test_following_next_reads_every_notebook_once():
 
 def test_modules_name_the_papers_that_use_them():
     used = users(ROOT)
-    assert used["facelab.networks.dense"] == {"heavy_rain"} and used["facelab.degradations.masks"] == {"jdsr_gan"}
+    assert used["facelab.networks.hrrm"] == {"heavy_rain"} and used["facelab.degradations.masks"] == {"jdsr_gan"}
     assert used["facelab.networks.gfc"] == {"fcsr_gan"}   # its system imports it
     line = "".join(json.loads(with_navigation(ROOT)[(CONTENTS.parent / "networks" / "23_dense.ipynb")])["cells"][-1]["source"])
     assert line.startswith("Used by [Son and Jeong 2022](../papers/heavy_rain.ipynb).\n\n[← ")

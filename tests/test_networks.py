@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from facelab.architecture import beside, count_macs, count_parameters, draw_graph, layer_table, merge_chains, printed_table, trace
-from facelab.images import FacelabError
+from facelab.networks.drawing import beside, count_macs, count_parameters, draw_graph, layer_table, merge_chains, printed_table, trace
+from facelab import FacelabError
 from facelab.networks.bicubic import Bicubic
 from facelab.networks.prior_guided import BasicBlock, ChannelAttention, FusingModule, Hourglass, PriorBranch, SRBranch
 from facelab.networks.srgan import Discriminator

@@ -8,14 +8,14 @@ from conftest import ROOT
 
 from facelab import FacelabError
 from facelab.degradations.chain import Chain
-from facelab.dice import Dice
-from facelab.drawn import draw_faces
-from facelab.faces import parsing_11
-from facelab.features import VGG, Features
-from facelab.heatmaps import heatmaps
-from facelab.objective import Objective, Scope, detached, frozen, names, parse
-from facelab.recipes import check_terms, load_degradations, load_losses, summed, terms_table
-from facelab.registry import create, example
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_faces
+from facelab.faces.parts import parsing_11
+from facelab.losses.features import VGG, Features
+from facelab.faces.heatmaps import heatmaps
+from facelab.training.objective import Objective, Scope, detached, frozen, names, parse
+from facelab.training.recipes import check_terms, load_degradations, load_losses, summed, terms_table
+from facelab.networks.registry import create, example
 
 torch.set_num_threads(1)
 SIDE, CHAINS = 64, load_degradations(ROOT)
@@ -59,7 +59,7 @@ def random_features(monkeypatch):
         torch.manual_seed(1)
         return Features(VGG(network, layers, normalise=normalise), "random", "unit")
 
-    monkeypatch.setattr("facelab.features.make_features", make_features)
+    monkeypatch.setattr("facelab.losses.features.make_features", make_features)
 
 
 def terms(name):

@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings, strategies as st
 from facelab.degradations.occlusion import FILLS, STYLES, Block, Part, Worn, byte_noise, part_boxes, placed, sheet
-from facelab.dice import Dice
-from facelab.drawn import draw_faces
-from facelab.images import FacelabError
-from facelab.parts import five_points
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_faces
+from facelab import FacelabError
+from facelab.faces.parts import five_points
 
 DRAWN = draw_faces(range(6), size=64)
 FACES, POINTS = DRAWN["image"], DRAWN["landmarks_68"]

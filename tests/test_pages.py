@@ -7,9 +7,9 @@ import pytest
 from conftest import ROOT
 
 from facelab import FacelabError
-from facelab.claims import Finding, Names, Verdict, claims_table, inequalities, read_claims
-from facelab.pages import Page, read_verdicts, said, told
-from facelab.tables import OF_SETS
+from facelab.publication.claims import Finding, Names, Verdict, claims_table, inequalities, read_claims
+from facelab.publication.paper_page import Page, read_verdicts, said, told
+from facelab.publication.tables import OF_SETS
 
 CLAIMS = read_claims(ROOT / "papers" / "claims.yaml")
 each_paper = pytest.mark.parametrize("paper", CLAIMS)

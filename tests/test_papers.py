@@ -10,15 +10,16 @@ import torch
 import yaml
 from conftest import ROOT
 
-from facelab.claims import IDENTIFICATION, Names, inequalities, printed_margin, printed_numbers, read_claims
+from facelab.publication.claims import IDENTIFICATION, Names, inequalities, printed_margin, printed_numbers, read_claims
 from facelab.degradations.chain import Chain
-from facelab.drawn import draw_faces
-from facelab.engine.inventory import EXPECTED, main, places
-from facelab.engine.schema import SECTIONS
-from facelab.figures import Album, chain_of, check_figure
-from facelab.metrics import CONVENTIONS
-from facelab.recipes import load_degradations, load_recipes, locate
-from facelab.tables import measure_of, scale_of, table_rows
+from facelab.faces.drawn import draw_faces
+from facelab.pipeline.inventory import EXPECTED, main, places
+from facelab.base.schema import SECTIONS
+from facelab.publication.figures import Album, chain_of, check_figure
+from facelab.evaluation.metrics import CONVENTIONS
+from facelab.training.recipes import load_degradations, load_recipes
+from facelab.base.names import locate
+from facelab.publication.tables import measure_of, scale_of, table_rows
 
 RECIPES, CHAINS = load_recipes(ROOT), load_degradations(ROOT)
 PAPERS = {name: yaml.safe_load((ROOT / "papers" / f"{name}.yaml").read_text()) for name in EXPECTED}

@@ -11,7 +11,7 @@ import time
 import pytest
 from conftest import ENV, EVALUATED, SAMPLES, SHORTENED, copy_project, run, shrink
 
-from facelab.recipes import load_degradations
+from facelab.training.recipes import load_degradations
 
 STAGES = ["sources", "draw", "faces", "synthesize", "samples", "features@features", *(f"part@{p}" for p in ("jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "lightcnn9_rgb", "inception_resnet_v1", "parser", "landmarker")),
           *(f"train@{r}" for r in ("bicubic", "srresnet", "prior_guided_sr", "prior_guided_gan", "cbd_drn_x8")), "claims",
@@ -86,7 +86,7 @@ def test_inputs_go_on_where_they_were_killed(pair):
     """Stopped between two chains: what is made stays as it is, the rest follows, and all is as in the run that was left in peace."""
     folder = pair["killed"] / "build" / "inputs"
     shutil.rmtree(folder, ignore_errors=True)
-    command = ["python", "-m", "facelab.engine", "run", "synthesize"]
+    command = ["python", "-m", "facelab.pipeline", "run", "synthesize"]
     stopped = subprocess.Popen(command, cwd=pair["killed"], env=ENV, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
     limit = time.monotonic() + 120
     while not (folder / "made.json").exists() and stopped.poll() is None and time.monotonic() < limit:
@@ -147,7 +147,7 @@ def broken(pair, tmp_path):
 def test_real_faces_that_are_missing_or_broken_get_one_sentence_and_leave_nothing(pair, tmp_path):
     project, faces = broken(pair, tmp_path), tmp_path / "faces"
     edit(project / "params.yaml", "source: drawn", "source: real")
-    done = run(["python", "-m", "facelab.engine", "check"], project)
+    done = run(["python", "-m", "facelab.pipeline", "check"], project)
     assert done.returncode == 1 and "make faces FROM=" in done.stdout and "Traceback" not in done.stdout, done.stdout
     done, ran = repro(project)
     assert done.returncode != 0 and ran == [] and "data/real" in done.stdout, done.stdout
@@ -163,12 +163,12 @@ def test_real_faces_that_are_missing_or_broken_get_one_sentence_and_leave_nothin
 
 
 def test_an_unknown_recipe_gets_one_sentence(pair):
-    done = run(["python", "-m", "facelab.engine", "run", "train", "srresnt"], pair["killed"])
+    done = run(["python", "-m", "facelab.pipeline", "run", "train", "srresnt"], pair["killed"])
     assert done.returncode == 1 and "unknown recipe 'srresnt': did you mean 'srresnet'?" in done.stdout and "Traceback" not in done.stdout, done.stdout
     assert not (pair["killed"] / "build" / "models" / "prior_guided_sr" / "srresnt").exists()
 
 
 def test_a_failing_notebook_names_the_cell(pair):
     edit(pair["killed"] / "nbs" / "pipeline" / "tables.ipynb", "params, recipes = load_params(), load_recipes()", "params, recipes = 1 / 0, load_recipes()")
-    done = run(["python", "-m", "facelab.engine", "run", "tables", "prior_guided_sr"], pair["killed"])
+    done = run(["python", "-m", "facelab.pipeline", "run", "tables", "prior_guided_sr"], pair["killed"])
     assert done.returncode == 1 and re.search(r"facelab: cell \d+ of .*tables@prior_guided_sr.ipynb failed with ZeroDivisionError", done.stdout), done.stdout

@@ -102,7 +102,7 @@ def test_the_hook_stops_what_is_not_exported(project):
     notebook.write_text(notebook.read_text().replace("GOLDEN = np.uint64(0x9E3779B97F4A7C15)", "GOLDEN = np.uint64(0x9E3779B97F4A7C17)"))
     done = run("git commit -qam unfinished", project)
     assert done.returncode == 1 and "git add and commit again" in done.stdout, done.stdout
-    assert run("git commit -qam exported", project).returncode == 0 and "7C17" in run("git show HEAD:facelab/dice.py", project).stdout
+    assert run("git commit -qam exported", project).returncode == 0 and "7C17" in run("git show HEAD:facelab/base/dice.py", project).stdout
 
 
 def test_real_faces_are_a_frozen_import():

@@ -6,10 +6,10 @@ import pytest
 from conftest import ROOT, run
 
 from facelab import FacelabError
-from facelab.engine.grid import of_paper
-from facelab.engine.inventory import EXPECTED, main, places
-from facelab.engine.params import choose_profile
-from facelab.engine.publish import publish
+from facelab.pipeline.schedule import of_paper
+from facelab.pipeline.inventory import EXPECTED, main, places
+from facelab.base.params import choose_profile
+from facelab.pipeline.publish import publish
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def test_numbers_are_published_with_their_provenance(finished):
 def test_a_demo_is_not_published(project):
     with pytest.raises(FacelabError, match="profile 'demo', whose numbers are no results"):
         publish(project, "demo")
-    done = run("python -m facelab.engine publish demo", project)
+    done = run("python -m facelab.pipeline publish demo", project)
     assert done.returncode == 1 and "Traceback" not in done.stdout and not (project / "results" / "demo").exists()
 
 

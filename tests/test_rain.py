@@ -9,9 +9,9 @@ from scipy.stats import norm
 
 from facelab.degradations.rain import HeavyRain, drops, recompose, streaks, tail, transmission
 from facelab.degradations.resample import Downsample, resize
-from facelab.dice import Dice
-from facelab.drawn import draw_faces
-from facelab.images import FacelabError
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_faces
+from facelab import FacelabError
 
 SETTINGS = dict(default={}, dense=dict(amount=4, strength=1, length=.5), layers=dict(layers=3), relief=dict(relief=4.), calm=dict(amount=0, beta=0), level=dict(angle=(0, 180)))
 

@@ -7,14 +7,14 @@ import torch
 from conftest import ROOT
 
 from facelab import FacelabError
-from facelab.batches import labels_for
+from facelab.training.batches import labels_for
 from facelab.degradations.chain import Chain
-from facelab.drawn import draw_set
-from facelab.engine.params import load_params, read_yaml
-from facelab.models import load_model, restore
-from facelab.deviations import project_deviations
-from facelab.recipes import check_parts, folder_of, load_recipes, parts_used, recipes_page, recipes_table, resolve
-from facelab.training import train, validation_inputs
+from facelab.faces.drawn import draw_set
+from facelab.base.params import load_params, read_yaml
+from facelab.training.models import load_model, restore
+from facelab.publication.deviations import project_deviations
+from facelab.training.recipes import check_parts, folder_of, load_recipes, parts_used, recipes_page, recipes_table, resolve
+from facelab.training.loop import train, validation_inputs
 
 torch.set_num_threads(1)
 RECIPES = load_recipes(ROOT)
@@ -115,8 +115,8 @@ def test_the_table_lists_every_recipe_of_a_paper():
 
 
 def test_the_page_of_recipes_is_up_to_date():
-    assert (ROOT / "docs" / "recipes.md").read_text() == recipes_page(ROOT), "write it again: python -m facelab.engine recipes"
-    assert (ROOT / "docs" / "deviations.md").read_text() == project_deviations(ROOT), "write it again: python -m facelab.engine recipes"
+    assert (ROOT / "docs" / "recipes.md").read_text() == recipes_page(ROOT), "write it again: python -m facelab.pipeline recipes"
+    assert (ROOT / "docs" / "deviations.md").read_text() == project_deviations(ROOT), "write it again: python -m facelab.pipeline recipes"
 
 
 def test_labels_are_those_that_losses_and_degradation_ask_for(faces):

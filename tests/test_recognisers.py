@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelab.architecture import beside, count_parameters, layer_table, printed_table
-from facelab.drawn import draw_faces
-from facelab.faces import open_faces
-from facelab.features import Unavailable, find_weights
-from facelab.images import FacelabError
-from facelab.networks.identity import JDSRIdentity
+from facelab.networks.drawing import beside, count_parameters, layer_table, printed_table
+from facelab.faces.drawn import draw_faces
+from facelab.faces.sets import open_faces
+from facelab.base.weights import Unavailable, find_weights
+from facelab import FacelabError
+from facelab.networks.jdsr_identity import JDSRIdentity
 from facelab.networks.inception_resnet import Block35, CrossBlock, InceptionResnetV1
 from facelab.networks.lightcnn import LightCNN9, LightCNN9Body, Luma, mfm, spread
 from facelab.networks.mobilefacenet import TEMPLATE, MobileFaceNet, crops, load_mobilefacenet, onto_template
 from facelab.networks.wgan_critic import WGANCritic
-from facelab.parts import five_points, moved
+from facelab.faces.parts import five_points, moved
 
 LAYERS = Path(__file__).parent.parent/"papers"/"jdsr_gan_layers.yaml"
 FILE = "mobilefacenet.safetensors"

@@ -10,8 +10,9 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from facelab import FacelabError
-from facelab.architecture import count_parameters
-from facelab.registry import ROLES, call, create, entries, example, find, network
+from facelab.networks.drawing import count_parameters
+from facelab.networks.registry import ROLES, create, entries, example, find, network
+from facelab.base.names import call
 
 torch.set_num_threads(1)
 ENTRIES = entries()
@@ -221,7 +222,7 @@ def test_names_that_do_not_exist():
 
 
 def test_importing_facelab_imports_no_network_and_asking_for_the_registry_no_torch():
-    code = "import sys, facelab, facelab.registry; print([m for m in sys.modules if m.startswith(('facelab.networks', 'facelab.systems', 'torch'))])"
+    code = "import sys, facelab, facelab.networks.registry; print([m for m in sys.modules if m.startswith(('facelab.networks', 'facelab.systems', 'torch'))])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from facelab.degradations.core import Degraded
+from facelab.degradations.degradation import Degraded
 from facelab.degradations.resample import Downsample, cubic_kernel, resize
-from facelab.images import FacelabError
+from facelab import FacelabError
 
 
 def smooth_noise(seed, low=.1, high=.9, side=128):

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelab import FacelabError
-from facelab.architecture import count_parameters
+from facelab.networks.drawing import count_parameters
 from facelab.degradations.resample import resize
 from facelab.networks.cbdnet import CBDNet, NoiseEstimator
 from facelab.networks.gfc import GFC, GFCParser, gfc_global_critic, gfc_local_critic, pool, unpool

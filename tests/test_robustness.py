@@ -34,25 +34,26 @@ from safetensors.torch import load_file, save_file
 
 import facelab
 from conftest import ENV
-from facelab.checkpoints import load_state, save_state
+from facelab.training.checkpoints import load_state, save_state
 from facelab.degradations.chain import Chain
-from facelab.dice import Dice
-from facelab.drawn import draw_set
-from facelab.engine.commands import main
-from facelab.engine.params import load_params
-from facelab.engine.text import write_text
-from facelab.faces import FaceSet, check_faces
-from facelab.faces import main as faces_main
-from facelab.features import find_weights, load_weights, make_features
+from facelab.base.dice import Dice
+from facelab.faces.drawn import draw_set
+from facelab.apps.commands import main
+from facelab.base.params import load_params
+from facelab.base.files import write_text
+from facelab.faces.sets import FaceSet, check_faces, main as faces_main
+from facelab.base.weights import find_weights, load_weights
+from facelab.losses.features import make_features
 from facelab.fleet.runner import main as runner_main
-from facelab.folders import SUFFIXES, read_table
-from facelab.images import FacelabError, colour_labels, open_image, read_image, show, to_float, to_uint8, write_image
-from facelab.models import load_model, write_model
-from facelab.photographs import Restorer, degrade_files, restore_files
-from facelab.recipes import build, load_degradations, load_recipes, resolve
-from facelab.run import Run
-from facelab.shards import check_shards, open_shards, write_shards
-from facelab.shards import main as shards_main
+from facelab.faces.layouts import SUFFIXES, read_table
+from facelab import FacelabError
+from facelab.base.images import colour_labels, open_image, read_image, show, to_float, to_uint8, write_image
+from facelab.training.models import load_model, write_model
+from facelab.evaluation.photographs import Restorer, degrade_files, restore_files
+from facelab.base.names import build
+from facelab.training.recipes import load_degradations, load_recipes, resolve
+from facelab.training.run import Run
+from facelab.faces.shards import check_shards, open_shards, write_shards, main as shards_main
 
 LONGEST = 5200   # letters of a sentence that names a path; a path may have 4096
 
@@ -467,7 +468,7 @@ def typed(words, log, environment=()):
 def server():
     "Starts processes that have imported torch already."
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["facelab.photographs", "facelab.faces", "facelab.fleet.runner", "facelab.networks.srresnet", __name__])
+    context.set_forkserver_preload(["facelab.evaluation.photographs", "facelab.faces.sets", "facelab.fleet.runner", "facelab.networks.srresnet", __name__])
     return context
 
 
@@ -934,7 +935,7 @@ def test_as_it_is_typed(tmp_path, tried, system):
     before = tree(tmp_path / "album")
     env = {k: v for k, v in ENV.items() if k not in ("HOME", "FACELAB_WEIGHTS")} | {"XDG_CACHE_HOME": "/proc/nowhere", "XDG_CONFIG_HOME": "/proc/nowhere", "TMPDIR": str(tmp_path / "tmp")}
     (tmp_path / "tmp").mkdir()
-    done = subprocess.run([sys.executable, "-m", "facelab.engine.commands", *restoring(system, [tmp_path / "album"], tmp_path / "out")], env=env, cwd=tmp_path, capture_output=True, text=True, errors="surrogateescape")
+    done = subprocess.run([sys.executable, "-m", "facelab.apps.commands", *restoring(system, [tmp_path / "album"], tmp_path / "out")], env=env, cwd=tmp_path, capture_output=True, text=True, errors="surrogateescape")
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done.stderr
     refused, made = [line for line in done.stderr.splitlines() if line.startswith("facelab: ")], {p.stem for p in (tmp_path / "out").iterdir()}
     for line in refused: check_sentence(line)
@@ -945,7 +946,7 @@ def test_as_it_is_typed(tmp_path, tried, system):
 
 def test_interrupted_as_it_is_typed(tmp_path, tried, system, album):
     "A real process that gets SIGINT as soon as its first picture is there."
-    process = subprocess.Popen([sys.executable, "-m", "facelab.engine.commands", *restoring(system, [album], tmp_path / "out")], env=ENV, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-m", "facelab.apps.commands", *restoring(system, [album], tmp_path / "out")], env=ENV, cwd=tmp_path, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     while process.poll() is None and not (tmp_path / "out").exists(): time.sleep(.002)
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
@@ -1069,7 +1070,7 @@ def test_lists_of_models_with_foreign_ones_among_them(tmp_path, tried, system, c
 def test_the_reader_of_the_output_leaves(tmp_path, tried, system, album, server):
     "facelab restore ... | head -1"
     read, write = os.pipe()
-    process = subprocess.Popen([sys.executable, "-c", "import sys; from facelab.engine.commands import main; sys.exit(main(sys.argv[1:]))", *restoring(system, [album], tmp_path / "out")], env=ENV, stdout=write, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([sys.executable, "-c", "import sys; from facelab.apps.commands import main; sys.exit(main(sys.argv[1:]))", *restoring(system, [album], tmp_path / "out")], env=ENV, stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(read), os.close(write)
     err = process.communicate(timeout=60)[1]
     assert err == "" and process.returncode in (0, 1, 141), err

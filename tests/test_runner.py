@@ -14,17 +14,17 @@ import torch
 from conftest import ENV, ROOT, SMALL_RUN, copy_project, packed, run, shrink
 
 from facelab import FacelabError
-from facelab.checkpoints import open_state
-from facelab.evaluation import Restoration, restored_anew
-from facelab.faces import FaceSet
+from facelab.training.checkpoints import open_state
+from facelab.evaluation.restore import Restoration, restored_anew
+from facelab.faces.sets import FaceSet
 from facelab.fleet.grid import effective_params, make, open_grid
 from facelab.fleet.runner import main, make_all, turns
-from facelab.inputs import write_inputs
-from facelab.judges import Judges
-from facelab.metrics import write_scores
-from facelab.recipes import resolve
-from facelab.scoring import score_faces
-from facelab.training import train
+from facelab.evaluation.inputs import write_inputs
+from facelab.evaluation.judges import Judges
+from facelab.evaluation.metrics import write_scores
+from facelab.training.recipes import resolve
+from facelab.evaluation.scores import score_faces
+from facelab.training.loop import train
 
 ROWS = ["bicubic", "srresnet", "prior_guided_gan"]   # a row without training, a plain one, and one that needs the features network
 BARE = """
@@ -41,7 +41,6 @@ class Bare:
         return None if name.partition(".")[0] in hidden else PathFinder.find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
-from facelab.fleet.runner import main
 code = main(sys.argv[1:])
 print(f"hidden: {len(hidden)} packages, loaded: {sorted(hidden & sys.modules.keys())}")
 sys.exit(code)

@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from facelab import set_metrics as module
-from facelab.drawn import draw_faces
-from facelab.features import Unavailable
-from facelab.images import FacelabError, write_image, to_uint8
-from facelab.set_metrics import frechet_distance, inception_features, inception_network, kid, look, moments, set_metrics, small_set
+from facelab.evaluation import set_metrics as module
+from facelab.faces.drawn import draw_faces
+from facelab.base.weights import Unavailable
+from facelab import FacelabError
+from facelab.base.images import write_image, to_uint8
+from facelab.evaluation.set_metrics import frechet_distance, inception_features, inception_network, kid, look, moments, set_metrics, small_set
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")   # pytorch-fid asks scipy in an old way
 torch.set_num_threads(1)

@@ -11,11 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
-from facelab import shards as S
-from facelab.drawn import draw_set
-from facelab.faces import FaceSet, Files, open_faces
-from facelab.images import FacelabError, write_image
-from facelab.shards import check_shards, main, open_shards, write_shards
+from facelab.faces import shards as S
+from facelab.faces.drawn import draw_set
+from facelab.faces.sets import FaceSet, open_faces
+from facelab.faces.layouts import Files
+from facelab import FacelabError
+from facelab.base.images import write_image
+from facelab.faces.shards import check_shards, main, open_shards, write_shards
 
 ORDER = torch.randperm(22, generator=torch.Generator().manual_seed(0))
 

@@ -16,17 +16,19 @@ from conftest import ENV, ROOT, free_port
 from safetensors.torch import load_file
 
 from facelab import FacelabError
-from facelab.batches import filled, labels_for, step_inputs
-from facelab.checkpoints import differences, load_state, open_state, save_state, state_tensors
+from facelab.training.batches import filled, labels_for, step_inputs
+from facelab.training.checkpoints import differences, load_state, open_state, save_state, state_tensors
 from facelab.degradations.chain import Chain
-from facelab.dice import seed_of
-from facelab.drawn import draw_set
-from facelab.engine.params import load_params
-from facelab.faces import PARTS_11, FaceSet
-from facelab.models import load_model, write_model
-from facelab.recipes import build, load_recipes, resolve
-from facelab.run import Run, lr_factor, take_step
-from facelab.training import train
+from facelab.base.dice import seed_of
+from facelab.faces.drawn import draw_set
+from facelab.base.params import load_params
+from facelab.faces.parts import PARTS_11
+from facelab.faces.sets import FaceSet
+from facelab.training.models import load_model, write_model
+from facelab.base.names import build
+from facelab.training.recipes import load_recipes, resolve
+from facelab.training.run import Run, lr_factor, take_step
+from facelab.training.loop import train
 
 torch.set_num_threads(1)
 
@@ -47,7 +49,7 @@ def faces():
 
 
 FORKS = multiprocessing.get_context("forkserver")   # children are killed; a server that has torch already makes them at once
-FORKS.set_forkserver_preload(["facelab.training"])
+FORKS.set_forkserver_preload(["facelab.training.loop"])
 
 
 def train_in(folder):
@@ -126,10 +128,10 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_the_difference_named(face
     recipe, path = small("srresnet", steps=4), tmp_path / "state.safetensors"
     run = Run(recipe, faces.part("train"))
     take_step(run)
-    save_state(run, path, {"recipe": run.recipe, "code": {"facelab.run": "1"}, "faces": "a", "parts": {}})
-    with pytest.raises(FacelabError, match=r"made under another recipe, code or data \(recipe.batch: 2 then, 4 now; code.facelab.run: \"1\" then, \"2\" now\)"):
-        load_state(run, path, {"recipe": {**run.recipe, "batch": 4}, "code": {"facelab.run": "2"}, "faces": "a", "parts": {}})
-    fresh = train(recipe, faces, tmp_path / "model", state=path, progress=False, about={"code": {"facelab.run": "1"}, "faces": "b"})
+    save_state(run, path, {"recipe": run.recipe, "code": {"facelab.training.run": "1"}, "faces": "a", "parts": {}})
+    with pytest.raises(FacelabError, match=r"made under another recipe, code or data \(recipe.batch: 2 then, 4 now; code.facelab.training.run: \"1\" then, \"2\" now\)"):
+        load_state(run, path, {"recipe": {**run.recipe, "batch": 4}, "code": {"facelab.training.run": "2"}, "faces": "a", "parts": {}})
+    fresh = train(recipe, faces, tmp_path / "model", state=path, progress=False, about={"code": {"facelab.training.run": "1"}, "faces": "b"})
     assert 'faces: "a" then, "b" now' in (said := capsys.readouterr().out) and "training starts anew" in said
     assert (tmp_path / "state.refused.safetensors").exists() and not path.exists()
     assert torch.equal(fresh.average["tail.weight"], train(recipe, faces, tmp_path / "other", progress=False).average["tail.weight"])
@@ -188,7 +190,7 @@ def test_the_learning_rate_is_never_negative():
 
 def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_checkpoint(faces, tmp_path, monkeypatch):
     recipe, path, planted = small("srresnet", steps=40, validate=0), tmp_path / "state.safetensors", 13
-    import facelab.run as engine
+    import facelab.training.run as engine
 
     def step_with_nan(*args, **more):
         given = step_inputs(*args, **more)

@@ -20,11 +20,11 @@ from pathlib import Path
 from tqdm import tqdm
 
 from facelab import FacelabError
-from facelab.engine.text import answer, sha256
+from facelab.base.files import answer, sha256
 from facelab.fleet.grid import fingerprint, locked, make
 from facelab.fleet.runner import arguments, asked_for, summary
 from facelab.fleet.sets import Job, Worker, read_file, write_file
-from facelab.shards import FORMAT
+from facelab.faces.shards import FORMAT
 
 
 def started():

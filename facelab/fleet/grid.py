@@ -11,11 +11,12 @@ from functools import lru_cache
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.engine.params import check_keys, load_params, merge, near, project_root, read_yaml
-from facelab.engine.schema import check_params
-from facelab.engine.sources import closure, paper_sources, recipe_sources, used
-from facelab.engine.text import sha256, was_made, write_record, write_text
-from facelab.recipes import asks_features, folder_of, load_recipes, parts_used, resolve
+from facelab.base.names import check_keys, near
+from facelab.base.params import load_params, merge, project_root, read_yaml
+from facelab.base.schema import check_params
+from facelab.pipeline.sources import closure, paper_sources, recipe_sources, used
+from facelab.base.files import sha256, was_made, write_record, write_text
+from facelab.training.recipes import asks_features, folder_of, load_recipes, parts_used, resolve
 
 
 @dataclass
@@ -86,7 +87,7 @@ def open_grid(faces, out, params, root=None, **more):
     recipes = load_recipes(root)
     check_keys(params["instead"], [*recipes, *{r["paper"] for r in recipes.values()}], "instead")
     sources = dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
-    sources |= {f"inputs@{r['inputs']}": {"steps": r["degradation"], "modules": closure(used(r["degradation"]) | {"facelab.inputs"}, root)} for r in recipes.values()}
+    sources |= {f"inputs@{r['inputs']}": {"steps": r["degradation"], "modules": closure(used(r["degradation"]) | {"facelab.evaluation.inputs"}, root)} for r in recipes.values()}
     (out / "state").mkdir(parents=True, exist_ok=True)
     return Grid(faces, fingerprint(faces), out, params, recipes, sources, **more)
 
@@ -105,7 +106,7 @@ def effective_params(root, profile=None, path=None):
 
 def file_of(pack):
     "The safetensors file that a face set is, or None: then it is made of shards."
-    from facelab.faces import _saved
+    from facelab.faces.sets import _saved
 
     return _saved(pack)
 
@@ -121,10 +122,10 @@ def fingerprint(pack):
 def opened(pack):
     "The face set of a pack, opened once a process."
     if file := file_of(pack):
-        from facelab.faces import FaceSet
+        from facelab.faces.sets import FaceSet
 
         return FaceSet.load(file)
-    from facelab.shards import open_shards
+    from facelab.faces.shards import open_shards
 
     return open_shards(pack)
 
@@ -145,10 +146,10 @@ def make(grid, name, deadline=None, progress=True):
     "Train one recipe and score it, as far as that is not done; False if time was up before. Nobody else may make it meanwhile."
     import torch
 
-    import facelab.features
-    from facelab.training import run_report, train
+    import facelab.losses.features
+    from facelab.training.loop import run_report, train
 
-    facelab.features.PARTS_FILE = str(grid.out / "models" / "features" / "generator.safetensors")  # build/... in the pipeline
+    facelab.losses.features.PARTS_FILE = str(grid.out / "models" / "features" / "generator.safetensors")  # build/... in the pipeline
     recipe, settings, made_from = resolve(name, grid.recipes, grid.params), grid.params["train"], grid.training(name)
     if recipe["compile"]:
         torch.compiler.reset()  # what other recipes compiled would count towards torch's limit
@@ -173,11 +174,11 @@ def score(grid, name):
     "Restore the test faces and score them, with the functions and in the places of the pipeline."
     import torch
 
-    from facelab.devices import pick_device
-    from facelab.evaluation import Restoration, restored_anew
-    from facelab.judges import Judges
-    from facelab.metrics import write_scores
-    from facelab.scoring import score_faces
+    from facelab.base.devices import pick_device
+    from facelab.evaluation.restore import Restoration, restored_anew
+    from facelab.evaluation.judges import Judges
+    from facelab.evaluation.metrics import write_scores
+    from facelab.evaluation.scores import score_faces
 
     recipe, faces, device, made_from = grid.recipes[name], opened(grid.faces).part("test"), pick_device(grid.params["train"]["device"]), grid.scoring(name)
     torch.set_num_threads(grid.params["train"]["threads"])
@@ -193,7 +194,7 @@ def score(grid, name):
 
 def degraded(grid, recipe, faces, device):
     "The folder of the degraded test faces of a recipe, made if need be."
-    from facelab.inputs import write_inputs
+    from facelab.evaluation.inputs import write_inputs
 
     if grid.inputs:
         return Path(grid.inputs) / recipe["inputs"]

@@ -2,7 +2,7 @@
 
     python -m facelab.fleet.runner --faces PACK --out DIR --profile real --seconds 540
 
-PACK is a folder of shards (`facelab.shards` packs one) or a `faces.safetensors`; DIR becomes what `build` is in the pipeline: models, parts, history, runs,
+PACK is a folder of shards (`facelab.faces.shards` packs one) or a `faces.safetensors`; DIR becomes what `build` is in the pipeline: models, parts, history, runs,
 scores. Parts come before what is made of them. Run it again and it goes on: what is finished is left alone, what was stopped or killed continues from its
 checkpoint. Started several times on one DIR, on one GPU or on machines that share a disk, the processes share the list. Started by `torchrun`, all processes
 train each recipe together. Exit status: 0 all finished, 1 something failed, 2 time was up.
@@ -17,8 +17,9 @@ import time
 import traceback
 
 from facelab import FacelabError
-from facelab.engine.params import near, project_root
-from facelab.engine.text import answer, say
+from facelab.base.names import near
+from facelab.base.params import project_root
+from facelab.base.files import answer, say
 from facelab.fleet.grid import effective_params, locked, make, open_grid
 
 
@@ -47,7 +48,7 @@ def make_all(grid, names, deadline=None):
     "Make a list of recipes; returns what failed and what is left."
     failed, processes, first = {}, int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)) == 0
     if processes > 1:
-        from facelab.devices import make_fabric
+        from facelab.base.devices import make_fabric
 
         agreed = make_fabric(grid.params["train"]["device"]).broadcast
     mine = turns(grid, names, failed, deadline) if first else itertools.repeat(None)

@@ -12,17 +12,17 @@ from tqdm import tqdm
 
 from facelab import FacelabError
 from facelab.degradations.chain import Chain
-from facelab.degradations.core import wanted_labels
-from facelab.devices import pick_device
-from facelab.dice import Dice
-from facelab.engine.text import replacing
-from facelab.faces import FaceSet
-from facelab.folders import Files
-from facelab.images import to_float, to_uint8
-from facelab.inputs import packed, unpacked
-from facelab.metrics import score, write_scores
-from facelab.models import load_model, maps_taken, restore
-from facelab.shards import _members_of, _write_shard, open_shards
+from facelab.degradations.degradation import wanted_labels
+from facelab.base.devices import pick_device
+from facelab.base.dice import Dice
+from facelab.base.files import replacing
+from facelab.faces.sets import FaceSet
+from facelab.faces.layouts import Files
+from facelab.base.images import to_float, to_uint8
+from facelab.evaluation.inputs import packed, unpacked
+from facelab.evaluation.metrics import score, write_scores
+from facelab.training.models import load_model, maps_taken, restore
+from facelab.faces.shards import _members_of, _write_shard, open_shards
 
 
 @dataclass

@@ -1,0 +1,58 @@
+"""The parameters that there are, and of which kind each is: what is refused, never what is made, so that no stage depends on it."""
+
+import re
+
+from facelab import FacelabError
+from facelab.base.names import check_keys
+
+NUMBER = int | float
+SECTIONS = {
+    "profile": str,
+    "seed": int,
+    "data": {"source": str, "size": int, "unseen": str, "parsing": str, "landmarks": str, "labeller": str | None},
+    "draw": {"train": int, "val": int, "test": int, "unseen": int},
+    "train": {"steps": int | None, "seconds": NUMBER | None, "batch": int | None, "width": NUMBER, "depth": NUMBER, "optimiser": str | None, "lr": NUMBER | None, "warmup": int,
+              "schedule": str, "start": str, "clip": NUMBER | None, "ema": NUMBER, "validate": int, "threads": int, "device": str, "precision": str, "compile": bool,
+              "checkpoint_seconds": NUMBER, "log_every": int},
+    "instead": dict,
+    "perceptual": {"source": str, "network": str, "layers": list, "file": str | None, "scale": NUMBER | str | dict | None},
+    "evaluate": {"batch": int, "more": int | None, "bootstrap": int, "convention": str | None},
+    "figures": {"faces": int, "dpi": int, "photos": str | None},
+}
+
+
+def check_params(params, where):
+    "The same parameters, if all that the code knows are there, no others, and each of its kind; `where` they stand is told otherwise."
+    check_keys(params, SECTIONS, where)
+    for section, known in SECTIONS.items():
+        if section not in params:
+            raise FacelabError(f"{where} lacks the section {section!r}: compare it with `git show HEAD:params.yaml`")
+        if not isinstance(known, dict):
+            check_kind(params[section], known, f"{where}: {section}")
+            continue
+        check_section(params[section], known, f"{where}: {section}")
+        missing = [k for k in known if k not in params[section]]
+        if missing:
+            raise FacelabError(f"{where}: {section} lacks {missing[0]!r}: compare it with `git show HEAD:params.yaml`")
+    for name, change in params["instead"].items():
+        check_section(change, SECTIONS["train"], f"{where}: instead: {name}")
+    return params
+
+
+def check_section(values, known, where):
+    "Names and kinds of some parameters of a section."
+    check_kind(values, dict, where)
+    check_keys(values, known, where)
+    for name, value in values.items():
+        check_kind(value, known[name], f"{where}: {name}")
+
+
+def check_kind(value, kind, where):
+    """A value of another kind is refused: the text "false" would count as true, and YAML reads 1e-3 as text."""
+    if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
+        return
+    said = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping", type(None): "null"}
+    kinds = getattr(kind, "__args__", (kind,))
+    wanted = [said[k] for k in kinds if not (k is int and float in kinds)]
+    hint = ": write 0.001 for 1e-3" if isinstance(value, str) and re.fullmatch(r"-?\d+e-?\d+", value) else ""
+    raise FacelabError(f"{where} must be {' or '.join(wanted)}, not {value!r}{hint}")

@@ -1,0 +1,49 @@
+"""A run's tables and verdicts, copied into `results/` with all that one must know to judge them.
+
+Numbers alone are copied, no pictures: those of a run on real faces show people. A demo is not published: its numbers prove nothing about a paper.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+from facelab import FacelabError
+from facelab.base.params import load_params
+from facelab.base.files import write_text
+
+SAME = ("revision", "python", "torch", "device", "processes", "threads")
+
+
+def provenance(root):
+    "Profile, parameters, faces, revision, versions, device and time of the run in `build`."
+    params, faces = load_params(root), json.loads((root / "build" / "faces.json").read_text())
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted((root / "build" / "runs").glob("*.json"))}
+    if not runs:
+        raise FacelabError(f"{root / 'build' / 'runs'} has no run: train first, with `make repro`")
+    said = {key: " / ".join(sorted({str(run.get(key)) for run in runs.values()})) for key in SAME}
+    steps = {name: {k: run[k] for k in ("steps", "seconds", "images_per_second", "peak_memory_gib")} for name, run in runs.items() if run["steps"]}
+    return {"profile": params["profile"], "faces": faces["name"], "faces_sha256": faces["sha256"], "test_faces": faces["test"], **said,
+            "training_minutes": round(sum(s["seconds"] for s in steps.values()) / 60, 1), "params": params, "recipes": steps}
+
+
+def publish(root, name):
+    "Copy tables and claims of `build` to `results/<name>`, whole or not at all; returns the folder."
+    root = Path(root)
+    if load_params(root)["profile"] == "demo":
+        raise FacelabError("params.yaml holds the profile 'demo', whose numbers are no results: choose another with `make profile PROFILE=real`, and run it")
+    build, out = root / "build", root / "results" / name
+    missing = [path for path in (build / "tables", build / "claims" / "claims.csv", build / "faces.json") if not path.exists()]
+    if missing:
+        raise FacelabError(f"{missing[0]} is missing: finish the run with `make repro` before you publish it")
+    half = out.with_name(f".{name}.half")
+    shutil.rmtree(half, ignore_errors=True)
+    try:
+        shutil.copytree(build / "tables", half / "tables", ignore=shutil.ignore_patterns("*.tex", ".*"))
+        for suffix in ("csv", "md"):
+            shutil.copy(build / "claims" / f"claims.{suffix}", half)
+        write_text(half / "run.json", json.dumps(provenance(root), indent=1) + "\n")
+        shutil.rmtree(out, ignore_errors=True)
+        half.rename(out)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
+    return out

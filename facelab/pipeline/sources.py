@@ -1,0 +1,198 @@
+"""Fingerprints of code: what a stage depends on, free of everything that does not change its result.
+
+A pipeline stage must run again when the code of its notebook, a module that this notebook imports (directly or
+through others), its recipe, or the numbers that a paper reports change, and must not run again for a comment, a
+docstring, an executed output or a cell id. `write_sources` puts one small JSON file per stage into
+`build/sources`; DVC watches those files. The diff of such a file names what changed.
+"""
+
+import ast
+import hashlib
+import json
+from functools import lru_cache, reduce
+from operator import getitem
+from pathlib import Path
+
+from facelab import FacelabError
+from facelab.base.params import load_params, read_yaml
+from facelab.base.names import near
+from facelab.base.files import write_text
+from facelab.training.recipes import asked_of_unseen, load_degradations, load_recipes, resolve
+
+
+def _without_docstrings(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
+            first = node.body[0] if node.body else None
+            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+                node.body = node.body[1:] or [ast.Pass()]
+    return tree
+
+
+@lru_cache(maxsize=None)
+def digest(code):
+    "SHA-256 of Python code without comments, docstrings, layout and position."
+    return hashlib.sha256(ast.unparse(_without_docstrings(ast.parse(code))).encode()).hexdigest()[:16]
+
+
+def notebook_code(path):
+    "The code cells of a notebook, in order, joined; outputs, ids, metadata and prose do not count."
+    try:
+        cells = json.loads(Path(path).read_text())["cells"]
+    except FileNotFoundError:
+        raise FacelabError(f"the pipeline notebook {path} does not exist: restore it with git") from None
+    except (json.JSONDecodeError, KeyError) as error:
+        raise FacelabError(f"{path} is not a notebook ({error}): restore it with git") from None
+    return "\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "code")
+
+
+@lru_cache(maxsize=None)
+def imports(code, module=""):
+    "Names of the facelab modules that this code imports, anywhere in it; `module` is its own name, for relative imports."
+    found = set()
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            above = module.split(".")[: -node.level] if node.level else []
+            base = ".".join([*above, *filter(None, [node.module])])
+            found |= {base, *(f"{base}.{alias.name}" for alias in node.names)}
+    return frozenset(name for name in found if name.split(".")[0] == "facelab")
+
+
+@lru_cache(maxsize=None)
+def module_code(name, root):
+    "Source of one facelab module, or None if `name` is not a module (but, say, a function in one)."
+    base = Path(root, *name.split("."))
+    for path in (base.with_suffix(".py"), base / "__init__.py"):
+        if path.exists():
+            return path.read_text()
+    return None
+
+
+REFUSING = {"facelab.base.schema"}   # modules that can stop a stage, but not change what it makes
+
+
+def closure(names, root):
+    "All facelab modules reached from `names` through imports, with the fingerprint of each."
+    seen, todo = {}, sorted(names)
+    while todo:
+        name = todo.pop()
+        code = None if name in seen or name in REFUSING else module_code(name, str(root))
+        if code is not None:
+            seen[name] = digest(code)
+            todo += sorted(imports(code, name))
+    return dict(sorted(seen.items()))
+
+
+def used(recipe):
+    "Modules that are named in `use:` fields, anywhere in a recipe."
+    if isinstance(recipe, dict):  # "networks.srresnet.SRResNet" stands in facelab.networks.srresnet
+        own = {"facelab." + recipe["use"].rpartition(".")[0]} if "." in str(recipe.get("use", "")) else set()
+        return own.union(*(used(value) for value in recipe.values()))
+    return set().union(*map(used, recipe)) if isinstance(recipe, list) else set()
+
+
+PARAMETERS = {  # stage -> what it reads of params.yaml; of a recipe's parameters, `train` sees the result
+    "draw": ("draw", "seed", "data.size"), "faces": ("data",), "synthesize": ("seed",), "samples": ("figures.dpi",), "restore": ("evaluate.more",),
+    "score": ("evaluate.more", "evaluate.convention", "seed"), "tables": ("profile", "seed", "evaluate"), "figures": ("profile", "seed", "evaluate", "figures"),
+    "claims": ("profile", "seed", "evaluate", "figures.dpi"), "architecture": ("figures.dpi",)}
+
+
+def stage_source(root, notebook, params, about=None):
+    "What one stage depends on besides data: code, parameters, and the recipe or paper that it is `about`."
+    code = notebook_code(root / "nbs" / "pipeline" / f"{notebook}.ipynb")
+    modules = closure(imports(code) | used(about) | {"facelab.pipeline.notebooks"}, root)
+    values = {name: reduce(getitem, name.split("."), params) for name in PARAMETERS.get(notebook, ())}
+    return {"notebook": digest(code), "modules": modules, "parameters": values, "about": about}
+
+
+def recipe_sources(root, recipes, params):
+    "Training depends on the whole recipe, but not on its name in a table."
+    for name in recipes:
+        full = resolve(name, recipes, params)
+        yield f"train@{name}", stage_source(root, "train", params, {k: v for k, v in full.items() if k not in ("label", "needs")})
+
+
+def networks(names, recipes, params):
+    "What restoring depends on besides weights: the networks, and which inputs they are given."
+    return {name: {k: v for k, v in resolve(name, recipes, params).items() if k in ("inputs", "generator")} for name in names}
+
+
+def paper_sources(root, recipes, params):
+    """Restoring depends on which systems are given which inputs and on their networks, not on how they learned; scores on which there are; tables,
+    figures and drawings on what the paper reports and on the names of rows; claims on all papers."""
+    papers = read_papers(root)
+    labels = {name: r["label"] for name, r in recipes.items() if r["kind"] == "recipes"}
+    for paper in evaluated(root):
+        says = papers.get(paper, {})
+        wanted = says.get("evaluate") or []
+        names = {name for name, r in recipes.items() if r["kind"] == "recipes" and r["paper"] == paper} | {name for entry in wanted for name in entry["systems"]} & recipes.keys()
+        yield f"restore@{paper}", stage_source(root, "restore", params, {"evaluate": wanted, **networks(sorted(names), recipes, params)})
+        yield f"score@{paper}", stage_source(root, "score", params, {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")})
+        for stage, fields in (("tables", ("convention", "tables")), ("figures", ("convention", "figures"))):
+            missing = [f for f in fields if f not in says]
+            if missing:
+                raise FacelabError(f"{root / 'papers' / paper}.yaml lacks {missing[0]!r}, which the stage {stage} needs: add it")
+            yield f"{stage}@{paper}", stage_source(root, stage, params, {"labels": labels, **{f: says[f] for f in fields}})
+        if "architecture" in says:
+            yield f"architecture@{paper}", stage_source(root, "architecture", params, {f: says.get(f) for f in ("architecture", "layers")})
+    yield "claims", stage_source(root, "claims", params, {"labels": labels, "claims": papers["claims"], **{paper: {k: says.get(k) for k in ("tables", "convention", "deviations")} for paper, says in papers.items()}})
+
+
+def read_papers(root):
+    "What `papers/*.yaml` say, by the names of the files."
+    return {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
+
+
+def evaluated(root):
+    "The papers whose systems are restored and scored, as dvc.yaml has them."
+    return list(dict.fromkeys(key for path in sorted((root / "recipes").glob("*.yaml")) for key in read_yaml(path).get("evaluated") or {}))
+
+
+def check_project(root):
+    "Parameters and recipes, read and checked; the real faces must be there if they are asked for."
+    params, recipes = load_params(root), load_recipes(root)
+    if params["data"]["source"] not in ("drawn", "real"):
+        raise FacelabError(f"unknown data.source {params['data']['source']!r} in params.yaml: choose drawn or real")
+    if params["data"]["source"] == "real" and not (root / "data" / "real").exists():
+        raise FacelabError("data.source in params.yaml is `real`, but data/real does not exist: bring your faces with `make faces FROM=/path/to/folder`")
+    known = [*recipes, *{r["paper"] for r in recipes.values()}]
+    for name in params["instead"]:
+        if name not in known:
+            raise FacelabError(f"instead of params.yaml names {name!r}, which is no paper and no recipe: {near(name, known)}")
+    for name in recipes:
+        resolve(name, recipes, params)
+    return params, recipes
+
+
+def check_chains(root):
+    "`check_project`, and every chain of degradations built, which imports torch."
+    check_project(root)
+    from facelab.degradations.chain import Chain
+
+    for name, chain in load_degradations(root).items():
+        try:
+            Chain(chain["steps"])
+        except FacelabError as error:
+            raise FacelabError(f"the degradation {name!r} of recipes/: {error}") from None
+
+
+def write_sources(root):
+    "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
+    params, recipes = check_project(root)
+    out = {name: stage_source(root, name, params) for name in ("draw", "faces")}
+    papers = read_papers(root)
+    out["synthesize"] = stage_source(root, "synthesize", params, {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": asked_of_unseen(papers)})
+    out["samples"] = stage_source(root, "samples", params, {paper: says.get("samples", {}) for paper, says in papers.items()})
+    out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
+    folder = root / "build" / "sources"
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in folder.glob("*.json"):
+        if path.stem not in out:
+            path.unlink()
+    for name, source in out.items():
+        path, text = folder / f"{name}.json", json.dumps(source, indent=1, sort_keys=True) + "\n"
+        if not path.exists() or path.read_text() != text:
+            write_text(path, text)
+    return sorted(out)
