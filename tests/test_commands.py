@@ -17,7 +17,7 @@ from facelab.base.params import load_params
 from facelab.base.images import read_image, write_image
 from facelab.training.models import write_model
 from facelab.networks.identity_start import start_as_identity
-from facelab.evaluation.photographs import SHIPPED, find_models
+from facelab.training.zoo import SHIPPED, find_models
 from facelab.base.names import build
 from facelab.training.recipes import load_recipes, resolve
 from facelab.publication.shipping import LIMIT, measured

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from facelab.apps import explorer as explorer_module
-from facelab.evaluation import photographs
+from facelab.training import zoo
 from facelab.degradations.chain import Chain
 from facelab.degradations.degradation import Degradation, between, colour, number, one_of, switch
 from facelab.faces.drawn import draw_set
@@ -43,9 +43,9 @@ MASK = dict(use="degradations.masks.FaceMask")
 def shipped(tmp_path_factory):
     "No model but those that a test puts here comes with facelab."
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(photographs, "SHIPPED", tmp_path_factory.mktemp("shipped"))
+        patch.setattr(zoo, "SHIPPED", tmp_path_factory.mktemp("shipped"))
         patch.delenv("FACELAB_WEIGHTS", raising=False)
-        yield photographs.SHIPPED
+        yield zoo.SHIPPED
 
 
 def encoded(picture, name="face.png", **kwargs):

@@ -9,7 +9,7 @@ from conftest import ROOT
 from facelab import FacelabError
 from facelab.publication.claims import Finding, Names, Verdict, claims_table, inequalities, read_claims
 from facelab.publication.paper_page import Page, read_verdicts, said, told
-from facelab.publication.tables import OF_SETS
+from facelab.evaluation.measures import measure_of
 
 CLAIMS = read_claims(ROOT / "papers" / "claims.yaml")
 each_paper = pytest.mark.parametrize("paper", CLAIMS)
@@ -37,7 +37,7 @@ def place(tmp_path):
 def made_up(paper):
     "Verdicts on a paper's claims as the pipeline would write them: every comparison holds, but what has no interval."
     names = Names(page_of(paper).everything, page_of(paper).chains)
-    finding = lambda q: Finding(q.text, q.measure, "undecided", 1.) if q.measure in OF_SETS else Finding(q.text, q.measure, "reproduced", .5, .25, .75, .3)
+    finding = lambda q: Finding(q.text, q.measure, "undecided", 1.) if measure_of(q.measure).of == "set" else Finding(q.text, q.measure, "reproduced", .5, .25, .75, .3)
     return [Verdict(paper, letter, claim["text"], claim["source"], [finding(q) for q in inequalities(claim, names)]) for letter, claim in CLAIMS[paper].items()]
 
 

@@ -19,7 +19,8 @@ from facelab.publication.figures import Album, chain_of, check_figure
 from facelab.evaluation.metrics import CONVENTIONS
 from facelab.training.recipes import load_degradations, load_recipes
 from facelab.base.names import locate
-from facelab.publication.tables import measure_of, scale_of, table_rows
+from facelab.evaluation.measures import measure_of
+from facelab.publication.tables import scale_of, table_rows
 
 RECIPES, CHAINS = load_recipes(ROOT), load_degradations(ROOT)
 PAPERS = {name: yaml.safe_load((ROOT / "papers" / f"{name}.yaml").read_text()) for name in EXPECTED}

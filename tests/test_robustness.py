@@ -49,7 +49,8 @@ from facelab.faces.layouts import SUFFIXES, read_table
 from facelab import FacelabError
 from facelab.base.images import colour_labels, open_image, read_image, show, to_float, to_uint8, write_image
 from facelab.training.models import load_model, write_model
-from facelab.evaluation.photographs import Restorer, degrade_files, restore_files
+from facelab.evaluation.photographs import Restorer
+from facelab.apps.files import degrade_files, restore_files
 from facelab.base.names import build
 from facelab.training.recipes import load_degradations, load_recipes, resolve
 from facelab.training.run import Run

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from facelab import FacelabError
-from facelab.publication.tables import Table, convention_table, label_of, latex_text, make_table, read_judges, read_paper_scores, read_set_scores, scale_of, summary, write_table
+from facelab.publication.tables import Table, convention_table, latex_text, make_table, scale_of, write_table
+from facelab.evaluation.summary import label_of, read_judges, read_paper_scores, read_set_scores, summary
 
 FACES = [f"{i:04}.png" for i in range(40)]
 RECIPES = {"small_x4": {"label": "Small_net, x4", "inputs": "rain_x4", "degradation": [{"use": "a"}, {"use": "b", "scale": 4}]}, "large_x4": {"label": "Large & net, x4", "inputs": "rain_x4", "degradation": [{"scale": 4}]},

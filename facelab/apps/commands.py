@@ -32,7 +32,9 @@ def the_project():
 
 def restore(args):
     from facelab.base.devices import pick_device
-    from facelab.evaluation.photographs import Restorer, model_folder, restore_files
+    from facelab.evaluation.photographs import Restorer
+    from facelab.training.zoo import model_folder
+    from facelab.apps.files import restore_files
 
     device = pick_device(args.device)
     restorers = [Restorer(model_folder(name, home()), device, args.size) for name in args.system]
@@ -44,7 +46,7 @@ def where_faces_are(args):
     "Landmarks from a table, and what finds them where there are none."
     from facelab.faces.layouts import read_table
     from facelab.training.models import load_model
-    from facelab.evaluation.photographs import find_models, model_folder
+    from facelab.training.zoo import find_models, model_folder
 
     name = args.finder or ("landmarker" if args.find or "landmarker" in find_models(kind="parts") else None)
     return {"landmarks": args.landmarks and read_table(args.landmarks), "finder": name and load_model(model_folder(name, home(), "parts"))[0], "always": args.find}
@@ -52,7 +54,7 @@ def where_faces_are(args):
 
 def degrade(args):
     from facelab.degradations.chain import Chain
-    from facelab.evaluation.photographs import degrade_files
+    from facelab.apps.files import degrade_files
     from facelab.training.recipes import load_degradations
 
     chains = load_degradations(the_project())
@@ -125,7 +127,7 @@ def evaluate(args):
 
 def models(args):
     from facelab.base.files import markdown_table
-    from facelab.evaluation.photographs import describe_models, find_models
+    from facelab.training.zoo import describe_models, find_models
 
     rows = describe_models(find_models(home()))
     print(markdown_table(rows, ("name", "system", "restores", "trained on", "PSNR, dB", "MB", "where")) if rows else "no trained system is here: `make repro` trains them")
@@ -134,7 +136,7 @@ def models(args):
 
 def weights(args):
     from facelab.base.files import markdown_table
-    from facelab.evaluation.photographs import describe_weights
+    from facelab.training.zoo import describe_weights
 
     print(f"FACELAB_WEIGHTS is {os.environ.get('FACELAB_WEIGHTS') or 'not set'}\n")
     print(markdown_table(describe_weights(), ("file", "what for", "found", "SHA-256", "how to get it")))

@@ -20,7 +20,7 @@ import numpy as np, torch, yaml
 from PIL import Image, ImageDraw
 
 import facelab.degradations
-from ..evaluation import photographs
+from ..training import zoo
 from ..degradations.chain import Chain
 from ..degradations.degradation import Degradation
 from ..degradations.motion import colour_field
@@ -34,7 +34,7 @@ from ..base.images import astronaut, open_image, show, tensor_of, to_float, to_u
 from ..evaluation.metrics import as_convention, psnr, ssim
 from ..training.recipes import load_degradations
 from ..training.models import load_model, restore
-from ..evaluation.photographs import find_models, shrinks
+from ..training.zoo import find_models, shrinks
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c006
 ASTRONAUT_68 = """45 84 45 95 45.5 107 46.5 118 49 129 53 139.5 60.5 149 71 156 88 158.8 105 155.5 115 148.5 122.5 140 127.5 131 130.5 121 132 110 133.5 98 133.5 86
@@ -325,7 +325,7 @@ def models_for(
     try: root = root or project_root()
     except FacelabError: pass   # outside of a project there are the shipped ones
     found = {name: (folder, _recipe(folder/"recipe.json", (folder/"recipe.json").stat().st_mtime_ns)) for name, folder in find_models(root).items()}
-    out = [Model(name, label, folder, learned == chain, str(learned), faces, folder.is_relative_to(photographs.SHIPPED))
+    out = [Model(name, label, folder, learned == chain, str(learned), faces, folder.is_relative_to(zoo.SHIPPED))
            for name, (folder, said) in found.items() if said for label, learned, faces in [said] if shrinks(learned) == shrinks(chain)]
     return sorted(out, key=lambda model: not model.fits)
 

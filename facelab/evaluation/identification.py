@@ -22,6 +22,7 @@ from ..base.devices import pick_device
 from ..base.dice import Dice, seed_of
 from ..base.files import replacing, was_made, write_record
 from ..base.images import to_uint8
+from .measures import Measure, register
 from ..training.models import ask, load_model
 from ..training.loop import train
 
@@ -75,6 +76,8 @@ def ranks(
     right = who_probes[:, None] == who_gallery[None]
     own = likeness.masked_fill(~right, -2).amax(1, keepdim=True)
     return 1 + ((likeness >= own) & ~right).sum(1)
+
+register(Measure("rank", "rank", 2, True, threshold=True))
 
 # %% ../../nbs/7_evaluation/08_identification.ipynb #c012
 def identify(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FID_FACES', 'INCEPTION', 'RESIZE', 'frechet_distance', 'moments', 'small_set', 'kid', 'inception_network',
-           'open_inception', 'inception_features', 'look', 'set_metrics']
+           'open_inception', 'inception_features', 'look', 'set_metrics', 'diversity']
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c002
 import functools
@@ -15,6 +15,7 @@ import torch
 
 from ..base.weights import Unavailable, find_weights, load_weights
 from .. import FacelabError
+from .measures import Measure, measure, measures, register
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c005
 def _clouds(a, b):
@@ -140,6 +141,13 @@ def _embedded(judges, x):
     return judges.embed(x).numpy()
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c029
+register(Measure("fid", "FID", 2, False, of="set", needs="inception", by="Inception of pytorch-fid", compute=frechet_distance,
+                 caution=lambda faces, features: small_set(faces, features, FID_FACES)))
+register(Measure("kid", "KID", 4, False, of="set", needs="inception", by="Inception of pytorch-fid", compute=kid,
+                 caution=lambda faces, features: f"all {faces} faces at once" if faces < 1000 else "100 subsets of 1000 faces"))
+register(Measure("frechet_face", "Fréchet distance of faces", 2, False, of="set", needs="face", compute=frechet_distance,
+                 caution=lambda faces, features: small_set(faces, features, features + 1)))
+
 def set_metrics(
     restored,      # images, batches of them, or what `look` saw in them
     true,          # the same
@@ -149,11 +157,18 @@ def set_metrics(
 ):
     "One set against another: dict(n, fid, kid, frechet_face, notes); what is not available is None, and notes say why, or what to beware of."
     a, b = (x if isinstance(x, dict) else look(x, judges, folder, device) for x in (restored, true))
-    n, notes = min(a["n"], b["n"]), {}
-    def measured(column, features, measure, beware):
-        reason = next((x[features] for x in (a, b) if isinstance(x[features], str)), "" if n > 1 else "a set of one face")
-        notes[column] = reason or beware(a[features].shape[1])
-        return None if reason else measure(a[features], b[features])
-    return dict(n=n, fid=measured("fid", "inception", frechet_distance, lambda numbers: small_set(n, numbers, FID_FACES)),
-                kid=measured("kid", "inception", kid, lambda _: f"all {n} faces at once" if n < 1000 else "100 subsets of 1000 faces"),
-                frechet_face=measured("frechet_face", "face", frechet_distance, lambda numbers: small_set(n, numbers, numbers + 1)), notes=notes)
+    n, out, notes = min(a["n"], b["n"]), {}, {}
+    for name, m in measures(of="set").items():
+        if not m.needs: continue  # made from something else
+        reason = next((x[m.needs] for x in (a, b) if isinstance(x[m.needs], str)), "" if n > 1 else "a set of one face")
+        notes[name] = reason or m.caution(n, a[m.needs].shape[1])
+        out[name] = None if reason else m.compute(a[m.needs], b[m.needs])
+    return dict(n=n, **out, notes=notes)
+
+# %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c034
+@measure("diversity", "diversity", 3, True, of="set")
+def diversity(
+    draws,     # pictures (draws, N, 3, H, W), float in [0, 1]
+) -> float:
+    "Standard deviation over draws, times 255, mean over pixels and faces; 0 for a single draw or a network without noise."
+    return draws.std(0, correction=0).mean().item() * 255

@@ -23,8 +23,9 @@ from ..base.params import read_yaml
 from ..base.files import markdown_table
 from ..base.images import _png
 from ..evaluation.metrics import as_convention
-from .tables import (OF_SETS, Table, average, better, digits, face_values, find_rows, judge_of, label_of, measure_of, name_of, own_degradation, read_judges,
-                            read_paper_scores, read_set_scores, table_rows)
+from ..evaluation.measures import measure_of
+from .tables import Table, table_rows
+from ..evaluation.summary import average, face_values, find_rows, judge_of, label_of, own_degradation, read_judges, read_paper_scores, read_set_scores
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c005
 @dataclass
@@ -67,7 +68,7 @@ def sign(
     measure: str,  # its name
 ) -> int:
     "1 if more is better, else -1."
-    return 1 if better(measure) == "higher" else -1
+    return 1 if measure_of(measure).better == "higher" else -1
 
 def difference(
     s: int,  # `sign` of the measure
@@ -188,10 +189,10 @@ class Scored:
         if on == IDENTIFICATION: return self.recognised(system, float(measure.partition("_")[2]))
         if self.faces is None: raise FacelabError(f"there are no scores in {self.folder}")
         missing = judge_of(measure, self.judges)["missing"]
-        if missing: raise FacelabError(f"{name_of(measure)}: {missing}")
-        if measure in OF_SETS: found = find_rows(self.sets, system, on).set_index("on")[measure] if self.sets is not None and measure in self.sets else np.full(1, np.nan)
+        if missing: raise FacelabError(f"{measure_of(measure).label}: {missing}")
+        if measure_of(measure).of == "set": found = find_rows(self.sets, system, on).set_index("on")[measure] if self.sets is not None and measure in self.sets else np.full(1, np.nan)
         else: found = face_values(find_rows(self.faces, system, on), measure, self.convention)
-        if not np.isfinite(found).any(): raise FacelabError(f"{name_of(measure)} of {system!r} on {on!r} was not measured")
+        if not np.isfinite(found).any(): raise FacelabError(f"{measure_of(measure).label} of {system!r} on {on!r} was not measured")
         return found
 
     def about(self):
@@ -282,13 +283,13 @@ class Finding:
 
     def number(self, value):
         "A margin as text."
-        return "" if value != value else f"{value:+.{digits(self.measure)}f}"
+        return "" if value != value else f"{value:+.{measure_of(self.measure).digits}f}"
 
     def compared(self):
         "The inequality with its numbers."
         unit = " dB" if self.measure == "psnr" else ""
         inside = "" if self.low != self.low else f" [{self.number(self.low)}, {self.number(self.high)}]"
-        return f"{self.text}, {name_of(self.measure)}" + (f": {self.number(self.margin)}{unit}{inside}" if self.margin == self.margin else "")
+        return f"{self.text}, {measure_of(self.measure).label}" + (f": {self.number(self.margin)}{unit}{inside}" if self.margin == self.margin else "")
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c034
 def judge(
@@ -302,9 +303,9 @@ def judge(
     says = printed_margin(q, printed)
     try: values = [scored.values(*cell, q.measure) for cell in q.cells]
     except FacelabError as e: return Finding(q.text, q.measure, "n/a", printed=says, reason=str(e))
-    if q.measure in OF_SETS:
+    if measure_of(q.measure).of == "set":
         one = float(q.margin(np.array([v.iloc[0] for v in values])))
-        return Finding(q.text, q.measure, "undecided", one, printed=says, reason=f"{name_of(q.measure)} is one number a set, without an interval")
+        return Finding(q.text, q.measure, "undecided", one, printed=says, reason=f"{measure_of(q.measure).label} is one number a set, without an interval")
     try: means, again = resampled_means(values, [int(on.endswith("@unseen")) for _, on in q.cells], lambda v: average(v, q.measure, scored.convention), n, seed)
     except FacelabError as e: return Finding(q.text, q.measure, "n/a", printed=says, reason=str(e))
     low, high = map(float, np.quantile(q.margin(again), [.025, .975], method="inverted_cdf"))
@@ -406,7 +407,7 @@ def claims_table(
     verdicts: list,  # of all claims
 ) -> Table:          # to be written as CSV
     "Every inequality of every claim, a row each, with more digits than a page needs."
-    number = lambda f, v: "" if v != v else f"{v:.{digits(f.measure) + 2}f}"
+    number = lambda f, v: "" if v != v else f"{v:.{measure_of(f.measure).digits + 2}f}"
     rows = [[v.paper, v.letter, v.word, f.text, f.measure, *(number(f, x) for x in (f.margin, f.low, f.high, f.printed)), f.word, f.reason] for v in verdicts for f in v.findings]
     return Table("Claims", ["paper", "claim", "verdict_of_claim", "inequality", "measure", "margin", "low", "high", "paper_margin", "verdict", "reason"], rows)
 
@@ -477,7 +478,7 @@ def forest(
     for i, (v, f) in enumerate(lines):
         if f.low != f.low: ax.text(0, i, f" {f.number(f.margin)}, one number a set" if f.margin == f.margin else f" {f.word}", va="center", fontsize=6, color="#666666")
         if i and lines[i - 1][0] is not v: ax.axhline(i - .5, color="#bbbbbb", lw=.5)
-    ax.set_yticks(y, [shorter(f"({v.letter}) {f.text}, {name_of(f.measure)}") for v, f in lines], fontsize=6)
+    ax.set_yticks(y, [shorter(f"({v.letter}) {f.text}, {measure_of(f.measure).label}") for v, f in lines], fontsize=6)
     ax.set_ylim(len(lines) - .5, -.5)
     reach = max(3, 1.5 * np.abs(ax.dataLim.intervalx).max())
     ax.set_xscale("symlog", linthresh=3)

@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 
 from .. import FacelabError
-from .charts import axis_text, bars, curve, ranks
+from ..evaluation.measures import axis_text, measure_of
+from .charts import bars, curve, ranks
 from ..evaluation.identification import read_ranks
 from ..degradations.motion import colour_field
 from ..degradations.resample import resize
@@ -29,9 +30,10 @@ from ..base.images import colour_labels, show, to_float
 from ..evaluation.inputs import Inputs
 from ..evaluation.labelling import MAPS, see
 from ..training.models import load_model
-from ..evaluation.photographs import Restorer, mask_of, open_photograph, pictures
+from ..evaluation.photographs import Restorer, open_photograph, pictures
+from ..apps.files import mask_of
 from ..training.recipes import folder_of
-from .tables import better, digits, face_values, find_rows, label_of, own_degradation, recipe_of
+from ..evaluation.summary import face_values, find_rows, label_of, own_degradation, recipe_of
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c006
 @dataclass
@@ -239,13 +241,13 @@ def chosen(
     measure="psnr", # what was measured
 ):                  # Series of n faces
     "Faces by their score."
-    values = values.dropna().sort_index().sort_values(ascending=better(measure) == "higher", kind="stable")
+    values = values.dropna().sort_index().sort_values(ascending=measure_of(measure).better == "higher", kind="stable")
     if how == "spread": return values.iloc[torch.linspace(0, len(values) - 1, min(n, len(values))).round().long().tolist()]
     return values.head(n) if how == "worst" else values.iloc[::-1].head(n)
 
 def value_text(value, measure):
     "A score as it stands beside a picture."
-    return f"{value:.{digits(measure)}f} dB" if measure == "psnr" else f"{measure.replace('_', ' ')} {value:.{digits(measure)}f}"
+    return f"{value:.{measure_of(measure).digits}f} dB" if measure == "psnr" else f"{measure.replace('_', ' ')} {value:.{measure_of(measure).digits}f}"
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c043
 def faces_of(spec, album):

@@ -25,7 +25,7 @@ from ..evaluation.inputs import _degraded
 from ..evaluation.labelling import see
 from ..evaluation.metrics import score
 from ..training.models import load_model, read_tensors, restore, write_model
-from ..evaluation.photographs import SHIPPED
+from ..training.zoo import SHIPPED
 from ..training.recipes import folder_of, load_recipes
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c005
