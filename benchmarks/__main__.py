@@ -22,11 +22,22 @@ HERE = Path(__file__).parent
 def machine():
     "What the numbers depend on, as rows of a table."
     info = Path("/proc/cpuinfo")
-    models = [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    models = (
+        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        if info.exists()
+        else []
+    )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "none"
-    return [["CPU", models[0] if models else platform.processor() or platform.machine()], ["cores", f"{cores}, busy at the start: {os.getloadavg()[0]:.1f}"], ["GPU", gpu],
-            ["torch", torch.__version__], ["Python", platform.python_version()], ["facelab", __version__], ["date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"]]
+    return [
+        ["CPU", models[0] if models else platform.processor() or platform.machine()],
+        ["cores", f"{cores}, busy at the start: {os.getloadavg()[0]:.1f}"],
+        ["GPU", gpu],
+        ["torch", torch.__version__],
+        ["Python", platform.python_version()],
+        ["facelab", __version__],
+        ["date", f"{datetime.now(UTC):%Y-%m-%d %H:%M} UTC"],
+    ]
 
 
 def what(name):
@@ -37,7 +48,12 @@ def what(name):
 
 def measured(name, asked):
     "What a benchmark prints, shown as it comes; None and the reason if it fails."
-    with tempfile.TemporaryFile("w+") as said, subprocess.Popen([sys.executable, "-m", f"benchmarks.{name}", *asked], text=True, stdout=subprocess.PIPE, stderr=said) as child:
+    with (
+        tempfile.TemporaryFile("w+") as said,
+        subprocess.Popen(
+            [sys.executable, "-m", f"benchmarks.{name}", *asked], text=True, stdout=subprocess.PIPE, stderr=said
+        ) as child,
+    ):
         lines = []
         for line in child.stdout or ():
             print(line, end="", flush=True)
@@ -55,7 +71,11 @@ def main():
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(names())):
         parser.error(f"no benchmark is called {unknown[0]!r}: there are {', '.join(names())}")
-    page, failed, chosen = [f"# Benchmarks{' (quick: do they run?)' * args.quick}", markdown_table(machine(), ["machine", ""])], [], args.names or names()
+    page, failed, chosen = (
+        [f"# Benchmarks{' (quick: do they run?)' * args.quick}", markdown_table(machine(), ["machine", ""])],
+        [],
+        args.names or names(),
+    )
     print("\n\n".join(page), flush=True)
     for k, name in enumerate(chosen):
         head, began = f"## {name.capitalize()}\n\n{what(name)}", time.monotonic()

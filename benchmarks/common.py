@@ -18,15 +18,18 @@ from facelab.base.dice import Dice
 
 class Case(NamedTuple):
     "One operation, done by facelab for a batch and in the usual way for one image at a time."
-    name: str               # as the table shows it
-    degradation: object     # ours
-    reference: Callable     # (hr (H, W, 3) float32, i, maps of face i, labels of face i) -> (H, W, 3) float32
-    tolerance: float = .5   # largest mean difference, grey levels of 255
+
+    name: str  # as the table shows it
+    degradation: object  # ours
+    reference: Callable  # (hr (H, W, 3) float32, i, maps of face i, labels of face i) -> (H, W, 3) float32
+    tolerance: float = 0.5  # largest mean difference, grey levels of 255
 
 
 def names():
     "Every benchmark: the other files of this folder."
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "__main__", "common"))
+    return sorted(
+        p.stem for p in Path(__file__).parent.glob("*.py") if p.stem not in ("__init__", "__main__", "common")
+    )
 
 
 def all_cases():
@@ -37,7 +40,11 @@ def all_cases():
 def arguments(what=None):
     "A parser with what every benchmark is asked."
     parser = argparse.ArgumentParser(description=what)
-    parser.add_argument("--quick", action="store_true", help="small pictures, one round, one thread: does it run? Its numbers mean nothing")
+    parser.add_argument(
+        "--quick",
+        action="store_true",
+        help="small pictures, one round, one thread: does it run? Its numbers mean nothing",
+    )
     parser.add_argument("--threads", type=int, help="of ours, 2 by default; the usual way has what its library takes")
     return parser
 
@@ -65,15 +72,22 @@ def difference(case, x, labels):
     return float(np.mean([np.abs(a - b).mean() for a, b in zip(theirs, hwc(ours.input))]) * 255)
 
 
-def rates(case, x, labels, seconds=2., least=3):
+def rates(case, x, labels, seconds=2.0, least=3):
     "Images a second, measured in turn within one run, the best round of each: ours, the usual way until the batch is a tensor, and its images alone."
     ours = case.degradation(x, Dice(0, "benchmark", range(len(x))), **labels)
     images = hwc(x)
-    given = [(rows(ours.maps, i, lambda v: v.dim() == 1), rows(labels, i)) for i in range(len(x))]  # drawn numbers, not fields
+    given = [
+        (rows(ours.maps, i, lambda v: v.dim() == 1), rows(labels, i)) for i in range(len(x))
+    ]  # drawn numbers, not fields
 
-    def batch(k): return case.degradation(x, Dice(k, "benchmark", range(len(x))), **labels)
-    def each(k): return [case.reference(hr, i, maps, label) for i, (hr, (maps, label)) in enumerate(zip(images, given))]
-    def collated(k): return torch.from_numpy(np.stack(each(k))).permute(0, 3, 1, 2).contiguous()
+    def batch(k):
+        return case.degradation(x, Dice(k, "benchmark", range(len(x))), **labels)
+
+    def each(k):
+        return [case.reference(hr, i, maps, label) for i, (hr, (maps, label)) in enumerate(zip(images, given))]
+
+    def collated(k):
+        return torch.from_numpy(np.stack(each(k))).permute(0, 3, 1, 2).contiguous()
 
     best, end, k = dict.fromkeys((batch, collated, each), 1e9), time.perf_counter() + seconds, 0
     while k < least or time.perf_counter() < end:
@@ -104,6 +118,7 @@ def added_memory(step):
 
 def memory(case, x, labels):
     "Memory of one degradation of the batch, MB, on one thread."
+
     def measure():
         torch.set_num_threads(1)
         return added_memory(lambda: case.degradation(x, Dice(0, "benchmark", range(len(x))), **labels))
@@ -114,16 +129,33 @@ def memory(case, x, labels):
 def main(cases):
     "Compare, then time: one row a case, as Markdown."
     from facelab.faces.drawn import draw_faces
+
     args = asked(arguments())
-    size, batch, spent = (96, 4, dict(seconds=0., least=1)) if args.quick else (128, 64, {})
+    size, batch, spent = (96, 4, dict(seconds=0.0, least=1)) if args.quick else (128, 64, {})
     drawn = draw_faces(range(batch), size=size)
-    labels = dict(landmarks=drawn["landmarks_68"], parsing=drawn["parsing"], foreground=drawn["foreground"], depth=drawn["depth"])
-    used = {case.name: memory(case, drawn["image"], labels) for case in cases}   # before threads are started: they don't survive a fork
+    labels = dict(
+        landmarks=drawn["landmarks_68"], parsing=drawn["parsing"], foreground=drawn["foreground"], depth=drawn["depth"]
+    )
+    used = {
+        case.name: memory(case, drawn["image"], labels) for case in cases
+    }  # before threads are started: they don't survive a fork
     torch.set_num_threads(args.threads)
-    print(f"{size}x{size}, batch {batch}, threads: {args.threads}; the batch itself has {drawn['image'].nbytes / 2**20:.0f} MB\n")
-    print("| degradation | ours, img/s | usual way, batch as tensor | ratio | usual way, images alone | difference, grey levels | memory, MB |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
+    print(
+        f"{size}x{size}, batch {batch}, threads: {args.threads}; the batch itself has"
+        f" {drawn['image'].nbytes / 2**20:.0f} MB\n"
+    )
+    print(
+        "| degradation | ours, img/s | usual way, batch as tensor | ratio | usual way, images alone | difference, grey"
+        " levels | memory, MB |\n| --- | ---: | ---: | ---: | ---: | ---: | ---: |"
+    )
     for case in cases:
         off = difference(case, drawn["image"], labels)
-        assert off <= case.tolerance, f"{case.name}: ours and the usual way differ by {off:.3f} grey levels, allowed are {case.tolerance}"
+        assert off <= case.tolerance, (
+            f"{case.name}: ours and the usual way differ by {off:.3f} grey levels, allowed are {case.tolerance}"
+        )
         ours, theirs, alone = rates(case, drawn["image"], labels, **spent)
-        print(f"| {case.name} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.1f} | {alone:,.0f} | {off:.3f} | {used[case.name]:.0f} |", flush=True)
+        print(
+            f"| {case.name} | {ours:,.0f} | {theirs:,.0f} | {ours / theirs:.1f} | {alone:,.0f} | {off:.3f} |"
+            f" {used[case.name]:.0f} |",
+            flush=True,
+        )

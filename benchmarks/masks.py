@@ -18,7 +18,10 @@ from facelab.degradations.masks import ANCHORS, CHEEKS, FaceMask
 
 REST = ANCHORS.numpy()
 CHEEK_WEIGHTS = CHEEKS.numpy()
-WORN = [(*(float(f(torch.tensor(at))) for f, at in ((s.top, 0.), (s.bottom, 0.), (s.side, .6))), s.out) for s in SHAPES.values()]
+WORN = [
+    (*(float(f(torch.tensor(at))) for f, at in ((s.top, 0.0), (s.bottom, 0.0), (s.side, 0.6))), s.out)
+    for s in SHAPES.values()
+]
 
 
 @lru_cache(None)
@@ -27,7 +30,10 @@ def template(style, level):
     kind, texture, valve = STYLES[style]
     flat = tile(kind, texture, valve, LARGEST).permute(1, 2, 0).numpy()
     size = LARGEST >> level
-    flat = cv2.resize(flat[..., :4], (size, size), interpolation=cv2.INTER_AREA), cv2.resize(flat[..., 4:], (size, size), interpolation=cv2.INTER_AREA)
+    flat = (
+        cv2.resize(flat[..., :4], (size, size), interpolation=cv2.INTER_AREA),
+        cv2.resize(flat[..., 4:], (size, size), interpolation=cv2.INTER_AREA),
+    )
     return tuple(np.ascontiguousarray(part) for part in flat)
 
 
@@ -41,27 +47,27 @@ def resampled(line, count):
 def face_anchors(p):
     "15 anchors of 68 landmarks in upright coordinates, and the similarity (a, b) as complex numbers."
     eyes = p[36:42].mean(0), p[42:48].mean(0)
-    mouth = (p[48] + p[54])/2
+    mouth = (p[48] + p[54]) / 2
     z, rest = (np.array(q) @ (1, 1j) for q in ((*eyes, mouth), REST[[11, 12, 14]]))
     off = z - z.mean()
-    a = (off.conj()*(rest - rest.mean())).sum()/(np.abs(off)**2).sum()
-    b = rest.mean() - a*z.mean()
+    a = (off.conj() * (rest - rest.mean())).sum() / (np.abs(off) ** 2).sum()
+    b = rest.mean() - a * z.mean()
     points = np.concatenate([resampled(p[:9], 5), resampled(p[8:17], 5)[1:], p[[27, 33]], [*eyes], p[30:31], [mouth]])
-    w = a*(points @ (1, 1j)) + b
+    w = a * (points @ (1, 1j)) + b
     return points, np.stack([w.real, w.imag], 1), a, b
 
 
 def bending(r2):
     r2 = np.maximum(r2, 1e-9)
-    return .5*r2*np.log(r2)
+    return 0.5 * r2 * np.log(r2)
 
 
-def thin_plate(source, target, stiff=.05):
+def thin_plate(source, target, stiff=0.05):
     "Weights of the thin-plate spline from source to target."
     k = len(source)
     affine = np.c_[np.ones(k), source]
     system = np.zeros((k + 3, k + 3))
-    system[:k, :k] = bending(((source[:, None] - source[None])**2).sum(2)) + stiff*np.eye(k)
+    system[:k, :k] = bending(((source[:, None] - source[None]) ** 2).sum(2)) + stiff * np.eye(k)
     system[:k, k:], system[k:, :k] = affine, affine.T
     return np.linalg.solve(system, np.r_[target - source, np.zeros((3, 2))])
 
@@ -69,58 +75,84 @@ def thin_plate(source, target, stiff=.05):
 def warped(at, source, weights):
     "The spline at points (M, 2), float32."
     at, source, weights = (q.astype(np.float32) for q in (at, source, weights))
-    r2 = (at[:, :1] - source[:, 0])**2 + (at[:, 1:] - source[:, 1])**2
+    r2 = (at[:, :1] - source[:, 0]) ** 2 + (at[:, 1:] - source[:, 1]) ** 2
     k = len(source)
-    return at + bending(r2) @ weights[:k] + weights[k] + at @ weights[k + 1:]
+    return at + bending(r2) @ weights[:k] + weights[k] + at @ weights[k + 1 :]
 
 
 def put_on(u, v, kind, height, shift, tilt, turn):
     "Face coordinates to mask coordinates, and where straps and shadow are seen."
     top, chin, wide, out = WORN[kind]
-    far = turn*u
-    v = chin - (chin - v)*np.float32((chin - top)/(chin + .01 - .57*height))
-    u, v = u - shift - tilt*(v - 1), v + tilt*u
-    u = u*(1 - min(max(5 - 4.6*wide, 0), .7)*np.clip(far, 0, .25)) - 1.7*out*turn*np.exp(-(u/.7)**2 - ((v - 1)/.6)**2)
-    return u + .012*np.sin(3.1*v + 40*shift), v + .012*np.sin(3.7*u + 80*shift), np.clip(1.5 - far/.08, 0, 1)
+    far = turn * u
+    v = chin - (chin - v) * np.float32((chin - top) / (chin + 0.01 - 0.57 * height))
+    u, v = u - shift - tilt * (v - 1), v + tilt * u
+    u = u * (1 - min(max(5 - 4.6 * wide, 0), 0.7) * np.clip(far, 0, 0.25)) - 1.7 * out * turn * np.exp(
+        -((u / 0.7) ** 2) - ((v - 1) / 0.6) ** 2
+    )
+    return (
+        u + 0.012 * np.sin(3.1 * v + 40 * shift),
+        v + 0.012 * np.sin(3.7 * u + 80 * shift),
+        np.clip(1.5 - far / 0.08, 0, 1),
+    )
 
 
 def light_of(hr, points):
     "Colour of the light, and how far it comes from the right."
     h, w = hr.shape[:2]
     patches = cv2.resize(hr, (16, 16), interpolation=cv2.INTER_AREA)
-    at = (CHEEK_WEIGHTS @ points*16/(w, h) - .5).astype(np.float32)
-    skin = cv2.remap(patches, at[:, 0], at[:, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(4, 3).mean(1)
+    at = (CHEEK_WEIGHTS @ points * 16 / (w, h) - 0.5).astype(np.float32)
+    skin = (
+        cv2.remap(patches, at[:, 0], at[:, 1], cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE).reshape(4, 3).mean(1)
+    )
     lamp = patches.max((0, 1))
-    lamp = .5*lamp + .5*lamp.mean()
+    lamp = 0.5 * lamp + 0.5 * lamp.mean()
     left, right = skin[:2].mean(), skin[2:].mean()
-    return np.clip((np.sqrt(skin.mean()*lamp)/.72)**.7, .25, 1.12), 1.2*np.clip((right - left)/(right + left + .1), -.5, .5)
+    return np.clip((np.sqrt(skin.mean() * lamp) / 0.72) ** 0.7, 0.25, 1.12), 1.2 * np.clip(
+        (right - left) / (right + left + 0.1), -0.5, 0.5
+    )
 
 
-def rgb(number): return np.array([number >> s & 255 for s in (16, 8, 0)], np.float32)/255
+def rgb(number):
+    return np.array([number >> s & 255 for s in (16, 8, 0)], np.float32) / 255
 
 
 def masked(hr, i, maps, labels):
     "One face, one mask."
     h, w = hr.shape[:2]
     points, source, a, b = face_anchors(labels["landmarks"].astype(np.float64))
-    unit = 1/abs(a)
-    x0, y0 = np.maximum(np.floor(points[:9].min(0) - .5*unit), 0).astype(int)
-    x1, y1 = np.minimum(np.ceil(points[:9].max(0) + .6*unit), (w, h)).astype(int)
-    x, y = np.meshgrid(np.arange(x0, x1) + .5, np.arange(y0, y1) + .5)
-    z = a*(x + 1j*y) + b
-    u, v = warped(np.stack([z.real.ravel(), z.imag.ravel()], 1), source, thin_plate(source, REST)).T.reshape(2, *x.shape)
-    u, v, seen = put_on(u, v, int(maps["kind"]), float(maps["height"]), np.float32(maps["shift"]), np.float32(maps["tilt"]), np.float32(source[13, 0]))
-    level = int(np.clip(np.round(np.log2(LARGEST/(unit*SIDE))), 0, HALVINGS))
-    scale = (LARGEST >> level)/SIDE
-    mx, my = ((u - LEFT)*scale - .5).astype(np.float32), ((v - TOP)*scale - .5).astype(np.float32)
-    first, second = (cv2.remap(t, mx, my, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT) for t in template(int(maps["style"]), level))
-    strap, dark = second[..., 2:]*seen[..., None], first[..., 1:2]*seen[..., None]
+    unit = 1 / abs(a)
+    x0, y0 = np.maximum(np.floor(points[:9].min(0) - 0.5 * unit), 0).astype(int)
+    x1, y1 = np.minimum(np.ceil(points[:9].max(0) + 0.6 * unit), (w, h)).astype(int)
+    x, y = np.meshgrid(np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5)
+    z = a * (x + 1j * y) + b
+    u, v = warped(np.stack([z.real.ravel(), z.imag.ravel()], 1), source, thin_plate(source, REST)).T.reshape(
+        2, *x.shape
+    )
+    u, v, seen = put_on(
+        u,
+        v,
+        int(maps["kind"]),
+        float(maps["height"]),
+        np.float32(maps["shift"]),
+        np.float32(maps["tilt"]),
+        np.float32(source[13, 0]),
+    )
+    level = int(np.clip(np.round(np.log2(LARGEST / (unit * SIDE))), 0, HALVINGS))
+    scale = (LARGEST >> level) / SIDE
+    mx, my = ((u - LEFT) * scale - 0.5).astype(np.float32), ((v - TOP) * scale - 0.5).astype(np.float32)
+    first, second = (
+        cv2.remap(t, mx, my, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
+        for t in template(int(maps["style"]), level)
+    )
+    strap, dark = second[..., 2:] * seen[..., None], first[..., 1:2] * seen[..., None]
     cover = first[..., :1] + strap
     light, lean = light_of(hr, points)
-    fabric, ink, trim = (rgb(int(maps[k]))*light for k in ("colour", "second", "trim"))
-    layer = (first[..., 2:3]*fabric + first[..., 3:]*ink + (second[..., :1] + .9*strap)*trim)*(1 + lean*second[..., 1:2])
+    fabric, ink, trim = (rgb(int(maps[k])) * light for k in ("colour", "second", "trim"))
+    layer = (first[..., 2:3] * fabric + first[..., 3:] * ink + (second[..., :1] + 0.9 * strap) * trim) * (
+        1 + lean * second[..., 1:2]
+    )
     out = hr.copy()
-    out[y0:y1, x0:x1] = out[y0:y1, x0:x1]*(1 - cover)*(1 - dark) + np.minimum(layer, cover)
+    out[y0:y1, x0:x1] = out[y0:y1, x0:x1] * (1 - cover) * (1 - dark) + np.minimum(layer, cover)
     return out
 
 

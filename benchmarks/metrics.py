@@ -13,7 +13,7 @@ from facelab.faces.drawn import draw_faces
 from facelab.base.images import to_float, to_uint8
 from facelab.evaluation.metrics import as_convention, psnr_ssim
 
-SPEED, DIFFERENCE = 10, 1e-4   # how much faster ours is to be, and how much it may differ
+SPEED, DIFFERENCE = 10, 1e-4  # how much faster ours is to be, and how much it may differ
 
 
 def pairs(different=1024, size=128):
@@ -24,15 +24,26 @@ def pairs(different=1024, size=128):
 
 def usual(restored, true, colour):
     "PSNR and SSIM of one pair (H, W, 3) of bytes, as scikit-image's documentation does it."
-    if colour == "Y": restored, true = (rgb2ycbcr(x)[..., 0] for x in (restored, true))
+    if colour == "Y":
+        restored, true = (rgb2ycbcr(x)[..., 0] for x in (restored, true))
     axis = 2 if colour == "RGB" else None
-    return (peak_signal_noise_ratio(true, restored, data_range=255),
-            structural_similarity(true, restored, data_range=255, channel_axis=axis, gaussian_weights=True, sigma=1.5, use_sample_covariance=False))
+    return (
+        peak_signal_noise_ratio(true, restored, data_range=255),
+        structural_similarity(
+            true,
+            restored,
+            data_range=255,
+            channel_axis=axis,
+            gaussian_weights=True,
+            sigma=1.5,
+            use_sample_covariance=False,
+        ),
+    )
 
 
 def in_turn(ways, faces, piece):
     "Seconds that each way takes for `faces` faces, and what it says of each face; the ways take turns, `piece` faces at a time."
-    spent, said = dict.fromkeys(ways, 0.), {name: [] for name in ways}
+    spent, said = dict.fromkeys(ways, 0.0), {name: [] for name in ways}
     for first in range(0, faces, piece):
         n = min(piece, faces - first)
         for name, way in ways.items():
@@ -48,10 +59,13 @@ def compare(conventions, restored, true, faces, piece=1000):
     arrays, floats = list(zip(hwc(restored), hwc(true))), (to_float(restored), to_float(true))
 
     def ours(n):
-        said = psnr_ssim(floats[0][:n], floats[1][:n], conventions)   # the first so many of the different faces, for every piece
+        said = psnr_ssim(
+            floats[0][:n], floats[1][:n], conventions
+        )  # the first so many of the different faces, for every piece
         return torch.stack(list(said.values()), 1).numpy()
 
-    def loop(n): return np.array([[v for colour in colours for v in usual(*arrays[i], colour)] for i in range(n)])
+    def loop(n):
+        return np.array([[v for colour in colours for v in usual(*arrays[i], colour)] for i in range(n)])
 
     ours(32), loop(2)
     spent, said = in_turn(dict(ours=ours, loop=loop), faces, piece)
@@ -65,11 +79,21 @@ def main():
     faces = args.faces or (64 if args.quick else 10_000)
     torch.set_num_threads(args.threads)
     restored, true = pairs(min(1024, -(-faces // 64) * 64))
-    print(f"{faces:,} faces of 128 pixels, threads: {args.threads}; wanted: {SPEED} times as fast, difference at most {DIFFERENCE}\n")
-    print("| convention | ours, img/s | scikit-image, one by one, img/s | ratio | largest difference |\n| --- | ---: | ---: | ---: | ---: |")
+    print(
+        f"{faces:,} faces of 128 pixels, threads: {args.threads}; wanted: {SPEED} times as fast, difference at most"
+        f" {DIFFERENCE}\n"
+    )
+    print(
+        "| convention | ours, img/s | scikit-image, one by one, img/s | ratio | largest difference |\n| --- | ---: |"
+        " ---: | ---: | ---: |"
+    )
     for conventions in (["rgb"], ["rgb", "y"]):
         ours, loop, off = compare(conventions, restored, true, faces)
-        print(f"| {' and '.join(conventions)} | {faces / ours:,.0f} | {faces / loop:,.0f} | {loop / ours:.1f} | {off:.1e} |", flush=True)
+        print(
+            f"| {' and '.join(conventions)} | {faces / ours:,.0f} | {faces / loop:,.0f} | {loop / ours:.1f} |"
+            f" {off:.1e} |",
+            flush=True,
+        )
         assert off <= DIFFERENCE, f"ours and scikit-image differ by {off:.2e}"
 
 

@@ -28,8 +28,9 @@ def best_time(step, seconds, least=2):
     return best
 
 
-def on_cpu(name, scale, batch=4, threads=2, seconds=1., small=False):
+def on_cpu(name, scale, batch=4, threads=2, seconds=1.0, small=False):
     "Milliseconds a face and the largest memory above that of the weights (MB), measured in a process of its own."
+
     def measure():
         torch.set_num_threads(threads)
         net, inputs = example(name, scale, batch=batch, small=small)
@@ -41,7 +42,7 @@ def on_cpu(name, scale, batch=4, threads=2, seconds=1., small=False):
     return in_child(measure)
 
 
-def training(name, scale, fast, batch=64, seconds=3.):
+def training(name, scale, fast, batch=64, seconds=3.0):
     "Faces a second of a training step on a GPU: float32 as written, or bf16, channels_last and compiled; and its largest memory (MB)."
     torch.cuda.reset_peak_memory_stats()
     layout = torch.channels_last if fast else torch.contiguous_format
@@ -67,15 +68,27 @@ def main():
     parser = arguments(__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")
     args, gpu = asked(parser), torch.cuda.is_available()
-    batch, small, seconds = (1, True, 0.) if args.quick else (4, False, 1.)
-    names = args.names or (list({entry.role: entry.name for entry in entries().values()}.values()) if args.quick else list(entries()))
-    head = ["network", "scale", "parameters", "multiply-adds a face, G", "CPU, ms a face", "CPU memory, MB"] + ["GPU training float32, img/s", "bf16 + channels_last + compile", "ratio", "memory, MB"] * gpu
-    print(f"faces of 128 pixels (256 for sr_deblur_gan), batch {batch}, threads: {args.threads}; GPU training: {torch.cuda.get_device_name() if gpu else 'n/a, there is no GPU'}\n")
+    batch, small, seconds = (1, True, 0.0) if args.quick else (4, False, 1.0)
+    names = args.names or (
+        list({entry.role: entry.name for entry in entries().values()}.values()) if args.quick else list(entries())
+    )
+    head = ["network", "scale", "parameters", "multiply-adds a face, G", "CPU, ms a face", "CPU memory, MB"] + [
+        "GPU training float32, img/s",
+        "bf16 + channels_last + compile",
+        "ratio",
+        "memory, MB",
+    ] * gpu
+    print(
+        f"faces of 128 pixels (256 for sr_deblur_gan), batch {batch}, threads: {args.threads}; GPU training:"
+        f" {torch.cuda.get_device_name() if gpu else 'n/a, there is no GPU'}\n"
+    )
     print("| " + " | ".join(head) + " |\n| --- " + "| ---: " * (len(head) - 1) + "|")
     for entry in map(find, names):
-        for scale in entry.scales[:1 if args.quick else None]:
+        for scale in entry.scales[: 1 if args.quick else None]:
             parameters, macs = sizes(entry.name, scale, small)
-            ms, peak = on_cpu(entry.name, scale, batch, args.threads, seconds, small)   # before a GPU is used: CUDA does not survive a fork
+            ms, peak = on_cpu(
+                entry.name, scale, batch, args.threads, seconds, small
+            )  # before a GPU is used: CUDA does not survive a fork
             row = [entry.name, scale, f"{parameters:,}", f"{macs / 1e9:.2f}", f"{ms:.1f}", f"{peak:.0f}"]
             if gpu and parameters and not args.quick:
                 (plain, _), (fast, memory) = training(entry.name, scale, False), training(entry.name, scale, True)

@@ -21,7 +21,15 @@ from facelab.base.images import write_image
 from facelab.training.recipes import load_recipes, resolve
 from facelab.training.run import Run, take_step
 
-SYSTEMS = ["srresnet", "prior_guided_sr", "prior_guided_gan", "jdsr_gan_x4", "fcsr_gan_pconv_fsrnet_x4", "sr_deblur_gan", "heavy_rain"]
+SYSTEMS = [
+    "srresnet",
+    "prior_guided_sr",
+    "prior_guided_gan",
+    "jdsr_gan_x4",
+    "fcsr_gan_pconv_fsrnet_x4",
+    "sr_deblur_gan",
+    "heavy_rain",
+]
 
 
 def resolved(name, recipes, batch, width, **train):
@@ -31,8 +39,13 @@ def resolved(name, recipes, batch, width, **train):
     params["train"].update(steps=1000, batch=batch, width=width, depth=width, warmup=0, validate=0, **train)
     recipe = resolve(name, recipes, params)
     for stage in recipe["stages"]:
-        stage["losses"] = {term: loss for term, loss in stage["losses"].items() if loss and "features" not in (loss.get("with") or {})
-                           and not any(f"{helper}(" in str(loss) for helper in recipe["helpers"])}
+        stage["losses"] = {
+            term: loss
+            for term, loss in stage["losses"].items()
+            if loss
+            and "features" not in (loss.get("with") or {})
+            and not any(f"{helper}(" in str(loss) for helper in recipe["helpers"])
+        }
     return {**recipe, "begin": {}, "helpers": {}, "stages": recipe["stages"][-1:]}
 
 
@@ -50,20 +63,31 @@ def cpu_share(recipe, faces, seconds, least=2):
 
 class OneByOne(Dataset):
     "Faces read from files and degraded one at a time, as a DataLoader's worker does it."
+
     def __init__(self, folder, faces, recipe, degrade):
         self.folder, self.faces, self.recipe, self.degrade, self.who = folder, faces, recipe, degrade, people(faces)
         self.labels = labels_for(faces, recipe, degrade)
-        for i, image in enumerate(faces.images): write_image(folder / f"{i}.png", image)
+        for i, image in enumerate(faces.images):
+            write_image(folder / f"{i}.png", image)
 
-    def __len__(self): return 1_000_000
+    def __len__(self):
+        return 1_000_000
 
     def __getitem__(self, i):
         from facelab.base.images import read_image, to_float
 
         k = i % len(self.faces)
-        image, labels = to_float(read_image(self.folder / f"{k}.png"))[None], {name: getattr(self.faces, name)[k:k + 1] for name in self.labels}
+        image, labels = (
+            to_float(read_image(self.folder / f"{k}.png"))[None],
+            {name: getattr(self.faces, name)[k : k + 1] for name in self.labels},
+        )
         out = self.degrade.degrade(image, Dice(0, "degrade", [i]), labels)
-        given = {**out.maps, "input": out.input, "target": out.target, **asked_labels(labels, asked(self.recipe), image.shape[-1], self.who)}
+        given = {
+            **out.maps,
+            "input": out.input,
+            "target": out.target,
+            **asked_labels(labels, asked(self.recipe), image.shape[-1], self.who),
+        }
         return {name: x[0] for name, x in given.items()}
 
 
@@ -78,15 +102,25 @@ def gpu_rate(recipe, faces, seconds, folder=None):
     try:
         if folder:
             torch.set_num_threads(1)
-            loader = iter(DataLoader(OneByOne(folder, faces.part("train"), run.recipe, run.degrade), recipe["batch"], num_workers=12, pin_memory=True, persistent_workers=True))
+            loader = iter(
+                DataLoader(
+                    OneByOne(folder, faces.part("train"), run.recipe, run.degrade),
+                    recipe["batch"],
+                    num_workers=12,
+                    pin_memory=True,
+                    persistent_workers=True,
+                )
+            )
             engine.next_inputs = lambda run: {name: x.to("cuda", non_blocking=True) for name, x in next(loader).items()}
-        for _ in range(10): take_step(run)
+        for _ in range(10):
+            take_step(run)
         torch.cuda.synchronize()
         began, steps, busy = time.perf_counter(), 0, []
         while time.perf_counter() < began + seconds:
             take_step(run)
             steps += 1
-            if steps % 16 == 0: busy.append(torch.cuda.utilization())
+            if steps % 16 == 0:
+                busy.append(torch.cuda.utilization())
         torch.cuda.synchronize()
         took = time.perf_counter() - began
         with FlopCounterMode(display=False) as counter:
@@ -95,7 +129,12 @@ def gpu_rate(recipe, faces, seconds, folder=None):
             take_step(run)
             run.nets = compiled
         rate = steps / took
-        return rate * recipe["batch"], sum(busy) / max(1, len(busy)) / 100, torch.cuda.max_memory_allocated() / 2**30, rate * counter.get_total_flops() / 1e12
+        return (
+            rate * recipe["batch"],
+            sum(busy) / max(1, len(busy)) / 100,
+            torch.cuda.max_memory_allocated() / 2**30,
+            rate * counter.get_total_flops() / 1e12,
+        )
     finally:
         engine.next_inputs = ours
 
@@ -104,29 +143,60 @@ def main():
     parser = common.arguments(__doc__)
     parser.add_argument("recipes", nargs="*", help=f"by default {', '.join(SYSTEMS)}")
     parser.add_argument("--batch", type=int, help="faces a step: 8 on a CPU, 64 on a GPU by default")
-    parser.add_argument("--width", type=float, help="share of the paper's channels and blocks: 0.25 on a CPU, 1 on a GPU by default")
-    parser.add_argument("--seconds", type=float, default=5., help="of each measurement")
-    parser.add_argument("--peak", type=float, default=785., help="TFLOP/s of bf16 products that the card was measured to reach")
+    parser.add_argument(
+        "--width", type=float, help="share of the paper's channels and blocks: 0.25 on a CPU, 1 on a GPU by default"
+    )
+    parser.add_argument("--seconds", type=float, default=5.0, help="of each measurement")
+    parser.add_argument(
+        "--peak", type=float, default=785.0, help="TFLOP/s of bf16 products that the card was measured to reach"
+    )
     args = common.asked(parser)
-    gpu, seconds, names = torch.cuda.is_available() and not args.quick, 0. if args.quick else args.seconds, args.recipes or SYSTEMS[:1 if args.quick else None]
+    gpu, seconds, names = (
+        torch.cuda.is_available() and not args.quick,
+        0.0 if args.quick else args.seconds,
+        args.recipes or SYSTEMS[: 1 if args.quick else None],
+    )
     recipes, faces = load_recipes(), draw_set(16 if args.quick else 256, 0, 0, seed=0)
-    settings = dict(batch=args.batch or (64 if gpu else 8), width=args.width or (1. if gpu else .25))
-    where = torch.cuda.get_device_name() if gpu else f"threads: {args.threads}; the comparison with a DataLoader: n/a, it is one of a GPU"
-    print(f"faces of 128 pixels, batch {settings['batch']}, {settings['width']:g} of the width, without perceptual losses and trained helpers; {where}\n")
+    settings = dict(batch=args.batch or (64 if gpu else 8), width=args.width or (1.0 if gpu else 0.25))
+    where = (
+        torch.cuda.get_device_name()
+        if gpu
+        else f"threads: {args.threads}; the comparison with a DataLoader: n/a, it is one of a GPU"
+    )
+    print(
+        f"faces of 128 pixels, batch {settings['batch']}, {settings['width']:g} of the width, without perceptual losses"
+        f" and trained helpers; {where}\n"
+    )
     if gpu:
         import tempfile
         from pathlib import Path
 
-        print("| recipe | float32 eager, DataLoader, img/s | ours | ratio | GPU busy | memory, GiB | TFLOP/s | share of the card |\n| --- " + "| ---: " * 7 + "|")
+        print(
+            "| recipe | float32 eager, DataLoader, img/s | ours | ratio | GPU busy | memory, GiB | TFLOP/s | share of"
+            " the card |\n| --- " + "| ---: " * 7 + "|"
+        )
         for name in names:
             with tempfile.TemporaryDirectory() as folder:
-                plain = gpu_rate(resolved(name, recipes, precision="32-true", compile=False, **settings), faces, seconds, Path(folder))
+                plain = gpu_rate(
+                    resolved(name, recipes, precision="32-true", compile=False, **settings),
+                    faces,
+                    seconds,
+                    Path(folder),
+                )
             fast = gpu_rate(resolved(name, recipes, precision="bf16-mixed", compile=True, **settings), faces, seconds)
-            print(f"| {name} | {plain[0]:,.0f} | {fast[0]:,.0f} | {fast[0] / plain[0]:.1f} | {fast[1]:.0%} | {fast[2]:.1f} | {fast[3]:.1f} | {fast[3] / args.peak:.1%} |", flush=True)
+            print(
+                f"| {name} | {plain[0]:,.0f} | {fast[0]:,.0f} | {fast[0] / plain[0]:.1f} | {fast[1]:.0%} |"
+                f" {fast[2]:.1f} | {fast[3]:.1f} | {fast[3] / args.peak:.1%} |",
+                flush=True,
+            )
     else:
         print("| recipe | ms a step | img/s | data and degradation |\n| --- | ---: | ---: | ---: |")
         for name in names:
-            ms, share = cpu_share(resolved(name, recipes, threads=args.threads, precision="32-true", compile=False, **settings), faces, seconds)
+            ms, share = cpu_share(
+                resolved(name, recipes, threads=args.threads, precision="32-true", compile=False, **settings),
+                faces,
+                seconds,
+            )
             print(f"| {name} | {ms:,.0f} | {1e3 * settings['batch'] / ms:,.1f} | {share:.1%} |", flush=True)
 
 

@@ -12,35 +12,113 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-ENV = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1", "DVC_NO_ANALYTICS": "1",
-       "GIT_CONFIG_COUNT": "2", "GIT_CONFIG_KEY_0": "user.name", "GIT_CONFIG_VALUE_0": "test", "GIT_CONFIG_KEY_1": "user.email", "GIT_CONFIG_VALUE_1": "test@example.org"}
-TINY = {"train: 800": "train: 24", "val: 40": "val: 4", "test: 80": "test: 6", "unseen: 40": "unseen: 4", "steps: 40 ": "steps: 8 ", "depth: 0.125": "depth: 0.05", "log_every: 10": "log_every: 2", "checkpoint_seconds: 10": "checkpoint_seconds: 0",
-        "  prior_guided_sr: {steps: 220.*(\n  .*){9}": "  cbd_drn_x8: {width: 0.125}",
-        "faces: 6": "faces: 2", "dpi: 150": "dpi: 60", "bootstrap: 2000": "bootstrap: 50"}
+ENV = {
+    **os.environ,
+    "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    "OMP_NUM_THREADS": "1",
+    "DVC_NO_ANALYTICS": "1",
+    "GIT_CONFIG_COUNT": "2",
+    "GIT_CONFIG_KEY_0": "user.name",
+    "GIT_CONFIG_VALUE_0": "test",
+    "GIT_CONFIG_KEY_1": "user.email",
+    "GIT_CONFIG_VALUE_1": "test@example.org",
+}
+TINY = {
+    "train: 800": "train: 24",
+    "val: 40": "val: 4",
+    "test: 80": "test: 6",
+    "unseen: 40": "unseen: 4",
+    "steps: 40 ": "steps: 8 ",
+    "depth: 0.125": "depth: 0.05",
+    "log_every: 10": "log_every: 2",
+    "checkpoint_seconds: 10": "checkpoint_seconds: 0",
+    "  prior_guided_sr: {steps: 220.*(\n  .*){9}": "  cbd_drn_x8: {width: 0.125}",
+    "faces: 6": "faces: 2",
+    "dpi: 150": "dpi: 60",
+    "bootstrap: 2000": "bootstrap: 50",
+}
 
-RECIPES = {"jdsr_gan": ["jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "cbd_drn_x8"], "recognisers": ["lightcnn9_rgb", "inception_resnet_v1"], "labelling": ["parser", "landmarker"]}   # that `shrink` keeps beside those of prior_guided_sr; all are tried in test_recipes.py
-SHORTENED = ["combined", "fcsr_gan", "heavy_rain", "jdsr_gan", "labelling", "recognisers", "sr_deblur_gan"]   # files of recipes that it rewrites
-CHAINS = ["clean", "prior_guided_x8", "jdsr_gan_x4", "jdsr_gan_x8", "fcsr_gan_x4_2x2", "sr_deblur_gan", "heavy_rain_x4"]   # that `shrink` keeps; all are tried in test_degradations.py
+RECIPES = {
+    "jdsr_gan": ["jdsr_gan_cbdnet_x8", "jdsr_gan_drn_x8", "cbd_drn_x8"],
+    "recognisers": ["lightcnn9_rgb", "inception_resnet_v1"],
+    "labelling": ["parser", "landmarker"],
+}  # that `shrink` keeps beside those of prior_guided_sr; all are tried in test_recipes.py
+SHORTENED = [
+    "combined",
+    "fcsr_gan",
+    "heavy_rain",
+    "jdsr_gan",
+    "labelling",
+    "recognisers",
+    "sr_deblur_gan",
+]  # files of recipes that it rewrites
+CHAINS = [
+    "clean",
+    "prior_guided_x8",
+    "jdsr_gan_x4",
+    "jdsr_gan_x8",
+    "fcsr_gan_x4_2x2",
+    "sr_deblur_gan",
+    "heavy_rain_x4",
+]  # that `shrink` keeps; all are tried in test_degradations.py
 SAMPLES = {"jdsr_gan": ["inputs"], "fcsr_gan": ["figure_8a"], "sr_deblur_gan": ["figure_3"], "heavy_rain": ["figure_5"]}
 
-EVALUATED = ["prior_guided_sr", "jdsr_gan"]   # papers that `shrink` lets be restored, scored and reported, the second by so much:
-JDSR = {"evaluate": [{"systems": ["cbd_drn_x8"], "on": ["jdsr_gan_x8@unseen"]}, {"systems": ["jdsr_gan_cbdnet_x8"], "on": ["jdsr_gan_x8"], "output": "denoised", "truth": "clean"}],
-        "tables": {"unseen": {"title": "Unseen", "columns": {"psnr": "PSNR", "ssim": "SSIM"}, "better": {"psnr": "higher", "ssim": "higher"},
-                              "rows": {"cbd_drn_x8": {"psnr": 23.61}, "elsewhere": {"system": "cbd_drn_x8", "on": "jdsr_gan_x8@unseen"}}}},
-        "figures": {"figure_8": {"title": "Fig 8", "kind": "views", "faces": 2, "views": [{"show": "input", "on": "jdsr_gan_x8"}, {"show": "restored", "system": "cbd_drn_x8"},
-                                                                                        {"show": "restored", "system": "jdsr_gan_cbdnet_x8.denoised", "on": "jdsr_gan_x8"}, {"show": "target"}]}}}
+EVALUATED = [
+    "prior_guided_sr",
+    "jdsr_gan",
+]  # papers that `shrink` lets be restored, scored and reported, the second by so much:
+JDSR = {
+    "evaluate": [
+        {"systems": ["cbd_drn_x8"], "on": ["jdsr_gan_x8@unseen"]},
+        {"systems": ["jdsr_gan_cbdnet_x8"], "on": ["jdsr_gan_x8"], "output": "denoised", "truth": "clean"},
+    ],
+    "tables": {
+        "unseen": {
+            "title": "Unseen",
+            "columns": {"psnr": "PSNR", "ssim": "SSIM"},
+            "better": {"psnr": "higher", "ssim": "higher"},
+            "rows": {"cbd_drn_x8": {"psnr": 23.61}, "elsewhere": {"system": "cbd_drn_x8", "on": "jdsr_gan_x8@unseen"}},
+        }
+    },
+    "figures": {
+        "figure_8": {
+            "title": "Fig 8",
+            "kind": "views",
+            "faces": 2,
+            "views": [
+                {"show": "input", "on": "jdsr_gan_x8"},
+                {"show": "restored", "system": "cbd_drn_x8"},
+                {"show": "restored", "system": "jdsr_gan_cbdnet_x8.denoised", "on": "jdsr_gan_x8"},
+                {"show": "target"},
+            ],
+        }
+    },
+}
 
-SMALL_RUN = "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log_every: 2, validate: 2, checkpoint_seconds: 0}\ninstead: {}\n"   # what the runner and Ray train with
+SMALL_RUN = (  # what the runner and Ray train with
+    "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log_every: 2, validate: 2, checkpoint_seconds:"
+    " 0}\ninstead: {}\n"
+)
 
 
 def run(command, cwd, **more):
     "Run a command and return it, its output as text, stdout and stderr together."
-    return subprocess.run(command, cwd=cwd, env={**ENV, **more}, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, shell=isinstance(command, str))
+    return subprocess.run(
+        command,
+        cwd=cwd,
+        env={**ENV, **more},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        shell=isinstance(command, str),
+    )
 
 
 def copy_project(to):
     "The working tree (tracked files and new ones that git does not ignore) as a fresh repository."
-    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True, capture_output=True, check=True).stdout.split("\n")
+    listed = subprocess.run(
+        ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True, capture_output=True, check=True
+    ).stdout.split("\n")
     for name in filter(None, listed):
         if (ROOT / name).is_file():
             (to / name).parent.mkdir(parents=True, exist_ok=True)
@@ -63,7 +141,10 @@ def shrink(project):
     shorten_recipes(project / "recipes")
     for paper, figures in SAMPLES.items():
         keep_some(project / "papers" / f"{paper}.yaml", "samples", figures)
-        rewrite(project / "papers" / f"{paper}.yaml", lambda says: says | (JDSR if paper == "jdsr_gan" else {"evaluate": [], "tables": {}, "figures": {}}))
+        rewrite(
+            project / "papers" / f"{paper}.yaml",
+            lambda says: says | (JDSR if paper == "jdsr_gan" else {"evaluate": [], "tables": {}, "figures": {}}),
+        )
     keep_some(project / "recipes" / "combined.yaml", "evaluated", EVALUATED)
     rewrite(project / "papers" / "claims.yaml", lambda claims: {"prior_guided_sr": claims["prior_guided_sr"]})
     rewrite(project / "papers" / "combined.yaml", lambda says: says | {"evaluate": [], "tables": {}, "figures": {}})
@@ -83,12 +164,18 @@ def keep_some(path, section, names):
 def shorten_recipes(folder):
     "Leave only the recipes that `RECIPES` names, each standing alone."
     everything = [yaml.safe_load(path.read_text()) for path in folder.glob("*.yaml")]
-    all_of = {name: entry for data in everything for kind in ("parts", "recipes") for name, entry in (data.get(kind) or {}).items()}
+    all_of = {
+        name: entry
+        for data in everything
+        for kind in ("parts", "recipes")
+        for name, entry in (data.get(kind) or {}).items()
+    }
     for path in (folder / f"{name}.yaml" for name in SHORTENED):
         data, keep = yaml.safe_load(path.read_text()), RECIPES.get(path.stem, [])
         for kind in ("parts", "recipes"):
             data[kind] = {name: standing_alone(name, all_of) for name in data.get(kind) or {} if name in keep}
-        if path.stem not in EVALUATED: data["papers"] = {}
+        if path.stem not in EVALUATED:
+            data["papers"] = {}
         path.write_text(yaml.safe_dump(data, sort_keys=False))
 
 
@@ -98,7 +185,9 @@ def standing_alone(name, all_of):
 
     entry = dict(all_of[name])
     like = entry.pop("like", None)
-    return entry if like is None else over({k: v for k, v in standing_alone(like, all_of).items() if k not in OWN}, entry)
+    return (
+        entry if like is None else over({k: v for k, v in standing_alone(like, all_of).items() if k not in OWN}, entry)
+    )
 
 
 def free_port():
@@ -128,13 +217,19 @@ def project(tmp_path):
 def pytest_terminal_summary(terminalreporter):
     "How many inputs of each kind test_robustness.py tried, and what became of them; its counts travel with the reports, from workers too."
     total = {}
-    for report in (r for reports in terminalreporter.stats.values() for r in reports if getattr(r, "when", None) == "call"):
+    for report in (
+        r for reports in terminalreporter.stats.values() for r in reports if getattr(r, "when", None) == "call"
+    ):
         for kind, (done, refused) in dict(report.user_properties).get("tried", {}).items():
             kind, so_far = kind.partition(":")[0], total.get(kind.partition(":")[0], (0, 0))
             total[kind] = so_far[0] + done, so_far[1] + refused
     if total:
         terminalreporter.section("inputs tried")
         for kind, (done, refused) in total.items():
-            terminalreporter.line(f"{kind:<24}{done + refused:>6}: {done} done, {refused} refused or stopped, told in one sentence")
+            terminalreporter.line(
+                f"{kind:<24}{done + refused:>6}: {done} done, {refused} refused or stopped, told in one sentence"
+            )
         done, refused = map(sum, zip(*total.values()))
-        terminalreporter.line(f"{'all':<24}{done + refused:>6}: {done} done, {refused} refused or stopped, told in one sentence")
+        terminalreporter.line(
+            f"{'all':<24}{done + refused:>6}: {done} done, {refused} refused or stopped, told in one sentence"
+        )

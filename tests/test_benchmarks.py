@@ -13,7 +13,9 @@ from facelab.faces.drawn import draw_faces
 @pytest.mark.parametrize("case", all_cases(), ids=lambda case: case.name)
 def test_the_usual_way_gives_the_same_pixels(case):
     drawn = draw_faces(range(5), size=96)
-    labels = dict(landmarks=drawn["landmarks_68"], parsing=drawn["parsing"], foreground=drawn["foreground"], depth=drawn["depth"])
+    labels = dict(
+        landmarks=drawn["landmarks_68"], parsing=drawn["parsing"], foreground=drawn["foreground"], depth=drawn["depth"]
+    )
     assert difference(case, drawn["image"], labels) <= case.tolerance
 
 
@@ -34,10 +36,14 @@ def test_one_page_has_every_benchmark(tmp_path):
 def test_a_benchmark_that_fails_says_so_and_the_page_goes_on(tmp_path, monkeypatch):
     from benchmarks import __main__ as page
 
-    monkeypatch.setattr(page, "measured", lambda name, asked: (None, "out of memory") if name == "rain" else ("| a |", None))
+    monkeypatch.setattr(
+        page, "measured", lambda name, asked: (None, "out of memory") if name == "rain" else ("| a |", None)
+    )
     monkeypatch.setattr(sys, "argv", ["benchmarks", "motion", "rain", "--out", str(tmp_path / "bench.md")])
     assert page.main() == 1
-    assert (tmp_path / "bench.md").read_text().endswith("n/a: out of memory\n") and "| a |" in (tmp_path / "bench.md").read_text()
+    assert (tmp_path / "bench.md").read_text().endswith("n/a: out of memory\n") and "| a |" in (
+        tmp_path / "bench.md"
+    ).read_text()
 
 
 def test_an_unknown_benchmark_is_refused():

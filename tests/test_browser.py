@@ -25,10 +25,21 @@ from facelab.training.models import write_model
 from facelab.base.names import build
 from facelab.training.recipes import load_degradations, load_recipes
 
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "/usr/bin/chromium"))), None)
-ARGS = ("--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update --disable-sync").split()
-LAB = "jupyter lab nbs --ServerApp.token= --LabApp.news_url=None --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --allow-root"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed (Debian: apt install chromium): the explorer was not tried in a browser")
+CHROMIUM = next(
+    filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome", "/usr/bin/chromium"))), None
+)
+ARGS = (
+    "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking"
+    " --disable-component-update --disable-sync"
+).split()
+LAB = (
+    "jupyter lab nbs --ServerApp.token= --LabApp.news_url=None"
+    " --LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate --allow-root"
+)
+pytestmark = pytest.mark.skipif(
+    CHROMIUM is None,
+    reason="no Chromium is installed (Debian: apt install chromium): the explorer was not tried in a browser",
+)
 
 
 def wait_until(what, seconds=30):
@@ -36,7 +47,7 @@ def wait_until(what, seconds=30):
     end = time.monotonic() + seconds
     while not (value := what()):
         assert time.monotonic() < end, "nothing happened in time"
-        time.sleep(.03)
+        time.sleep(0.03)
     return value
 
 
@@ -51,7 +62,16 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("browser")
     for name in ("dvc.yaml", "params.yaml", "recipes"):
         (root / name).symlink_to(ROOT / name)
-    recipe = dict(load_recipes(ROOT)["jdsr_gan_x4"], name="small", label="Small network", faces="three faces", degradation=load_degradations(ROOT)["jdsr_gan_x4"]["steps"], generator=dict(use="networks.srresnet.SRResNet", scale=4, width=8, depth=1), critics={}, call=None)
+    recipe = dict(
+        load_recipes(ROOT)["jdsr_gan_x4"],
+        name="small",
+        label="Small network",
+        faces="three faces",
+        degradation=load_degradations(ROOT)["jdsr_gan_x4"]["steps"],
+        generator=dict(use="networks.srresnet.SRResNet", scale=4, width=8, depth=1),
+        critics={},
+        call=None,
+    )
     write_model(root / "weights" / "small", {"generator": build(recipe["generator"]).state_dict()}, recipe)
     (root / "nbs").mkdir()
     shutil.copy(ROOT / "nbs" / "explore.ipynb", root / "nbs")
@@ -62,12 +82,26 @@ def project(tmp_path_factory):
 def servers(project):
     "Voila, as `make explore` starts it, and JupyterLab: name -> port."
     explore = re.search(r"^explore:.*\n\t(voila .*)$", (ROOT / "Makefile").read_text(), re.M)[1]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "FACELAB_WEIGHTS": str(project / "weights"), **{f"JUPYTER{k}_DIR": str(project) for k in ("_CONFIG", "LAB_SETTINGS", "LAB_WORKSPACES")}}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "FACELAB_WEIGHTS": str(project / "weights"),
+        **{f"JUPYTER{k}_DIR": str(project) for k in ("_CONFIG", "LAB_SETTINGS", "LAB_WORKSPACES")},
+    }
     started, ports = [], {}
     try:
         for name, command in (("voila", explore), ("lab", LAB)):
             ports[name], log = free_port(), open(project / f"{name}.log", "w")
-            started.append(subprocess.Popen([*shlex.split(command), "--no-browser", f"--port={ports[name]}"], cwd=project, env=env, stdout=log, stderr=subprocess.STDOUT))
+            started.append(
+                subprocess.Popen(
+                    [*shlex.split(command), "--no-browser", f"--port={ports[name]}"],
+                    cwd=project,
+                    env=env,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                )
+            )
         yield ports
     finally:
         for process in started:
@@ -93,22 +127,38 @@ def open_page(browser, port, path=""):
     page, wrong = browser.new_page(viewport=dict(width=1280, height=1000)), []
     # Voila's page template asks a content network for an icon font, which the explorer does not need: answered here, so that the test needs no network
     page.route("**/@fortawesome/**", lambda route: route.fulfill(body="", content_type="text/css"))
-    page.on("console", lambda message: wrong.append(f"{message.text} ({message.location.get('url')})") if message.type == "error" else None)
+    page.on(
+        "console",
+        lambda message: (
+            wrong.append(f"{message.text} ({message.location.get('url')})") if message.type == "error" else None
+        ),
+    )
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("request", lambda request: None if re.match(rf"(https?|wss?)://127\.0\.0\.1:{port}/|data:|blob:", request.url) or "@fortawesome" in request.url else wrong.append(request.url))
+    page.on(
+        "request",
+        lambda request: (
+            None
+            if re.match(rf"(https?|wss?)://127\.0\.0\.1:{port}/|data:|blob:", request.url)
+            or "@fortawesome" in request.url
+            else wrong.append(request.url)
+        ),
+    )
     page.goto(f"http://127.0.0.1:{port}/{path}", timeout=60_000)
     return page, wrong
 
 
 def pixels(page, name="degraded"):
     "The picture under this caption, as the browser decoded it."
-    return page.evaluate("""name => {
+    return page.evaluate(
+        """name => {
         const slot = [...document.querySelectorAll('.fl-slot')].find(s => s.querySelector('b').textContent == name), image = slot && slot.querySelector('img');
         if (!image || !image.complete || !image.naturalWidth) return null;
         const canvas = Object.assign(document.createElement('canvas'), {width: image.naturalWidth, height: image.naturalHeight});
         canvas.getContext('2d').drawImage(image, 0, 0);
         return canvas.toDataURL();
-    }""", name)
+    }""",
+        name,
+    )
 
 
 def choose(page, preset):
@@ -117,13 +167,19 @@ def choose(page, preset):
 
 
 def recipe(page):
-    return Chain(yaml.safe_load(page.locator(".fl-code textarea").input_value() or "{degradations: {x: {steps: []}}}")["degradations"].popitem()[1]["steps"])
+    return Chain(
+        yaml.safe_load(page.locator(".fl-code textarea").input_value() or "{degradations: {x: {steps: []}}}")[
+            "degradations"
+        ].popitem()[1]["steps"]
+    )
 
 
 def push(page, parameter, key="ArrowRight", handle=0):
     "Move a slider by keyboard; returns once the degraded picture has changed."
     before = pixels(page)
-    page.locator(".fl-control").filter(has=page.locator(f"b:text-is('{parameter}')")).locator(".noUi-handle").nth(handle).focus()
+    page.locator(".fl-control").filter(has=page.locator(f"b:text-is('{parameter}')")).locator(".noUi-handle").nth(
+        handle
+    ).focus()
     page.keyboard.press(key)
     return wait_until(lambda: (now := pixels(page)) and now != before and now)
 
@@ -140,7 +196,11 @@ def voila(browser, servers):
 def test_the_page_shows_the_preset_untouched(voila):
     page, wrong = voila
     page.get_by_role("button", name="Copy as recipe").click()
-    for preset in ("heavy_rain_x4", "sr_deblur_gan", "jdsr_gan_x4"):   # a slider between two steps would be moved by the browser, and the recipe with it
+    for preset in (
+        "heavy_rain_x4",
+        "sr_deblur_gan",
+        "jdsr_gan_x4",
+    ):  # a slider between two steps would be moved by the browser, and the recipe with it
         choose(page, preset)
         chain = Chain(load_degradations(ROOT)[preset]["steps"])
         wait_until(lambda: recipe(page) == chain)
@@ -156,7 +216,11 @@ def test_sliders_move_by_keyboard_and_pictures_follow(voila):
     wait_until(lambda: pixels(page, "S"))
     rain = pixels(page)
     brighter = push(page, "light", "ArrowRight", handle=1)
-    assert brighter != rain and recipe(page).steps[1].light[1] > load_degradations(ROOT)["heavy_rain_x4"]["steps"][1].get("light", (0, .95))[1] - 1e-9
+    assert (
+        brighter != rain
+        and recipe(page).steps[1].light[1]
+        > load_degradations(ROOT)["heavy_rain_x4"]["steps"][1].get("light", (0, 0.95))[1] - 1e-9
+    )
     assert push(page, "seed") != brighter
     face = pixels(page, "face")
     push(page, "face")
@@ -168,7 +232,7 @@ def test_a_trained_model_restores_beside_the_degraded_face_and_is_named(voila):
     choose(page, "jdsr_gan_x4")
     page.get_by_role("button", name="Small network").wait_for()
     page.get_by_text("yours) was trained for this chain, on three faces").wait_for()
-    page.get_by_role("button", name="CBD+DRN, x4").press("Space")   # which ships, and was trained for this chain, too
+    page.get_by_role("button", name="CBD+DRN, x4").press("Space")  # which ships, and was trained for this chain, too
     wait_until(lambda: page.get_by_text("shipped) was trained for this chain").count() == 0)
     before = wait_until(lambda: pixels(page, "restored"))
     push(page, "seed")
@@ -180,15 +244,19 @@ def test_a_trained_model_restores_beside_the_degraded_face_and_is_named(voila):
     assert wrong == []
 
 
-CONTROLS = ".fl-explorer :is(button, select, textarea, input, [role=slider], [role=textbox], .jupyter-widget-Collapse-header)"
-NAME = "e => (e.getAttribute('aria-label') || [...e.labels || []].map(l => l.textContent).join() || e.textContent).trim()"
+CONTROLS = (
+    ".fl-explorer :is(button, select, textarea, input, [role=slider], [role=textbox], .jupyter-widget-Collapse-header)"
+)
+NAME = (
+    "e => (e.getAttribute('aria-label') || [...e.labels || []].map(l => l.textContent).join() || e.textContent).trim()"
+)
 
 
 def test_tab_reaches_every_control_in_the_order_of_the_page_and_shows_where_it_is(voila):
     page, wrong = voila
     choose(page, "jdsr_gan_x4")
     wait_until(lambda: len(recipe(page).steps) == 2)
-    page.get_by_role("checkbox", name="random").uncheck()   # which makes the fields of a colour controls, too
+    page.get_by_role("checkbox", name="random").uncheck()  # which makes the fields of a colour controls, too
     page.wait_for_timeout(300)
     there = page.evaluate(f"""() => {{
         const shown = [...document.querySelectorAll("{CONTROLS}")].filter(e => !e.disabled && e.getClientRects().length);
@@ -196,14 +264,22 @@ def test_tab_reaches_every_control_in_the_order_of_the_page_and_shows_where_it_i
         return shown.map({NAME});
     }}""")
     assert len(there) > 35 and all(there), there
-    page.evaluate("() => { document.activeElement.blur(); getSelection().removeAllRanges(); document.querySelector('[data-number=\"0\"]').focus(); }")
+    page.evaluate(
+        "() => { document.activeElement.blur(); getSelection().removeAllRanges();"
+        " document.querySelector('[data-number=\"0\"]').focus(); }"
+    )
     seen = []
     for _ in there:
-        seen.append(page.evaluate("() => { const e = document.activeElement, s = getComputedStyle(e); return [+e.dataset.number, s.outlineStyle, parseFloat(s.outlineWidth)]; }"))
+        seen.append(
+            page.evaluate(
+                "() => { const e = document.activeElement, s = getComputedStyle(e); return [+e.dataset.number,"
+                " s.outlineStyle, parseFloat(s.outlineWidth)]; }"
+            )
+        )
         page.keyboard.press("Tab")
     assert [number for number, *_ in seen] == list(range(len(there)))
     assert [there[number] for number, style, width in seen[1:] if style == "none" or width < 2] == []
-    assert not page.evaluate("() => document.activeElement.closest('.fl-explorer')")   # Tab leads out again
+    assert not page.evaluate("() => document.activeElement.closest('.fl-explorer')")  # Tab leads out again
     page.get_by_role("checkbox", name="random").check()
     assert wrong == []
 
@@ -218,7 +294,9 @@ def test_steps_are_opened_and_moved_by_keyboard_and_the_focus_stays(voila):
         words = shut.inner_text()
         shut.press(key)
         page.get_by_role("button", name=words, expanded=True).and_(heads).wait_for()
-    page.get_by_role("slider", name="height upper edge, from the bridge of the nose (0) to its tip (1), to").press("ArrowLeft")
+    page.get_by_role("slider", name="height upper edge, from the bridge of the nose (0) to its tip (1), to").press(
+        "ArrowLeft"
+    )
     page.locator("button[title='FaceMask one step later']").press("Enter")
     wait_until(lambda: [type(step).__name__ for step in recipe(page).steps] == ["Downsample", "FaceMask"])
     wait_until(lambda: page.evaluate("() => document.activeElement.title") == "FaceMask one step earlier")
@@ -250,7 +328,11 @@ def test_a_picture_of_ones_own(voila, tmp_path):
     Image.fromarray(to_uint8(astronaut(150)[0]).permute(1, 2, 0).numpy()).save(tmp_path / "me.jpg")
     (tmp_path / "broken.jpg").write_bytes((tmp_path / "me.jpg").read_bytes()[:2000])
     page.get_by_role("button", name="upload", exact=True).click()
-    for name, words in (("me.jpg", "point at its eyes"), ("broken.jpg", "broken.jpg cannot be read"), ("me.jpg", "point at its eyes")):
+    for name, words in (
+        ("me.jpg", "point at its eyes"),
+        ("broken.jpg", "broken.jpg cannot be read"),
+        ("me.jpg", "point at its eyes"),
+    ):
         with page.expect_file_chooser() as chooser:
             page.get_by_role("button", name="choose a picture").click()
         chooser.value.set_files(tmp_path / name)
@@ -276,17 +358,22 @@ def test_a_narrow_page_needs_no_sideways_scrolling_and_keeps_the_pictures_in_sig
     page.set_viewport_size(dict(width=360, height=740))
     page.get_by_role("button", name="+ add").scroll_into_view_if_needed()
     page.wait_for_timeout(200)
-    widths = page.evaluate("[...document.querySelectorAll('.fl-explorer, .fl-explorer *')].filter(e => e.getBoundingClientRect().right > innerWidth + 1 && !e.closest('.fl-math, .fl-code, .noUi-target')).length")
+    widths = page.evaluate(
+        "[...document.querySelectorAll('.fl-explorer, .fl-explorer *')].filter(e => e.getBoundingClientRect().right >"
+        " innerWidth + 1 && !e.closest('.fl-math, .fl-code, .noUi-target')).length"
+    )
     assert page.evaluate("document.documentElement.scrollWidth") <= 360 and widths == 0
-    low = page.evaluate(f"""() => [...document.querySelectorAll("{CONTROLS}")].filter(e => e.matches('button, select, .jupyter-widget-Collapse-header') && e.getClientRects().length && e.getBoundingClientRect().height < 40).map({NAME})""")
-    assert low == []   # a finger needs that much
+    low = page.evaluate(
+        f"""() => [...document.querySelectorAll("{CONTROLS}")].filter(e => e.matches('button, select, .jupyter-widget-Collapse-header') && e.getClientRects().length && e.getBoundingClientRect().height < 40).map({NAME})"""
+    )
+    assert low == []  # a finger needs that much
     box = page.locator(".fl-main img").first.bounding_box()
     assert 0 <= box["y"] < 150 and wrong == []
 
 
 def test_the_notebook_in_jupyterlab(browser, servers):
     page, wrong = open_page(browser, servers["lab"], "lab/tree/explore.ipynb")
-    page.get_by_text("| Idle").wait_for(timeout=60_000)   # the kernel is there
+    page.get_by_text("| Idle").wait_for(timeout=60_000)  # the kernel is there
     page.get_by_role("menuitem", name="Run", exact=True).click()
     page.get_by_role("menuitem", name="Run All Cells", exact=True).click()
     page.wait_for_selector(".fl-picture", timeout=60_000, state="attached")
@@ -303,13 +390,31 @@ def test_the_notebook_in_jupyterlab(browser, servers):
 
 def test_the_docs_are_searched_by_keyboard_and_fit_a_phone(browser, tmp_path, monkeypatch):
     monkeypatch.setattr(site, "executed", lambda root, source: json.loads((root / source).read_text()))
-    site.build(small_project(tmp_path, "# Hello\n\n`" + "a_long_name." * 20 + "`\n\n```sh\n" + "make " * 60 + "\n```\n\n| " + "wide | " * 30 + "\n|" + "---|" * 30 + "\n"), progress=False)
+    site.build(
+        small_project(
+            tmp_path,
+            "# Hello\n\n`"
+            + "a_long_name." * 20
+            + "`\n\n```sh\n"
+            + "make " * 60
+            + "\n```\n\n| "
+            + "wide | " * 30
+            + "\n|"
+            + "---|" * 30
+            + "\n",
+        ),
+        progress=False,
+    )
     page = browser.new_page(viewport=dict(width=360, height=740))
     page.goto(f"file://{tmp_path}/build/site/html/index.html")
     assert page.evaluate("document.documentElement.scrollWidth") <= 360
-    assert page.get_by_role("heading", name="Hello").bounding_box()["y"] < 200   # the list of all pages comes after the text
+    assert (
+        page.get_by_role("heading", name="Hello").bounding_box()["y"] < 200
+    )  # the list of all pages comes after the text
     page.keyboard.press("Tab")
-    assert page.get_by_role("link", name="to the text").evaluate("e => e === document.activeElement && e.getBoundingClientRect().left >= 0")
+    assert page.get_by_role("link", name="to the text").evaluate(
+        "e => e === document.activeElement && e.getBoundingClientRect().left >= 0"
+    )
     while page.evaluate("document.activeElement.type") != "search":
         page.keyboard.press("Tab")
     page.keyboard.type("dice")

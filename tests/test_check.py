@@ -7,7 +7,12 @@ import subprocess
 import pytest
 from conftest import ENV, ROOT
 
-needs = {name: pytest.mark.skipif(not shutil.which(name, path=ENV["PATH"]), reason=f"{name} is not installed: pip install -e '.[test]'") for name in ("ruff", "mypy")}
+needs = {
+    name: pytest.mark.skipif(
+        not shutil.which(name, path=ENV["PATH"]), reason=f"{name} is not installed: pip install -e '.[test]'"
+    )
+    for name in ("ruff", "mypy")
+}
 
 
 def told(*command, says=""):
@@ -24,7 +29,9 @@ def test_the_code_is_without_findings():
 
 @needs["ruff"]
 def test_a_finding_is_found():
-    status, said = told("ruff", "check", "--stdin-filename", "facelab/bad.py", "-", says="import math\n\n\ndef f(): return undefined\n")
+    status, said = told(
+        "ruff", "check", "--stdin-filename", "facelab/bad.py", "-", says="import math\n\n\ndef f(): return undefined\n"
+    )
     assert status == 1 and "F401" in said and "F821" in said, said
 
 

@@ -31,17 +31,23 @@ def place(tmp_path_factory):
     (folder / "photos").mkdir()
     rows = []
     for i, (image, points) in enumerate(zip(drawn["image"], drawn["landmarks_68"])):
-        scene = torch.nn.functional.pad(image, (10, 30, 20, 40), value=.5)
+        scene = torch.nn.functional.pad(image, (10, 30, 20, 40), value=0.5)
         write_image(folder / "photos" / f"face{i}.png", scene)
-        rows.append(f"face{i}.png," + ",".join(f"{v:.2f}" for v in (points + torch.tensor([10., 20.])).flatten().tolist()))
+        rows.append(
+            f"face{i}.png," + ",".join(f"{v:.2f}" for v in (points + torch.tensor([10.0, 20.0])).flatten().tolist())
+        )
     (folder / "points.csv").write_text("\n".join(rows) + "\n")
-    write_image(folder / "grey.png", torch.full((3, 90, 120), .5))
+    write_image(folder / "grey.png", torch.full((3, 90, 120), 0.5))
     for name in ("srresnet", "fcsr_gan_pconv_srresnet_x4"):
         recipe = resolve(name, recipes, params)
         spec = {k: 128 if v == "faces.size" else v for k, v in recipe["generator"].items()} | {"width": 8}
         net = build(spec)
         start_as_identity(net if name == "srresnet" else net.sr)
-        write_model(folder / "models" / name, {"generator": net.state_dict()}, {**recipe, "generator": spec, "critics": {}, "faces": "drawn"})
+        write_model(
+            folder / "models" / name,
+            {"generator": net.state_dict()},
+            {**recipe, "generator": spec, "critics": {}, "faces": "drawn"},
+        )
     return folder
 
 
@@ -51,18 +57,67 @@ def lines(capsys):
 
 
 def test_restored_faces_are_put_back_where_they_were(place, tmp_path, capsys):
-    assert main(["restore", str(place / "photos"), "--system", str(place / "models" / "srresnet"), "--landmarks", str(place / "points.csv"), "--out", str(tmp_path), "--sheet", "--quiet"]) == 0
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["face0.png", "face0_sheet.png", "face1.png", "face1_sheet.png"] and len(lines(capsys)[0]) == 4
+    assert (
+        main(
+            [
+                "restore",
+                str(place / "photos"),
+                "--system",
+                str(place / "models" / "srresnet"),
+                "--landmarks",
+                str(place / "points.csv"),
+                "--out",
+                str(tmp_path),
+                "--sheet",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
+    assert (
+        sorted(p.name for p in tmp_path.iterdir()) == ["face0.png", "face0_sheet.png", "face1.png", "face1_sheet.png"]
+        and len(lines(capsys)[0]) == 4
+    )
     before, after = read_image(place / "photos" / "face0.png").float(), read_image(tmp_path / "face0.png").float()
-    assert before.shape[1] / before.shape[2] == pytest.approx(after.shape[1] / after.shape[2], abs=.01)
+    assert before.shape[1] / before.shape[2] == pytest.approx(after.shape[1] / after.shape[2], abs=0.01)
     outside = torch.nn.functional.interpolate(after[None], before.shape[1:], mode="area")[0]
-    assert (outside - before)[:, :8].abs().mean() < 2 < (outside - before)[:, 40:120, 40:100].abs().mean()   # grey stays, the face is that of the system
+    assert (
+        (outside - before)[:, :8].abs().mean() < 2 < (outside - before)[:, 40:120, 40:100].abs().mean()
+    )  # grey stays, the face is that of the system
 
 
 def test_a_square_picture_of_the_right_size_is_taken_as_it_is(place, tmp_path, capsys):
-    assert main(["degrade", str(place / "photos"), "--chain", "prior_guided_x8", "--landmarks", str(place / "points.csv"), "--out", str(tmp_path / "small"), "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "degrade",
+                str(place / "photos"),
+                "--chain",
+                "prior_guided_x8",
+                "--landmarks",
+                str(place / "points.csv"),
+                "--out",
+                str(tmp_path / "small"),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert read_image(tmp_path / "small" / "face1.png").shape == (3, 16, 16)
-    assert main(["restore", str(tmp_path / "small" / "*.png"), "--system", str(place / "models" / "srresnet"), "--out", str(tmp_path / "large"), "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "restore",
+                str(tmp_path / "small" / "*.png"),
+                "--system",
+                str(place / "models" / "srresnet"),
+                "--out",
+                str(tmp_path / "large"),
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert read_image(tmp_path / "large" / "face1.png").shape == (3, 128, 128)
 
 
@@ -84,25 +139,48 @@ def test_a_mask_says_what_is_hidden(place, tmp_path, capsys):
 def test_what_cannot_be_read_is_told_and_the_rest_is_done(place, tmp_path, capsys):
     write_image(tmp_path / "in" / "good.png", draw_faces([5])["image"][0])
     (tmp_path / "in" / "bad.jpg").write_bytes(b"\xff\xd8 nothing")
-    assert main(["restore", str(tmp_path / "in"), "--system", str(place / "models" / "srresnet"), "--out", str(tmp_path / "out"), "--quiet"]) == 1
+    assert (
+        main(
+            [
+                "restore",
+                str(tmp_path / "in"),
+                "--system",
+                str(place / "models" / "srresnet"),
+                "--out",
+                str(tmp_path / "out"),
+                "--quiet",
+            ]
+        )
+        == 1
+    )
     out, err = lines(capsys)
-    assert [line.rsplit("/")[-1] for line in out] == ["good.png"] and len(err) == 1 and "bad.jpg is not an image" in err[0]
+    assert (
+        [line.rsplit("/")[-1] for line in out] == ["good.png"] and len(err) == 1 and "bad.jpg is not an image" in err[0]
+    )
 
 
-@pytest.mark.parametrize("words, told", [
-    (["restore", "nowhere.png", "--system", "MODEL", "--out", "OUT"], "nowhere.png does not exist: check the path"),
-    (["restore", "PHOTOS/*.gif", "--system", "MODEL", "--out", "OUT"], "holds no picture: give a file"),
-    (["restore", "PHOTOS", "--system", "srresnot", "--out", "OUT"], "there is no trained system 'srresnot'"),
-    (["restore", "PHOTOS", "--system", "file:///nowhere", "--out", "OUT"], "cannot be fetched"),
-    (["restore", "PHOTOS", "--system", "MODEL", "--out", "OUT", "--landmarks", "nowhere.csv"], "nowhere.csv"),
-    (["degrade", "PHOTOS", "--chain", "prior_guided_x88", "--out", "OUT"], "did you mean 'prior_guided_x8'?"),
-    (["degrade", "GREY", "--chain", "jdsr_gan_x4", "--out", "OUT"], "no face was found in"),
-    (["restore", "GREY", "--system", "MODEL", "--find", "--out", "OUT"], "no face was found in"),
-    (["faces", "check", "nowhere"], "nowhere"),
-    (["evaluate", "srresnot", "--faces", "PHOTOS", "--out", "OUT"], "unknown recipe 'srresnot'"),
-])
+@pytest.mark.parametrize(
+    "words, told",
+    [
+        (["restore", "nowhere.png", "--system", "MODEL", "--out", "OUT"], "nowhere.png does not exist: check the path"),
+        (["restore", "PHOTOS/*.gif", "--system", "MODEL", "--out", "OUT"], "holds no picture: give a file"),
+        (["restore", "PHOTOS", "--system", "srresnot", "--out", "OUT"], "there is no trained system 'srresnot'"),
+        (["restore", "PHOTOS", "--system", "file:///nowhere", "--out", "OUT"], "cannot be fetched"),
+        (["restore", "PHOTOS", "--system", "MODEL", "--out", "OUT", "--landmarks", "nowhere.csv"], "nowhere.csv"),
+        (["degrade", "PHOTOS", "--chain", "prior_guided_x88", "--out", "OUT"], "did you mean 'prior_guided_x8'?"),
+        (["degrade", "GREY", "--chain", "jdsr_gan_x4", "--out", "OUT"], "no face was found in"),
+        (["restore", "GREY", "--system", "MODEL", "--find", "--out", "OUT"], "no face was found in"),
+        (["faces", "check", "nowhere"], "nowhere"),
+        (["evaluate", "srresnot", "--faces", "PHOTOS", "--out", "OUT"], "unknown recipe 'srresnot'"),
+    ],
+)
 def test_a_users_mistake_gets_one_sentence(place, tmp_path, capsys, words, told):
-    put = {"MODEL": str(place / "models" / "srresnet"), "OUT": str(tmp_path / "out"), "PHOTOS": str(place / "photos"), "GREY": str(place / "grey.png")}
+    put = {
+        "MODEL": str(place / "models" / "srresnet"),
+        "OUT": str(tmp_path / "out"),
+        "PHOTOS": str(place / "photos"),
+        "GREY": str(place / "grey.png"),
+    }
     for name, path in put.items():
         words = [word.replace(name, path) for word in words]
     assert main([*words, *["--quiet"] * (words[0] in ("restore", "degrade"))]) == 1
@@ -114,20 +192,42 @@ def test_models_and_weights_are_listed(place, monkeypatch, capsys):
     monkeypatch.setenv("FACELAB_WEIGHTS", str(place / "models"))
     assert main(["models"]) == 0 and main(["weights"]) == 0
     out = "\n".join(lines(capsys)[0])
-    assert "| fcsr_gan_pconv_srresnet_x4 |" in out and "mobilefacenet.safetensors" in out and f"FACELAB_WEIGHTS is {place / 'models'}" in out
+    assert (
+        "| fcsr_gan_pconv_srresnet_x4 |" in out
+        and "mobilefacenet.safetensors" in out
+        and f"FACELAB_WEIGHTS is {place / 'models'}" in out
+    )
 
 
 def test_it_is_installed_and_helps():
-    def run(*words): return subprocess.run([sys.executable, "-m", "facelab.apps.commands", *words], capture_output=True, text=True)
+    def run(*words):
+        return subprocess.run([sys.executable, "-m", "facelab.apps.commands", *words], capture_output=True, text=True)
 
     assert "restore" in run("--help").stdout and run("--help").returncode == 0
     assert run("restore").returncode == 2 and "--system" in run("restore").stderr
     assert "facelab" in run("completion", "bash").stdout
-    assert "torch" not in subprocess.run([sys.executable, "-c", "import facelab.apps.commands as c, sys; c.parser(); print('torch' in sys.modules and 'torch')"], capture_output=True, text=True).stdout
+    assert (
+        "torch"
+        not in subprocess.run(
+            [
+                sys.executable,
+                "-c",
+                "import facelab.apps.commands as c, sys; c.parser(); print('torch' in sys.modules and 'torch')",
+            ],
+            capture_output=True,
+            text=True,
+        ).stdout
+    )
 
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-TYPED = [(path.stem, line.partition("#")[0].strip()) for path in GUIDES for block in re.findall(r"(?ms)^```sh\n(.*?)^```", path.read_text()) for line in block.splitlines() if line.startswith("facelab ")]
+TYPED = [
+    (path.stem, line.partition("#")[0].strip())
+    for path in GUIDES
+    for block in re.findall(r"(?ms)^```sh\n(.*?)^```", path.read_text())
+    for line in block.splitlines()
+    if line.startswith("facelab ")
+]
 
 
 @pytest.fixture(scope="module")
@@ -140,19 +240,29 @@ def reader(tmp_path_factory):
     for i, image in enumerate(faces.images):
         write_image(project / "album" / f"{i}.png", image)
         write_image(project / "small" / f"{i}.png", torch.nn.functional.avg_pool2d(image.float(), 8).round().byte())
-    (project / "points.csv").write_text("".join(f"{i}.png,{','.join(f'{v:.2f}' for v in p[:68].flatten().tolist())}\n" for i, p in enumerate(faces.landmarks)))
+    (project / "points.csv").write_text(
+        "".join(
+            f"{i}.png,{','.join(f'{v:.2f}' for v in p[:68].flatten().tolist())}\n"
+            for i, p in enumerate(faces.landmarks)
+        )
+    )
     return project
 
 
 @pytest.mark.parametrize("guide, command", TYPED, ids=[f"{guide}: {command[:60]}" for guide, command in TYPED])
 def test_what_the_guides_show_runs(reader, monkeypatch, capsys, guide, command):
     monkeypatch.chdir(reader)
-    def files(): return {(path, path.stat().st_mtime_ns) for path in reader.rglob("*") if path.is_file()}
+
+    def files():
+        return {(path, path.stat().st_mtime_ns) for path in reader.rglob("*") if path.is_file()}
 
     before = files()
     assert main(shlex.split(command)[1:]) == 0, lines(capsys)[1]
     made = {path for path, _ in files() - before}
-    assert bool(made) == ("--out" in command) and all((reader / shlex.split(command.partition("--out ")[2])[0]) in path.parents or path.suffix == ".pyc" for path in made)
+    assert bool(made) == ("--out" in command) and all(
+        (reader / shlex.split(command.partition("--out ")[2])[0]) in path.parents or path.suffix == ".pyc"
+        for path in made
+    )
 
 
 SHIPS = {**find_models(), **find_models(kind="parts")} if SHIPPED.exists() else {}
@@ -166,24 +276,51 @@ def test_models_ship():
 @pytest.mark.parametrize("name", SHIPS)
 def test_a_model_that_ships_is_small_has_a_card_and_does_better_than_bicubic(name):
     folder = SHIPS[name]
-    weights, run, card = folder / "generator.safetensors", json.loads((folder / "run.json").read_text()), (folder / "card.md").read_text()
+    weights, run, card = (
+        folder / "generator.safetensors",
+        json.loads((folder / "run.json").read_text()),
+        (folder / "card.md").read_text(),
+    )
     assert weights.stat().st_size <= LIMIT and json.loads((folder / "recipe.json").read_text())["name"] == name
-    assert all(f"**{part}" in card for part in ("Data", "Schedule", "Scores", "Intended use", "Limits")) and run["scores"] and all(str(value) in card for row in run["scores"] for value in row.values())
+    assert (
+        all(f"**{part}" in card for part in ("Data", "Schedule", "Scores", "Intended use", "Limits"))
+        and run["scores"]
+        and all(str(value) in card for row in run["scores"] for value in row.values())
+    )
     rows = measured(folder, draw_set(0, 0, 4, seed=70), "drawn")
     if len(rows) == 2:
-        assert float(rows[1]["PSNR, dB"]) > float(rows[0]["PSNR, dB"]) + .3, rows
+        assert float(rows[1]["PSNR, dB"]) > float(rows[0]["PSNR, dB"]) + 0.3, rows
     else:
-        assert float(list(rows[0].values())[-1]) < .1, rows
+        assert float(list(rows[0].values())[-1]) < 0.1, rows
 
 
 def test_the_face_of_an_astronaut_is_found_and_restored(tmp_path, monkeypatch):
     monkeypatch.delenv("FACELAB_WEIGHTS", raising=False)
-    assert main(["restore", "astronaut", "--find", "--system", str(SHIPPED / "prior_guided_sr"), "--out", str(tmp_path), "--sheet", "--quiet"]) == 0
+    assert (
+        main(
+            [
+                "restore",
+                "astronaut",
+                "--find",
+                "--system",
+                str(SHIPPED / "prior_guided_sr"),
+                "--out",
+                str(tmp_path),
+                "--sheet",
+                "--quiet",
+            ]
+        )
+        == 0
+    )
     assert {path.name for path in tmp_path.iterdir()} == {"astronaut.png", "astronaut_sheet.png"}
 
 
 @pytest.mark.parametrize("steps, wins", [(1, False), (10**6, True)])
 def test_of_two_models_of_a_name_the_one_that_learned_longer_is_taken(tmp_path, monkeypatch, steps, wins):
     monkeypatch.delenv("FACELAB_WEIGHTS", raising=False)
-    write_model(tmp_path / "build" / "models" / "prior_guided_sr" / "prior_guided_sr", {}, {"kind": "recipes", "stages": [{"steps": steps}]})
+    write_model(
+        tmp_path / "build" / "models" / "prior_guided_sr" / "prior_guided_sr",
+        {},
+        {"kind": "recipes", "stages": [{"steps": steps}]},
+    )
     assert (find_models(tmp_path)["prior_guided_sr"].parent != SHIPPED) == wins

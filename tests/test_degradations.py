@@ -18,11 +18,31 @@ from facelab.faces.drawn import draw_faces
 from facelab import FacelabError
 from facelab.training.recipes import load_degradations
 
-MODULES = [importlib.import_module(f"facelab.degradations.{m.name}") for m in pkgutil.iter_modules(facelab.degradations.__path__)]
-CLASSES = sorted({c for m in MODULES for c in vars(m).values() if isinstance(c, type) and issubclass(c, Degradation) and c not in (Degradation, Chain) and c.__module__ == m.__name__},
-                 key=lambda c: c.__name__)
+MODULES = [
+    importlib.import_module(f"facelab.degradations.{m.name}")
+    for m in pkgutil.iter_modules(facelab.degradations.__path__)
+]
+CLASSES = sorted(
+    {
+        c
+        for m in MODULES
+        for c in vars(m).values()
+        if isinstance(c, type)
+        and issubclass(c, Degradation)
+        and c not in (Degradation, Chain)
+        and c.__module__ == m.__name__
+    },
+    key=lambda c: c.__name__,
+)
 CHAINS = {name: chain["steps"] for name, chain in load_degradations().items()}
-SOME = settings(max_examples=40, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck), phases=[Phase.explicit, Phase.generate])
+SOME = settings(
+    max_examples=40,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.generate],
+)
 
 
 def values(field):
@@ -43,7 +63,11 @@ def values(field):
 
 
 def made(cls):
-    return st.fixed_dictionaries({f.name: values(f) for f in fields(cls)}).map(lambda given: usable(cls, given)).filter(bool)
+    return (
+        st.fixed_dictionaries({f.name: values(f) for f in fields(cls)})
+        .map(lambda given: usable(cls, given))
+        .filter(bool)
+    )
 
 
 def usable(cls, given):
@@ -62,7 +86,9 @@ def drawn(size):
 def faces(size, rows, count, first=0):
     "Some drawn faces, cropped to an oblong picture, with all their labels."
     d, part = drawn(size), slice(first, first + count)
-    labels = dict(landmarks=d["landmarks_68"][part], **{k: d[k][part, :rows] for k in ("parsing", "foreground", "depth")})
+    labels = dict(
+        landmarks=d["landmarks_68"][part], **{k: d[k][part, :rows] for k in ("parsing", "foreground", "depth")}
+    )
     return d["image"][part, :, :rows].contiguous(), labels
 
 
@@ -72,14 +98,21 @@ def check(degradation, size, rows, count, seed):
     before = x.clone()
     out = degradation(x, Dice(seed, "test", range(count)), **labels)
     assert torch.equal(x, before) and torch.equal(out.target, x), "the clean picture was changed"
-    assert out.input.dtype == torch.float32 and out.input.isfinite().all() and out.input.min() >= 0 and out.input.max() <= 1
+    assert (
+        out.input.dtype == torch.float32
+        and out.input.isfinite().all()
+        and out.input.min() >= 0
+        and out.input.max() <= 1
+    )
     assert out.input.shape[:2] == (count, 3) and all(len(v) == count and v.isfinite().all() for v in out.maps.values())
     again = degradation(x, Dice(seed, "test", range(count)), **labels)
     assert torch.equal(out.input, again.input) and all(torch.equal(v, again.maps[k]) for k, v in out.maps.items())
     last = degradation(x[-1:], Dice(seed, "test", [count - 1]), **{k: v[-1:] for k, v in labels.items()})
     assert torch.allclose(out.input[-1:], last.input, atol=1e-6), "a face depends on the others in its batch"
     for k, v in out.maps.items():
-        assert torch.allclose(v[-1:].float(), last.maps[k].float(), atol=1e-4), f"{k} of a face depends on the others in its batch"
+        assert torch.allclose(v[-1:].float(), last.maps[k].float(), atol=1e-4), (
+            f"{k} of a face depends on the others in its batch"
+        )
     if torch.cuda.is_available():
         there = degradation(x.cuda(), Dice(seed, "test", range(count)), **{k: v.cuda() for k, v in labels.items()})
         assert torch.allclose(out.input, there.input.cpu(), atol=1e-4)
@@ -87,8 +120,28 @@ def check(degradation, size, rows, count, seed):
 
 
 def test_there_are_degradations_for_all_five_papers():
-    assert {"Block", "Downsample", "FaceMask", "GaussianBlur", "GaussianNoise", "Greyscale", "HeavyRain", "JPEG", "MotionBlur", "Part", "Worn"} <= {c.__name__ for c in CLASSES}
-    assert {"jdsr_gan_x4", "jdsr_gan_x8", "fcsr_gan_x4", "fcsr_gan_x8", "sr_deblur_gan", "prior_guided_x8", "heavy_rain_x4"} <= set(CHAINS)
+    assert {
+        "Block",
+        "Downsample",
+        "FaceMask",
+        "GaussianBlur",
+        "GaussianNoise",
+        "Greyscale",
+        "HeavyRain",
+        "JPEG",
+        "MotionBlur",
+        "Part",
+        "Worn",
+    } <= {c.__name__ for c in CLASSES}
+    assert {
+        "jdsr_gan_x4",
+        "jdsr_gan_x8",
+        "fcsr_gan_x4",
+        "fcsr_gan_x8",
+        "sr_deblur_gan",
+        "prior_guided_x8",
+        "heavy_rain_x4",
+    } <= set(CHAINS)
 
 
 @pytest.mark.parametrize("cls", CLASSES, ids=lambda c: c.__name__)
@@ -98,9 +151,18 @@ def test_any_parameters_any_shape_any_seed(cls):
     def tried(data):
         degradation = data.draw(made(cls))
         size = data.draw(st.sampled_from([32, 64, 96]))
-        sides = [s for s in (size, size * 7 // 8) if size % degradation.multiple == 0 and s % degradation.multiple == 0] or [size]
+        sides = [
+            s for s in (size, size * 7 // 8) if size % degradation.multiple == 0 and s % degradation.multiple == 0
+        ] or [size]
         if size % degradation.multiple == 0:
-            check(degradation, size, data.draw(st.sampled_from(sides)), data.draw(st.integers(1, 4)), data.draw(st.integers(0, 2**40)))
+            check(
+                degradation,
+                size,
+                data.draw(st.sampled_from(sides)),
+                data.draw(st.integers(1, 4)),
+                data.draw(st.integers(0, 2**40)),
+            )
+
     tried()
 
 
@@ -130,7 +192,14 @@ def test_every_parameter_explains_itself_and_refuses_what_it_cannot_do(cls):
 def test_bad_images_and_labels_get_one_sentence(cls):
     x, labels = faces(64, 64, 2)
     degradation = cls()
-    for bad, said in ((x * 255, "0, 1"), (x[0], "N, 3, H, W"), (x * float("nan"), "0, 1"), (x[:0], "empty"), ([x[0], x[1, :, :8]], "2 sizes"), (x.to(torch.uint8), "float")):
+    for bad, said in (
+        (x * 255, "0, 1"),
+        (x[0], "N, 3, H, W"),
+        (x * float("nan"), "0, 1"),
+        (x[:0], "empty"),
+        ([x[0], x[1, :, :8]], "2 sizes"),
+        (x.to(torch.uint8), "float"),
+    ):
         with pytest.raises(FacelabError, match=said):
             degradation(bad, **labels)
     for need in degradation.needs:
@@ -153,7 +222,7 @@ def test_a_chain_is_its_steps_in_the_order_that_they_are_written():
     assert torch.equal(out.maps["blurred"], blurred.input) and torch.equal(out.input, small(blurred.input).input)
     assert torch.equal(out.maps["clean"], small(x).input) and torch.equal(out.target, x)
     other = Chain([small, blur])(x, dice, **labels)
-    assert other.input.shape == out.input.shape and (other.input - out.input).abs().max() > .01
+    assert other.input.shape == out.input.shape and (other.input - out.input).abs().max() > 0.01
 
 
 def test_labels_follow_the_picture_through_a_chain():
@@ -161,7 +230,9 @@ def test_labels_follow_the_picture_through_a_chain():
     x, labels = faces(96, 96, 2)
     part = dict(use="degradations.occlusion.Part", part="mouth")
     before = Chain([part])(x, Dice(0, "test", range(2)), **labels).maps["M"]
-    after = Chain([dict(use="degradations.resample.Downsample", scale=4), part])(x, Dice(0, "test", range(2)), **labels).maps["M"]
+    after = Chain([dict(use="degradations.resample.Downsample", scale=4), part])(
+        x, Dice(0, "test", range(2)), **labels
+    ).maps["M"]
     assert after.shape == (2, 1, 24, 24)
     hidden = torch.nn.functional.avg_pool2d(1 - before, 4)
-    assert ((1 - after) * hidden).sum() > .7 * hidden.sum() and (1 - after).sum() < 2 * hidden.sum()
+    assert ((1 - after) * hidden).sum() > 0.7 * hidden.sum() and (1 - after).sum() < 2 * hidden.sum()

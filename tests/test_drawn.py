@@ -28,7 +28,7 @@ def faces():
 
 def boxed(points, margin):
     "(N,S,S) masks of the boxes around (N,K,2) points."
-    at = torch.arange(128) + .5
+    at = torch.arange(128) + 0.5
     low, high = points.amin(1) - margin, points.amax(1) + margin
     across = (at > low[:, :1]) & (at < high[:, :1])
     along = (at > low[:, 1:]) & (at < high[:, 1:])
@@ -37,8 +37,14 @@ def boxed(points, margin):
 
 def test_shapes_and_ranges(faces):
     assert faces["image"].shape == (48, 3, 128, 128) and faces["image"].dtype == torch.float32
-    assert faces["parsing"].shape == (48, 128, 128) and faces["parsing"].dtype == torch.uint8 and faces["parsing"].max() <= 18
-    assert faces["landmarks_81"].shape == (48, 81, 2) and torch.equal(faces["landmarks_68"], faces["landmarks_81"][:, :68])
+    assert (
+        faces["parsing"].shape == (48, 128, 128)
+        and faces["parsing"].dtype == torch.uint8
+        and faces["parsing"].max() <= 18
+    )
+    assert faces["landmarks_81"].shape == (48, 81, 2) and torch.equal(
+        faces["landmarks_68"], faces["landmarks_81"][:, :68]
+    )
     for name in ("image", "foreground"):
         assert 0 <= faces[name].min() and faces[name].max() <= 1
     assert all(torch.isfinite(x).all() for x in faces.values() if x.is_floating_point())
@@ -56,15 +62,15 @@ def test_a_face_does_not_depend_on_its_batch(faces, indices):
 
 
 def test_seed_and_index_change_the_face(faces):
-    assert (draw_faces([3], seed=1)["image"] - faces["image"][3:4]).abs().mean() > .05
-    assert (faces["image"][:-1] - faces["image"][1:]).abs().mean((1, 2, 3)).min() > .02
+    assert (draw_faces([3], seed=1)["image"] - faces["image"][3:4]).abs().mean() > 0.05
+    assert (faces["image"][:-1] - faces["image"][1:]).abs().mean((1, 2, 3)).min() > 0.02
 
 
 def test_one_person_in_many_pictures():
     same, others = draw_faces(range(6), identity=[9] * 6), draw_faces(range(6))
     assert torch.equal(same["identity"], torch.full((6,), 9))
     spread = lambda faces: faces["image"][:, :, 30:40, 50:78].mean((2, 3)).std(0).mean()
-    assert (same["image"][0] - same["image"][1]).abs().mean() > .02
+    assert (same["image"][0] - same["image"][1]).abs().mean() > 0.02
     assert not torch.equal(same["image"], others["image"]) and spread(same) > 0
 
 
@@ -72,13 +78,13 @@ def test_landmarks_enclose_their_labels(faces):
     worn = (faces["parsing"] == GLASSES).flatten(1).any(1)
     for first, last, classes in ((36, 42, [R_EYE]), (42, 48, [L_EYE]), (48, 60, LIPS), (27, 36, [NOSE])):
         labelled = torch.isin(faces["parsing"], torch.tensor(classes))
-        within = boxed(faces["landmarks_81"][:, first:last], 1. if classes != [NOSE] else 4.)
-        assert (labelled & within).sum() > .97 * labelled.sum(), classes
+        within = boxed(faces["landmarks_81"][:, first:last], 1.0 if classes != [NOSE] else 4.0)
+        assert (labelled & within).sum() > 0.97 * labelled.sum(), classes
         assert labelled.flatten(1).any(1)[~worn].all(), classes
 
 
 def test_lips_and_eyes_are_centred_on_their_landmarks(faces):
-    at = torch.arange(128) + .5
+    at = torch.arange(128) + 0.5
     for first, last, classes in ((36, 42, [R_EYE]), (42, 48, [L_EYE]), (48, 60, LIPS)):
         mask = torch.isin(faces["parsing"], torch.tensor(classes)).float()
         area = mask.sum((1, 2))
@@ -90,22 +96,22 @@ def test_lips_and_eyes_are_centred_on_their_landmarks(faces):
 
 
 def test_left_is_the_persons_left(faces):
-    across = torch.arange(128.).expand_as(faces["parsing"])
+    across = torch.arange(128.0).expand_as(faces["parsing"])
     assert across[faces["parsing"] == L_EYE].min() > 60 and across[faces["parsing"] == R_EYE].max() < 68
 
 
 def test_framing(faces):
     eyes = torch.stack([faces["landmarks_81"][:, 36:42].mean(1), faces["landmarks_81"][:, 42:48].mean(1)], 1) / 128
     mouth = faces["landmarks_81"][:, [48, 54]].mean(1) / 128
-    assert (eyes.mean(0) - torch.tensor([[.377, .470], [.623, .470]])).abs().max() < .01
-    assert (mouth.mean(0) - torch.tensor([.5, .72])).abs().max() < .015
+    assert (eyes.mean(0) - torch.tensor([[0.377, 0.470], [0.623, 0.470]])).abs().max() < 0.01
+    assert (mouth.mean(0) - torch.tensor([0.5, 0.72])).abs().max() < 0.015
 
 
 def test_depth_and_foreground_agree_with_the_labels(faces):
     thing = faces["parsing"] > 0
     assert torch.equal(faces["depth"] > 0, thing)
-    assert (faces["foreground"][thing] > .5).all()
-    assert ((faces["foreground"] > .5) == thing).float().mean() > .999
+    assert (faces["foreground"][thing] > 0.5).all()
+    assert ((faces["foreground"] > 0.5) == thing).float().mean() > 0.999
     tip = faces["landmarks_81"][:, 30].round().long()
     rows = torch.arange(48)
     assert (faces["depth"][rows, tip[:, 1], tip[:, 0]] > faces["depth"][rows, :, :].flatten(1).median(1).values).all()
@@ -119,9 +125,9 @@ def test_every_class_is_drawn():
 def test_256_reduced_is_128(faces):
     big = draw_faces(range(6), size=256)
     assert big["image"].shape == (6, 3, 256, 256)
-    assert (F.avg_pool2d(big["image"], 2) - faces["image"][:6]).abs().mean() < .02
+    assert (F.avg_pool2d(big["image"], 2) - faces["image"][:6]).abs().mean() < 0.02
     assert (big["landmarks_81"] / 2 - faces["landmarks_81"][:6]).abs().max() < 1e-3
-    assert (big["parsing"][:, ::2, ::2] == faces["parsing"][:6]).float().mean() > .96
+    assert (big["parsing"][:, ::2, ::2] == faces["parsing"][:6]).float().mean() > 0.96
 
 
 def test_people_of_the_splits_never_meet():
@@ -133,15 +139,18 @@ def test_people_of_the_splits_never_meet():
     assert large.images.dtype == torch.uint8 and large.landmarks.shape == (18, 81, 2) and len(set(large.names)) == 18
 
 
-@pytest.mark.parametrize("call, words", [
-    (lambda: draw_faces([0], size=8), "32 to 1024 pixels"),
-    (lambda: draw_faces([0], size=128.), "32 to 1024 pixels"),
-    (lambda: draw_faces([-1]), "whole numbers from 0 up"),
-    (lambda: draw_faces([]), "whole numbers from 0 up"),
-    (lambda: draw_faces([.5]), "whole numbers from 0 up"),
-    (lambda: draw_faces([0, 1], identity=[0]), "one identity for each index"),
-    (lambda: draw_set(0, 0, 0), "at least one above 0"),
-])
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: draw_faces([0], size=8), "32 to 1024 pixels"),
+        (lambda: draw_faces([0], size=128.0), "32 to 1024 pixels"),
+        (lambda: draw_faces([-1]), "whole numbers from 0 up"),
+        (lambda: draw_faces([]), "whole numbers from 0 up"),
+        (lambda: draw_faces([0.5]), "whole numbers from 0 up"),
+        (lambda: draw_faces([0, 1], identity=[0]), "one identity for each index"),
+        (lambda: draw_set(0, 0, 0), "at least one above 0"),
+    ],
+)
 def test_a_wrong_request_is_one_sentence(call, words):
     with pytest.raises(FacelabError, match=words) as error:
         call()

@@ -21,8 +21,23 @@ from facelab.training import zoo
 from facelab.degradations.chain import Chain
 from facelab.degradations.degradation import Degradation, between, colour, number, one_of, switch
 from facelab.faces.drawn import draw_set
-from facelab.apps.explorer import (Source, State, astronaut_landmarks, ceiling, degradation_classes, map_pictures, models_for, open_face, preset_sheet, render, save,
-                              scalar, told, vectors, with_restored)
+from facelab.apps.explorer import (
+    Source,
+    State,
+    astronaut_landmarks,
+    ceiling,
+    degradation_classes,
+    map_pictures,
+    models_for,
+    open_face,
+    preset_sheet,
+    render,
+    save,
+    scalar,
+    told,
+    vectors,
+    with_restored,
+)
 from facelab import FacelabError
 from facelab.base.images import astronaut, read_image, to_uint8
 from facelab.evaluation.inputs import write_inputs
@@ -73,7 +88,9 @@ def test_every_preset_renders_and_its_recipe_loads_back(name, tmp_path):
     (tmp_path / "recipes").mkdir()
     (tmp_path / "recipes" / "mine.yaml").write_text(view.recipe)
     assert Chain(load_degradations(tmp_path)["again"]["steps"]) == Chain(PRESETS[name]["steps"])
-    assert len(view.equation) >= (1 if PRESETS[name]["steps"] else 0) and all("\n" not in line for line in view.equation)
+    assert len(view.equation) >= (1 if PRESETS[name]["steps"] else 0) and all(
+        "\n" not in line for line in view.equation
+    )
 
 
 @pytest.mark.parametrize("use", CLASSES)
@@ -110,9 +127,11 @@ def test_the_explorer_shows_what_the_pipeline_evaluates(tmp_path):
 
 def test_psnr_is_of_the_enlarged_picture_under_the_named_convention():
     view = render(State(index=1, steps=(X4,)))
-    by_hand = 10 * math.log10(1 / ((to_uint8(view.enlarged).double() - to_uint8(view.face.image[0]).double()) / 255).square().mean().item())
+    by_hand = 10 * math.log10(
+        1 / ((to_uint8(view.enlarged).double() - to_uint8(view.face.image[0]).double()) / 255).square().mean().item()
+    )
     assert view.numbers["psnr"] == pytest.approx(by_hand)
-    assert render(State(index=1, steps=(X4,), convention="y")).numbers["psnr"] > by_hand + .5
+    assert render(State(index=1, steps=(X4,), convention="y")).numbers["psnr"] > by_hand + 0.5
     assert "No metric convention" in render(State(index=1, steps=(X4,), convention="z")).error
 
 
@@ -127,8 +146,8 @@ def test_a_scale_that_does_not_divide_the_side_takes_a_slightly_smaller_face():
 
 def test_the_astronaut_has_its_eyes_where_the_landmarks_say():
     points, face = five_points(astronaut_landmarks(176))[0], (astronaut(176)[0].mean(0))
-    for x, y in points[:2].long().tolist():   # pupils are darker than the cheeks below them
-        assert face[y - 2:y + 3, x - 4:x + 5].min() < .25 < face[y + 14:y + 20, x - 4:x + 5].min()
+    for x, y in points[:2].long().tolist():  # pupils are darker than the cheeks below them
+        assert face[y - 2 : y + 3, x - 4 : x + 5].min() < 0.25 < face[y + 14 : y + 20, x - 4 : x + 5].min()
     assert torch.equal(astronaut_landmarks(88) * 2, astronaut_landmarks(176))
 
 
@@ -137,7 +156,7 @@ def test_pictures_of_all_modes_and_shapes():
     same = open_face(encoded(plain)).image
     rotated = plain.transpose(Image.ROTATE_90)
     exif = Image.Exif()
-    exif[0x0112] = 6   # stored turned by 90 degrees to the left
+    exif[0x0112] = 6  # stored turned by 90 degrees to the left
     assert torch.equal(open_face(encoded(rotated, exif=exif)).image, same)
     assert open_face(encoded(plain.convert("L"))).image.shape == (1, 3, 128, 128)
     assert torch.equal(open_face(encoded(plain.convert("RGBA"))).image, same)
@@ -150,6 +169,7 @@ def test_pictures_of_all_modes_and_shapes():
 
 def test_a_changed_file_is_read_again(tmp_path):
     import os
+
     path = tmp_path / "face.png"
     portrait().save(path)
     first = open_face(Source("picture", str(path))).image
@@ -162,9 +182,17 @@ def broken():
     whole = encoded(portrait(), "whole.jpg").content
     header = encoded(Image.new("1", (8, 8)), "huge.png").content
     import struct, zlib
+
     ihdr = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
-    huge = header[:8] + struct.pack(">I", 13) + b"IHDR" + ihdr + struct.pack(">I", zlib.crc32(b"IHDR" + ihdr)) + header[33:]
-    return {"half.jpg": whole[:len(whole) // 2], "huge.png": huge, "words.png": b"not a picture", "none.png": b"\x00"}
+    huge = (
+        header[:8]
+        + struct.pack(">I", 13)
+        + b"IHDR"
+        + ihdr
+        + struct.pack(">I", zlib.crc32(b"IHDR" + ihdr))
+        + header[33:]
+    )
+    return {"half.jpg": whole[: len(whole) // 2], "huge.png": huge, "words.png": b"not a picture", "none.png": b"\x00"}
 
 
 @pytest.mark.parametrize("name", broken())
@@ -177,21 +205,34 @@ def test_what_is_missing_is_told_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     draw_set(1, 0, 2, size=64).save(tmp_path / "faces.safetensors")
     of_set = lambda **kwargs: State(Source("set", str(tmp_path), part=kwargs.pop("part", "")), **{"size": 64, **kwargs})
-    for state, words in ((State(Source("picture")), "no picture yet"), (State(Source("picture", str(tmp_path / "no.png"))), "no.png does not exist"),
-                         (State(Source("picture", str(tmp_path / "empty"))), "is a folder"), (State(Source("set", str(tmp_path / "empty"))), "empty"),
-                         (of_set(index=9), "from 0 to 2"), (of_set(index=-1), "from 0 to 2"), (of_set(size=32), "size=64"), (of_set(part="val"), "there are no faces in the part val"),
-                         (of_set(part="all"), "'all' is not known"), (State(Source("webcam")), "'webcam' are not known"),
-                         (State(steps=(dict(use="degradations.rain.Hail"),)), "did you mean"), (State(steps=(dict(BLOCK, share=2),)), "share"), (State(steps=({},)), "a step of a chain")):
+    for state, words in (
+        (State(Source("picture")), "no picture yet"),
+        (State(Source("picture", str(tmp_path / "no.png"))), "no.png does not exist"),
+        (State(Source("picture", str(tmp_path / "empty"))), "is a folder"),
+        (State(Source("set", str(tmp_path / "empty"))), "empty"),
+        (of_set(index=9), "from 0 to 2"),
+        (of_set(index=-1), "from 0 to 2"),
+        (of_set(size=32), "size=64"),
+        (of_set(part="val"), "there are no faces in the part val"),
+        (of_set(part="all"), "'all' is not known"),
+        (State(Source("webcam")), "'webcam' are not known"),
+        (State(steps=(dict(use="degradations.rain.Hail"),)), "did you mean"),
+        (State(steps=(dict(BLOCK, share=2),)), "share"),
+        (State(steps=({},)), "a step of a chain"),
+    ):
         view = render(state)
         assert words in view.error and "\n" not in view.error and view.degraded is None, view.error
 
 
 def test_a_picture_without_landmarks_asks_for_points_and_takes_five():
     source = encoded(portrait())
-    assert "landmarks" in render(State(source, steps=(MASK,))).error and "point at its eyes" in render(State(source, steps=(MASK,))).error
+    assert (
+        "landmarks" in render(State(source, steps=(MASK,))).error
+        and "point at its eyes" in render(State(source, steps=(MASK,))).error
+    )
     five = five_points(astronaut_landmarks(1))[0]
     view = render(State(replace(source, points=tuple(map(tuple, five.tolist()))), steps=(MASK,)))
-    covered = view.maps["mask"].view(128, 128) > .5
+    covered = view.maps["mask"].view(128, 128) > 0.5
     mouth = (five[3:].mean(0) * 128).long()
     assert view.error == "" and covered[mouth[1], mouth[0]] and not covered[:60].any()
 
@@ -200,20 +241,43 @@ def test_a_picture_without_landmarks_asks_for_points_and_takes_five():
 
 
 def test_maps_of_every_shape_become_pictures():
-    maps = dict(n=torch.tensor(2.), k=torch.rand(5), M=torch.ones(1, 8, 8), T=torch.full((8, 8), .03), w=torch.randn(8, 8), u=torch.zeros(8, 8), v=torch.full((8, 8), -3.),
-                J=torch.rand(3, 8, 8), dark=torch.rand(3, 8, 8) * .1, n3=torch.randn(3, 8, 8), S=torch.rand(6, 1, 8, 8), way=torch.randn(20, 2), b=torch.ones(8, 8, dtype=torch.bool))
+    maps = dict(
+        n=torch.tensor(2.0),
+        k=torch.rand(5),
+        M=torch.ones(1, 8, 8),
+        T=torch.full((8, 8), 0.03),
+        w=torch.randn(8, 8),
+        u=torch.zeros(8, 8),
+        v=torch.full((8, 8), -3.0),
+        J=torch.rand(3, 8, 8),
+        dark=torch.rand(3, 8, 8) * 0.1,
+        n3=torch.randn(3, 8, 8),
+        S=torch.rand(6, 1, 8, 8),
+        way=torch.randn(20, 2),
+        b=torch.ones(8, 8, dtype=torch.bool),
+    )
     seen = map_pictures(maps)
     assert list(seen) == ["M", "T", "w", "u, v", "J", "dark", "n3", "S 1", "S 2", "S 3", "S 4", "way", "b"]
-    assert (seen["T"].low, seen["T"].high) == (0, .05) and seen["w"].low == -seen["w"].high and seen["u, v"].high == 5 and seen["dark"].high == .1
+    assert (
+        (seen["T"].low, seen["T"].high) == (0, 0.05)
+        and seen["w"].low == -seen["w"].high
+        and seen["u, v"].high == 5
+        and seen["dark"].high == 0.1
+    )
     assert seen["J"].colours == "" and np.array_equal(seen["J"].pixels, to_uint8(maps["J"]).permute(1, 2, 0).numpy())
 
 
 def test_colours_stand_for_the_values_they_claim():
-    x = np.linspace(0, .5, 256, dtype=np.float32)[None].repeat(2, 0)
+    x = np.linspace(0, 0.5, 256, dtype=np.float32)[None].repeat(2, 0)
     assert np.array_equal(scalar(x).pixels[0], explorer_module.palette("viridis"))
-    assert (vectors(np.zeros((2, 2)), np.zeros((2, 2))).pixels == 255).all()   # no motion is white
-    right, down = vectors(np.ones((1, 1)), np.zeros((1, 1))).pixels[0, 0], vectors(np.zeros((1, 1)), np.ones((1, 1))).pixels[0, 0]
-    assert right.tolist() == [255, 0, 0] and down[2] > 230 > 140 > down[0] > down[1]   # the wheel of the caption: red to the right, violet down
+    assert (vectors(np.zeros((2, 2)), np.zeros((2, 2))).pixels == 255).all()  # no motion is white
+    right, down = (
+        vectors(np.ones((1, 1)), np.zeros((1, 1))).pixels[0, 0],
+        vectors(np.zeros((1, 1)), np.ones((1, 1))).pixels[0, 0],
+    )
+    assert (
+        right.tolist() == [255, 0, 0] and down[2] > 230 > 140 > down[0] > down[1]
+    )  # the wheel of the caption: red to the right, violet down
 
 
 @given(st.floats(1e-6, 1e6))
@@ -238,9 +302,12 @@ def test_save_never_touches_an_earlier_pair_even_when_several_save_at_once(tmp_p
 
 def test_a_saved_pair_is_what_was_seen(tmp_path):
     from safetensors.torch import load_file
+
     view = render(State(index=4, steps=(MASK, X4)))
     folder = save(view, tmp_path / "deep" / "down")
-    assert torch.equal(read_image(folder / "hr.png"), to_uint8(view.face.image[0])) and torch.equal(read_image(folder / "degraded.png"), to_uint8(view.degraded))
+    assert torch.equal(read_image(folder / "hr.png"), to_uint8(view.face.image[0])) and torch.equal(
+        read_image(folder / "degraded.png"), to_uint8(view.degraded)
+    )
     assert {p.stem for p in (folder / "pictures").iterdir()} == set(view.pictures)
     maps = load_file(folder / "maps.safetensors")
     assert maps.keys() == view.maps.keys() and all(torch.equal(maps[k], view.maps[k]) for k in maps)
@@ -251,13 +318,19 @@ def test_a_saved_pair_is_what_was_seen(tmp_path):
 def test_identical_pictures_have_no_number_for_psnr(tmp_path):
     view = render(State(index=4))
     assert view.numbers["psnr"] == math.inf and told(view)["numbers"]["psnr"] is None
-    json.loads((save(view, tmp_path) / "numbers.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON"))
+    json.loads(
+        (save(view, tmp_path) / "numbers.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON")
+    )
 
 
 def test_a_pair_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     view = render(State(index=4, steps=(X4,)))
     calls = []
-    monkeypatch.setattr(explorer_module, "told", lambda view: calls.append(1) or (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    monkeypatch.setattr(
+        explorer_module,
+        "told",
+        lambda view: calls.append(1) or (_ for _ in ()).throw(OSError(28, "No space left on device")),
+    )
     with pytest.raises(FacelabError, match="No space left"):
         save(view, tmp_path)
     assert calls and list(tmp_path.iterdir()) == []
@@ -277,12 +350,34 @@ def project(tmp_path_factory):
     root = tmp_path_factory.mktemp("project")
     (root / "recipes").mkdir()
     (root / "recipes" / "degradations.yaml").write_bytes((ROOT / "recipes" / "degradations.yaml").read_bytes())
-    recipe = dict(name="x", kind="recipes", seconds=None, clip=None, validate=0, seed=0, batch=2, threads=1, start="identity", critics={}, warmup=1, schedule="constant", ema=.5, precision="auto", compile=False, log_every=2,
-                  generator=dict(use="networks.srresnet.SRResNet", scale=4, width=8, depth=1), optimiser=dict(use="Adam", lr=.001),
-                  stages=[dict(name="content", steps=2, losses=dict(fine=dict(use="losses.pixel.mse", of="restored", to="target")))])
+    recipe = dict(
+        name="x",
+        kind="recipes",
+        seconds=None,
+        clip=None,
+        validate=0,
+        seed=0,
+        batch=2,
+        threads=1,
+        start="identity",
+        critics={},
+        warmup=1,
+        schedule="constant",
+        ema=0.5,
+        precision="auto",
+        compile=False,
+        log_every=2,
+        generator=dict(use="networks.srresnet.SRResNet", scale=4, width=8, depth=1),
+        optimiser=dict(use="Adam", lr=0.001),
+        stages=[
+            dict(name="content", steps=2, losses=dict(fine=dict(use="losses.pixel.mse", of="restored", to="target")))
+        ],
+    )
     faces, models = draw_set(4, 0, 0, size=64), root / "build" / "models"
     for name, steps in (("a_block", [BLOCK, X4]), ("b_plain", [X4]), ("c_damaged", [X4])):
-        train({**recipe, "label": f"Model {name[0].upper()}", "degradation": steps}, faces, models / name, progress=False)
+        train(
+            {**recipe, "label": f"Model {name[0].upper()}", "degradation": steps}, faces, models / name, progress=False
+        )
     weights = models / "c_damaged" / "generator.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
     for name, change in (("d_part", dict(kind="parts")), ("e_baseline", dict(stages=[]))):
@@ -297,7 +392,11 @@ def test_models_for_this_chain_come_before_others_of_its_scale(project):
     found = models_for(Chain([X4]), project)
     assert [(m.name, m.fits) for m in found] == [("b_plain", True), ("c_damaged", True), ("a_block", False)]
     assert "Block" in found[2].learned
-    assert [(m.name, m.fits) for m in models_for(Chain([X4, BLOCK]), project)] == [("a_block", False), ("b_plain", False), ("c_damaged", False)]   # another order is another chain
+    assert [(m.name, m.fits) for m in models_for(Chain([X4, BLOCK]), project)] == [
+        ("a_block", False),
+        ("b_plain", False),
+        ("c_damaged", False),
+    ]  # another order is another chain
     assert models_for(Chain([dict(X4, scale=8)]), project) == [] == models_for(Chain([X4]), project / "nowhere")
 
 
@@ -315,12 +414,18 @@ def test_shipped_models_restore_right_after_the_install_and_yours_go_first(proje
     rewritten(project / "build" / "models" / "a_block" / "recipe.json", steps=2)
     try:
         ours = {m.name: m for m in models_for(Chain([X4]), project)}
-        assert {name: m.shipped for name, m in ours.items()} == dict(b_plain=False, c_damaged=False, z_shipped=True, a_block=False)   # a_block is both, and ours learned longer
+        assert {name: m.shipped for name, m in ours.items()} == dict(
+            b_plain=False, c_damaged=False, z_shipped=True, a_block=False
+        )  # a_block is both, and ours learned longer
         assert ours["z_shipped"].faces == ours["b_plain"].faces == "drawn"
-        monkeypatch.chdir(tmp_path)   # no project
+        monkeypatch.chdir(tmp_path)  # no project
         assert [(m.name, m.shipped) for m in models_for(Chain([X4]))] == [("a_block", True), ("z_shipped", True)]
         page = Explorer("plain_x4", index=1, size=64, root=project)
-        assert page.chips["z_shipped"].value and "(<code>z_shipped</code>, shipped) was trained for this chain, on drawn" in page.asked.value and "(<code>b_plain</code>, yours)" in page.asked.value
+        assert (
+            page.chips["z_shipped"].value
+            and "(<code>z_shipped</code>, shipped) was trained for this chain, on drawn" in page.asked.value
+            and "(<code>b_plain</code>, yours)" in page.asked.value
+        )
         assert len(page.first.box.children) == 1 and "dB" in page.first.slots["restored"].children[0].value
         assert page.first.slots["restored"].children[1].value == page.restored.slots["b_plain"].children[1].value
     finally:
@@ -331,8 +436,16 @@ def test_shipped_models_restore_right_after_the_install_and_yours_go_first(proje
 def test_restorations_are_measured_and_failures_are_told(project):
     view = with_restored(render(State(index=1, steps=(X4,), models=("b_plain", "c_damaged"))), project)
     good, bad = view.restored
-    assert good.image.shape == (3, 128, 128) and good.psnr == psnr(good.image[None], view.face.image, "rgb").item() != view.numbers["psnr"]
-    assert bad.image is None and "Model C cannot restore this picture" in bad.problem and "damaged" in bad.problem and "\n" not in bad.problem
+    assert (
+        good.image.shape == (3, 128, 128)
+        and good.psnr == psnr(good.image[None], view.face.image, "rgb").item() != view.numbers["psnr"]
+    )
+    assert (
+        bad.image is None
+        and "Model C cannot restore this picture" in bad.problem
+        and "damaged" in bad.problem
+        and "\n" not in bad.problem
+    )
     assert [r["model"] for r in told(view)["restored"]] == ["b_plain"]
 
 
@@ -342,10 +455,11 @@ def test_restorations_are_measured_and_failures_are_told(project):
 @dataclass(frozen=True)
 class Everything(Degradation):
     "One parameter of each kind: hr (N,3,H,W)."
-    level: float = number(.5, 0, 2, "how much <of> it", "sides")
+
+    level: float = number(0.5, 0, 2, "how much <of> it", "sides")
     times: int = number(3, 1, 9, "how often")
     angle: tuple = between((0, 90), -180, 180, "direction", "°")
-    share: tuple = between((.3, .35), 0, 1, "share")
+    share: tuple = between((0.3, 0.35), 0, 1, "share")
     fill: str = one_of("black", ("black", "mean"), "what fills the hole")
     count: int = one_of(1, (1, 2, 4), "how many")
     kinds: tuple = one_of(("cloth",), ("cloth", "surgical"), "which masks")
@@ -357,44 +471,67 @@ class Everything(Degradation):
 def other_values(part):
     "Two values that a widget may be moved to."
     import ipywidgets as w
-    if isinstance(part, (w.Checkbox, w.ToggleButton)): return [not part.value, part.value]
-    if isinstance(part, w.Dropdown): return [v for _, v in part.options if v != part.value][:2] or [part.value]
-    if isinstance(part, w.ColorPicker): return ["#ff0000", "#00ff00"]
-    if isinstance(part.value, tuple): return [(part.min, part.max), (part.max, part.max)]
+
+    if isinstance(part, (w.Checkbox, w.ToggleButton)):
+        return [not part.value, part.value]
+    if isinstance(part, w.Dropdown):
+        return [v for _, v in part.options if v != part.value][:2] or [part.value]
+    if isinstance(part, w.ColorPicker):
+        return ["#ff0000", "#00ff00"]
+    if isinstance(part.value, tuple):
+        return [(part.min, part.max), (part.max, part.max)]
     return [part.max, part.min]
 
 
 def on_step(control):
     "Does a browser leave the slider where it is? It moves one that stands between steps."
     slider = control.parts[0]
-    if control.about["kind"] not in ("number", "between"): return True
-    return all(abs((v - slider.min) / slider.step - round((v - slider.min) / slider.step)) < 1e-6 for v in np.atleast_1d(slider.value))
+    if control.about["kind"] not in ("number", "between"):
+        return True
+    return all(
+        abs((v - slider.min) / slider.step - round((v - slider.min) / slider.step)) < 1e-6
+        for v in np.atleast_1d(slider.value)
+    )
 
 
 def test_one_control_of_each_kind_gives_its_value_back():
     controls = {f.name: Control(f, getattr(Everything(), f.name)) for f in fields(Everything)}
     assert Everything(**{name: c.value for name, c in controls.items()}) == Everything()
     assert {name: type(c.parts[0]).__name__ for name, c in controls.items()} == dict(
-        level="FloatSlider", times="IntSlider", angle="IntRangeSlider", share="FloatRangeSlider", fill="Dropdown", count="Dropdown", kinds="ToggleButton",
-        shade="ColorPicker", dye="ColorPicker", soft="Checkbox")
+        level="FloatSlider",
+        times="IntSlider",
+        angle="IntRangeSlider",
+        share="FloatRangeSlider",
+        fill="Dropdown",
+        count="Dropdown",
+        kinds="ToggleButton",
+        shade="ColorPicker",
+        dye="ColorPicker",
+        soft="Checkbox",
+    )
     assert "&lt;of&gt;" in controls["level"].box.description and "(sides)" in controls["level"].box.description
     for c in controls.values():
         for part in c.parts:
             for value in other_values(part):
                 part.value = value
         if c.about["kind"] != "several":
-            Everything(**{c.name: c.value})   # within its range
+            Everything(**{c.name: c.value})  # within its range
     controls["dye"].parts[1].value = False
     assert controls["dye"].value == "#00ff00"
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.sampled_from([(0., 1.), (0., 5.), (-45., 45.), (1., 100.), (.3, 2.)]), st.floats(0, 1).map(lambda v: round(v, 3)))
+@given(
+    st.sampled_from([(0.0, 1.0), (0.0, 5.0), (-45.0, 45.0), (1.0, 100.0), (0.3, 2.0)]),
+    st.floats(0, 1).map(lambda v: round(v, 3)),
+)
 def test_slider_steps_hit_the_values_of_recipes(span, share):
     low, high = span
     value = round(low + share * (high - low), 3)
     step = slider_step(low, high, value)
-    assert abs(round((value - low) / step) * step + low - value) < 1e-6 * (high - low) and 50 <= (high - low) / step <= 2e5
+    assert (
+        abs(round((value - low) / step) * step + low - value) < 1e-6 * (high - low) and 50 <= (high - low) / step <= 2e5
+    )
 
 
 @pytest.mark.parametrize("use", CLASSES)
@@ -423,7 +560,11 @@ def test_every_control_of_every_degradation_can_be_moved(page, use):
             before = part.value
             for value in other_values(part):
                 part.value = value
-                assert page.view.error == page.error.value == "" or control.about["kind"] == "several", (control.name, value, page.view.error)
+                assert page.view.error == page.error.value == "" or control.about["kind"] == "several", (
+                    control.name,
+                    value,
+                    page.view.error,
+                )
                 if not page.view.error:
                     changes.setdefault(control.name, set()).add(degraded(page))
                     steps = yaml.safe_load(page.keep.code.value)["degradations"]["my_chain"]["steps"]
@@ -431,22 +572,35 @@ def test_every_control_of_every_degradation_can_be_moved(page, use):
             part.value = before
         assert page.view.error == "" and degraded(page) == start, control.name
     moved = {name for name, seen in changes.items() if seen - {start}}
-    assert len(moved) >= .5 * len(changes), f"only {moved} of {list(changes)} change the picture"
+    assert len(moved) >= 0.5 * len(changes), f"only {moved} of {list(changes)} change the picture"
 
 
 def test_steps_can_be_added_moved_and_taken_away(page):
     page.chain.steps = [X4]
     page.chain.choice.value = BLOCK["use"]
     page.chain.add.click()
-    assert [type(s).__name__ for s in page.view.chain.steps] == ["Downsample", "Block"] and page.chain.accordion.selected_index == 1
-    assert page.chain.accordion.titles == ("1  Downsample", "2  Block") and page.chain.parts[1].down.disabled and not page.chain.parts[1].up.disabled
+    assert [type(s).__name__ for s in page.view.chain.steps] == [
+        "Downsample",
+        "Block",
+    ] and page.chain.accordion.selected_index == 1
+    assert (
+        page.chain.accordion.titles == ("1  Downsample", "2  Block")
+        and page.chain.parts[1].down.disabled
+        and not page.chain.parts[1].up.disabled
+    )
     late = degraded(page)
     page.chain.parts[1].up.click()
     assert [type(s).__name__ for s in page.view.chain.steps] == ["Block", "Downsample"] and degraded(page) != late
-    assert "maps" not in page.view.error and [slot for slot in page.maps.slots if page.maps.slots[slot] in page.maps.box.children] == ["M", "clean", "gamma"]
+    assert "maps" not in page.view.error and [
+        slot for slot in page.maps.slots if page.maps.slots[slot] in page.maps.box.children
+    ] == ["M", "clean", "gamma"]
     page.chain.parts[0].out.click()
     page.chain.parts[0].out.click()
-    assert page.view.chain.steps == () and page.way.layout.display == "none" and page.main.slots["degraded"].children[1].value == page.main.slots["face"].children[1].value
+    assert (
+        page.view.chain.steps == ()
+        and page.way.layout.display == "none"
+        and page.main.slots["degraded"].children[1].value == page.main.slots["face"].children[1].value
+    )
     page.again.click()
     assert page.view.chain == Chain(PRESETS["prior_guided_x8"]["steps"])
 
@@ -485,16 +639,31 @@ def test_faces_of_every_kind(page, tmp_path):
     assert page.view.error == "" and page.view.face.name == "astronaut" and box.index.layout.display == "none"
     box.kind.value = "upload"
     assert "no picture yet" in page.error.value and box.upload.layout.display is None and page.main.box.children == ()
-    box.upload.value = ({"name": "me.png", "type": "image/png", "size": 1, "content": memoryview(encoded(portrait()).content), "last_modified": __import__("datetime").datetime.now()},)
+    box.upload.value = (
+        {
+            "name": "me.png",
+            "type": "image/png",
+            "size": 1,
+            "content": memoryview(encoded(portrait()).content),
+            "last_modified": __import__("datetime").datetime.now(),
+        },
+    )
     assert "point at its eyes" in page.error.value and list(page.view.pictures) == ["face"]
     box.point.value = True
     assert page.error.value == "" and page.view.face.name == "me.png" and box.source.points == tuple(POINTS.values())
     before = page.main.slots["face"].children[1].value, degraded(page)
-    box.points[9].value += .05
-    assert before[0] != page.main.slots["face"].children[1].value and before[1] != degraded(page)   # the cross and the mask move
+    box.points[9].value += 0.05
+    assert before[0] != page.main.slots["face"].children[1].value and before[1] != degraded(
+        page
+    )  # the cross and the mask move
     draw_set(1, 0, 3, size=64).save(tmp_path / "faces.safetensors")
     box.kind.value, box.path.value = "path", str(tmp_path)
-    assert page.error.value == "" and box.index.max == 3 and box.part.layout.display is None and box.point.layout.display == "none"
+    assert (
+        page.error.value == ""
+        and box.index.max == 3
+        and box.part.layout.display is None
+        and box.point.layout.display == "none"
+    )
     box.index.value = 3
     box.part.value = "test"
     assert box.index.max == 2 and page.view.error == ""
@@ -512,7 +681,9 @@ def test_copy_and_save(page, tmp_path):
     assert list(yaml.safe_load(page.keep.code.value)["degradations"]) == ["occluded"]
     page.keep.folder.value = str(tmp_path)
     page.keep.save.click()
-    assert "saved in" in page.keep.said.value and (tmp_path / "0001" / "recipe.yaml").read_text() == page.keep.code.value
+    assert (
+        "saved in" in page.keep.said.value and (tmp_path / "0001" / "recipe.yaml").read_text() == page.keep.code.value
+    )
     page.keep.folder.value = str(tmp_path / "0001" / "hr.png")
     page.keep.save.click()
     assert "fl-error" in page.keep.said.value
@@ -522,7 +693,11 @@ def test_models_are_offered_and_asked(project):
     page = Explorer("fcsr_gan_x4", index=1, size=64, root=project)
     assert "for another one" in page.asked.value and len(page.chips) == 3 and len(page.view.restored) == 1
     page.chain.steps = [X4]
-    assert page.chips["b_plain"].value and "was trained for this chain" in page.asked.value and "Model C cannot restore" in page.asked.value
+    assert (
+        page.chips["b_plain"].value
+        and "was trained for this chain" in page.asked.value
+        and "Model C cannot restore" in page.asked.value
+    )
     assert list(page.restored.slots) and bytes(page.restored.box.children[-1].children[1].value).startswith(b"\x89PNG")
     page.chips["b_plain"].value = page.chips["c_damaged"].value = False
     assert "None is asked" in page.asked.value and page.restored.box.children == ()
@@ -542,7 +717,8 @@ def test_a_preset_that_cannot_be_made_is_told(project):
 def test_a_gallery_only_sends_what_changed():
     gallery, sent = Gallery(), []
     gallery.show({"a": (b"1", ""), "b": (b"2", "")})
-    for name in "ab": gallery.slots[name].children[1].observe(lambda change, name=name: sent.append(name), "value")
+    for name in "ab":
+        gallery.slots[name].children[1].observe(lambda change, name=name: sent.append(name), "value")
     gallery.box.observe(lambda change: sent.append("children"), "children")
     gallery.show({"a": (b"1", ""), "b": (b"3", "")})
     assert sent == ["b"]

@@ -23,6 +23,7 @@ OXFORD = "vgg19_features_conv1-3.safetensors"
 def trunk():
     """torchvision's VGG-19 up to conv4_1, random, and its state under torchvision's names."""
     from torchvision.models.vgg import cfgs, make_layers
+
     torch.manual_seed(0)
     net = make_layers(cfgs["E"][:12]).requires_grad_(False).eval()
     return net, {f"features.{k}": v for k, v in net.state_dict().items()}
@@ -44,44 +45,62 @@ def nowhere(monkeypatch, tmp_path):
 
 def test_every_layer_equals_torchvision(trunk, file):
     net, _ = trunk
-    names = vgg_layers("vgg19")[:len(net)]
+    names = vgg_layers("vgg19")[: len(net)]
     ours = make_features("file", file=file, layers=names, scale=1)
     x = torch.rand(2, 3, 32, 32)
-    y = (x - torch.tensor([.485, .456, .406]).view(3, 1, 1)) / torch.tensor([.229, .224, .225]).view(3, 1, 1)
+    y = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
     for name, seen in ours(x).items():
         y = net[names.index(name)](y)
         assert torch.equal(seen, y), name
 
 
-@pytest.mark.parametrize("network, cfg, layers", [
-    ("vgg16", "D", ["relu1_1", "pool1", "relu2_2", "pool2", "relu3_3", "pool3"]), ("vgg19", "E", ["pool1", "pool2", "pool3", "pool4", "conv5_4", "pool5"])])
+@pytest.mark.parametrize(
+    "network, cfg, layers",
+    [
+        ("vgg16", "D", ["relu1_1", "pool1", "relu2_2", "pool2", "relu3_3", "pool3"]),
+        ("vgg19", "E", ["pool1", "pool2", "pool3", "pool4", "conv5_4", "pool5"]),
+    ],
+)
 def test_layers_that_the_papers_name(network, cfg, layers, tmp_path):
     from torchvision.models.vgg import cfgs, make_layers
+
     torch.manual_seed(0)
     net = make_layers(cfgs[cfg]).requires_grad_(False).eval()
     save_file({f"features.{k}": v for k, v in net.state_dict().items()}, tmp_path / "vgg.safetensors")
-    f = make_features("file", network=network, file=tmp_path / "vgg.safetensors", layers=layers, normalise="none", scale=1)
+    f = make_features(
+        "file", network=network, file=tmp_path / "vgg.safetensors", layers=layers, normalise="none", scale=1
+    )
     x = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     seen = f(x)
     assert [*seen] == layers
     for name, layer in zip(vgg_layers(network), net):
         x = layer(x)
-        if name in seen: assert torch.equal(seen[name], x), name
-    if network == "vgg19": assert (seen["conv5_4"] < 0).any() and seen["pool5"].shape == (1, 512, 1, 1)   # before its ReLU
+        if name in seen:
+            assert torch.equal(seen[name], x), name
+    if network == "vgg19":
+        assert (seen["conv5_4"] < 0).any() and seen["pool5"].shape == (1, 512, 1, 1)  # before its ReLU
 
 
 def test_images_that_are_not_normalised_are_said_in_the_name(file):
-    plain, raw = (make_features("file", file=file, layers=["relu1_1"], scale=1, **more) for more in ({}, dict(normalise="none")))
+    plain, raw = (
+        make_features("file", file=file, layers=["relu1_1"], scale=1, **more) for more in ({}, dict(normalise="none"))
+    )
     x = torch.rand(1, 3, 16, 16)
-    ready = (x - torch.tensor([.485, .456, .406]).view(3, 1, 1)) / torch.tensor([.229, .224, .225]).view(3, 1, 1)
-    assert torch.equal(plain(x)["relu1_1"], raw(ready)["relu1_1"]) and not torch.equal(plain(x)["relu1_1"], raw(x)["relu1_1"])
-    assert plain.name == "VGG-19 relu1_1 (file vgg.safetensors)" and raw.name == "VGG-19 relu1_1 (file vgg.safetensors, images not normalised)"
+    ready = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
+    assert torch.equal(plain(x)["relu1_1"], raw(ready)["relu1_1"]) and not torch.equal(
+        plain(x)["relu1_1"], raw(x)["relu1_1"]
+    )
+    assert (
+        plain.name == "VGG-19 relu1_1 (file vgg.safetensors)"
+        and raw.name == "VGG-19 relu1_1 (file vgg.safetensors, images not normalised)"
+    )
     assert make_features("file", file=file, layers=["relu1_1"], normalise="imagenet").name == plain.name
 
 
 @pytest.mark.parametrize("network, cfg", [("vgg16", "D"), ("vgg19", "E")])
 def test_layer_names_follow_torchvision(network, cfg):
     from torchvision.models.vgg import cfgs
+
     kinds = [k for c in cfgs[cfg] for k in (("pool",) if c == "M" else ("conv", "relu"))]
     assert [n.rstrip("_0123456789") for n in vgg_layers(network)] == kinds
 
@@ -93,7 +112,11 @@ def test_only_the_needed_layers_are_built(file):
 
 def test_frozen_and_stays_in_evaluation(file):
     f = make_features("file", file=file, layers=["relu2_1"])
-    assert not f.train().training and not any(m.training for m in f.modules()) and not any(p.requires_grad for p in f.parameters())
+    assert (
+        not f.train().training
+        and not any(m.training for m in f.modules())
+        and not any(p.requires_grad for p in f.parameters())
+    )
 
 
 def test_random_numbers_of_a_run_are_left_alone(file, parts_file):
@@ -104,20 +127,30 @@ def test_random_numbers_of_a_run_are_left_alone(file, parts_file):
 
 def test_scale_makes_a_blurred_face_cost_one(file):
     sharp, blurred = features._reference()
-    for scale, check in (("blur", lambda f: mse(f(blurred)["conv1_2"], f(sharp)["conv1_2"])), ("unit", lambda f: f(sharp)["conv1_2"].square().mean())):
-        assert check(make_features("file", file=file, layers=["conv1_2"], scale=scale)).item() == pytest.approx(1, rel=1e-3)
-    raw, tenth = (make_features("file", file=file, layers=["conv1_2"], scale=s)(sharp)["conv1_2"] for s in (1, {"conv1_2": 10.}))
+    for scale, check in (
+        ("blur", lambda f: mse(f(blurred)["conv1_2"], f(sharp)["conv1_2"])),
+        ("unit", lambda f: f(sharp)["conv1_2"].square().mean()),
+    ):
+        assert check(make_features("file", file=file, layers=["conv1_2"], scale=scale)).item() == pytest.approx(
+            1, rel=1e-3
+        )
+    raw, tenth = (
+        make_features("file", file=file, layers=["conv1_2"], scale=s)(sharp)["conv1_2"] for s in (1, {"conv1_2": 10.0})
+    )
     torch.testing.assert_close(raw, 10 * tenth)
 
 
-@pytest.mark.parametrize("scale", ["big", -1, {"conv1_1": 1.}, {"conv1_2": 0}])
+@pytest.mark.parametrize("scale", ["big", -1, {"conv1_1": 1.0}, {"conv1_2": 0}])
 def test_bad_scale(file, scale):
     with pytest.raises(FacelabError, match="scale of features"):
         make_features("file", file=file, layers=["conv1_2"], scale=scale)
 
 
 def test_missing_layer_names_file_layer_and_what_there_is(file):
-    with pytest.raises(FacelabError, match=r"vgg.safetensors has no weights of conv4_2, needed for relu5_4; it holds conv1_1 to conv4_1"):
+    with pytest.raises(
+        FacelabError,
+        match=r"vgg.safetensors has no weights of conv4_2, needed for relu5_4; it holds conv1_1 to conv4_1",
+    ):
         make_features("file", file=file, layers=["relu5_4"])
 
 
@@ -132,15 +165,26 @@ def test_transposed_weights_are_refused(trunk, tmp_path):
         make_features("file", file=tmp_path / "t.safetensors", layers=["conv1_2"])
 
 
-@pytest.mark.parametrize("wrong", [dict(source="keras"), dict(source="file"), dict(source="trained", network="vgg19"),
-                                   dict(source="torchvision", network="parts"), dict(source="torchvision", layers=["conv9_1"]),
-                                   dict(source="torchvision", layers=["pool1"], normalise="caffe"), dict(source="trained", normalise="none")])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        dict(source="keras"),
+        dict(source="file"),
+        dict(source="trained", network="vgg19"),
+        dict(source="torchvision", network="parts"),
+        dict(source="torchvision", layers=["conv9_1"]),
+        dict(source="torchvision", layers=["pool1"], normalise="caffe"),
+        dict(source="trained", normalise="none"),
+    ],
+)
 def test_wrong_configurations(wrong):
     with pytest.raises(FacelabError):
         make_features(**wrong)
 
 
-@pytest.mark.parametrize("source, network", [("torchvision", "vgg19"), ("torchvision", "vgg16"), ("file", None), ("trained", None)])
+@pytest.mark.parametrize(
+    "source, network", [("torchvision", "vgg19"), ("torchvision", "vgg16"), ("file", None), ("trained", None)]
+)
 def test_missing_weights_are_unavailable_and_nothing_takes_their_place(nowhere, source, network):
     with pytest.raises(Unavailable, match="FACELAB_WEIGHTS"):
         make_features(source, network=network, file=None if source == "torchvision" else "absent.safetensors")
@@ -148,7 +192,11 @@ def test_missing_weights_are_unavailable_and_nothing_takes_their_place(nowhere, 
 
 def test_download_only_when_allowed(nowhere, monkeypatch):
     asked = []
-    def refuse(url, path, **k): asked.append(url); raise OSError("offline")
+
+    def refuse(url, path, **k):
+        asked.append(url)
+        raise OSError("offline")
+
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(Unavailable, match="could not be downloaded"):
         make_features("torchvision", download=True)
@@ -167,7 +215,9 @@ def test_damaged_files(nowhere, monkeypatch):
 
 def test_no_pickled_code_is_run(tmp_path):
     class Evil:
-        def __reduce__(self): return os.mkdir, (str(tmp_path / "ran"),)
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "ran"),)
+
     torch.save({"features.0.weight": Evil()}, tmp_path / "evil.pth")
     with pytest.raises(FacelabError, match="cannot be read"):
         load_weights(tmp_path / "evil.pth")
@@ -185,6 +235,7 @@ def test_where_weights_are_found(nowhere, monkeypatch):
 
 
 # ---- the network of our own
+
 
 @pytest.fixture
 def parts_file(tmp_path):
@@ -220,6 +271,7 @@ def test_every_parameter_of_partsnet_learns():
 
 
 # ---- the original weights of VGG-19, where somebody has them
+
 
 @pytest.fixture(scope="module")
 def oxford():

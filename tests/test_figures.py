@@ -31,40 +31,65 @@ def album(tmp_path_factory):
     "Six drawn test faces, three made-up systems of which each is darker than the next, and a second face set."
     build = tmp_path_factory.mktemp("build")
     faces, unseen = draw_set(0, 0, 6, seed=0), draw_set(0, 0, 3, seed=1)
-    inputs = {"x4": write_inputs(build / "inputs" / "x4", faces, [DOWN, {"use": "degradations.occlusion.Block"}]), "x4@unseen": write_inputs(build / "inputs" / "x4@unseen", unseen, [DOWN])}
+    inputs = {
+        "x4": write_inputs(build / "inputs" / "x4", faces, [DOWN, {"use": "degradations.occlusion.Block"}]),
+        "x4@unseen": write_inputs(build / "inputs" / "x4@unseen", unseen, [DOWN]),
+    }
     rows = []
     for on, of in (("x4", faces), ("x4@unseen", unseen)):
         for k, name in enumerate(NAMES):
-            restored = (resize(inputs[on].images(range(len(of))), 128) * (.7 + .1 * k)).clamp(0, 1)
+            restored = (resize(inputs[on].images(range(len(of))), 128) * (0.7 + 0.1 * k)).clamp(0, 1)
             for face, x in zip(of.names, restored):
                 write_image(build / "restored" / "p" / on / name / f"{Path(face).stem}.png", x)
-            rows += [{**row, "on": on} for row in score(restored, of.batch(range(len(of)), labels=())["image"], of.names, name, lpips=False)]
+            rows += [
+                {**row, "on": on}
+                for row in score(restored, of.batch(range(len(of)), labels=())["image"], of.names, name, lpips=False)
+            ]
     recipes = {name: {"label": name.title(), "inputs": "x4", "kind": "recipes", "paper": "p"} for name in NAMES}
     recipes["prior"] = {"label": "Prior", "inputs": "x4", "kind": "parts", "group": "g", "paper": "p"}
-    return Album("p", faces, recipes, {"x4": {}, "x8": {}}, pd.DataFrame(rows), build=build, unseen=unseen, resamples=100)
+    return Album(
+        "p", faces, recipes, {"x4": {}, "x8": {}}, pd.DataFrame(rows), build=build, unseen=unseen, resamples=100
+    )
 
 
 def views(*shown, **more):
-    return {"title": "Fig 1", "faces": 3, **more, "views": [v if isinstance(v, dict) else {"show": "restored", "system": v} for v in shown]}
+    return {
+        "title": "Fig 1",
+        "faces": 3,
+        **more,
+        "views": [v if isinstance(v, dict) else {"show": "restored", "system": v} for v in shown],
+    }
 
 
-@pytest.mark.parametrize("spec, said", [
-    (views("lwo"), "unknown system 'lwo': did you mean 'low'?"),
-    (views({"show": "input", "on": "x44"}), "unknown chain of degradations 'x44': did you mean 'x4'?"),
-    (views({"show": "M"}), "does not say what was done to the faces"),
-    (views({"show": "input", True: "x4"}), "write it in quotes"),
-    (views({"show": "target", "parts": "nose"}), "unknown kind of parts 'nose': there is parsing, landmarks"),
-    (views({"show": "target", "parts": "parsing", "by": "low"}), "unknown finder of parts 'low': there is labels, labelling, prior"),
-    (views({"show": "target", "colour": 1}), "unknown parameter 'colour'"),
-    (views("low", choose="worst"), "nothing says whose"),
-    (views("low", choose="ugly", by="low"), "unknown choice of faces 'ugly': there is worst, best, spread"),
-    (views("low", kind="veiws"), "unknown kind of figure 'veiws': did you mean 'views'?"),
-    ({"title": "Fig 1", "faces": 3}, "lacks 'views'"),
-    ({"title": "Fig 1", "kind": "photographs", "folder": "masked", "faces": 3}, "lacks 'systems'"),
-    ({"title": "Fig 1", "kind": "bars", "groups": {"a": "x5"}, "systems": ["low"], "measures": ["psnr"]}, "unknown chain of degradations 'x5'"),
-    ({"title": "Fig 1", "kind": "bars", "groups": {"a": "x4"}, "systems": ["low"], "measures": ["psn"]}, "unknown measure 'psn'"),
-    ({"title": "Fig 1", "kind": "curve", "along": {1: "x4"}, "x": "size", "measures": ["psnr"]}, "lacks 'system'"),
-])
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        (views("lwo"), "unknown system 'lwo': did you mean 'low'?"),
+        (views({"show": "input", "on": "x44"}), "unknown chain of degradations 'x44': did you mean 'x4'?"),
+        (views({"show": "M"}), "does not say what was done to the faces"),
+        (views({"show": "input", True: "x4"}), "write it in quotes"),
+        (views({"show": "target", "parts": "nose"}), "unknown kind of parts 'nose': there is parsing, landmarks"),
+        (
+            views({"show": "target", "parts": "parsing", "by": "low"}),
+            "unknown finder of parts 'low': there is labels, labelling, prior",
+        ),
+        (views({"show": "target", "colour": 1}), "unknown parameter 'colour'"),
+        (views("low", choose="worst"), "nothing says whose"),
+        (views("low", choose="ugly", by="low"), "unknown choice of faces 'ugly': there is worst, best, spread"),
+        (views("low", kind="veiws"), "unknown kind of figure 'veiws': did you mean 'views'?"),
+        ({"title": "Fig 1", "faces": 3}, "lacks 'views'"),
+        ({"title": "Fig 1", "kind": "photographs", "folder": "masked", "faces": 3}, "lacks 'systems'"),
+        (
+            {"title": "Fig 1", "kind": "bars", "groups": {"a": "x5"}, "systems": ["low"], "measures": ["psnr"]},
+            "unknown chain of degradations 'x5'",
+        ),
+        (
+            {"title": "Fig 1", "kind": "bars", "groups": {"a": "x4"}, "systems": ["low"], "measures": ["psn"]},
+            "unknown measure 'psn'",
+        ),
+        ({"title": "Fig 1", "kind": "curve", "along": {1: "x4"}, "x": "size", "measures": ["psnr"]}, "lacks 'system'"),
+    ],
+)
 def test_a_mistake_in_an_entry_is_one_sentence(album, spec, said):
     with pytest.raises(FacelabError) as told:
         make_figure(spec, album)
@@ -80,10 +105,20 @@ def test_the_entries_of_the_papers_are_right():
 
 
 def test_the_worst_and_the_best_faces_go_by_number(album):
-    psnr = album.scores[(album.scores.system == "low") & (album.scores.on == "x4")].set_index("image").psnr_rgb.sort_values()
-    named = lambda how, n: [album.faces.names[i] for i in picked(views("low", choose=how, by="low"), album, album.faces, n)[0]]
+    psnr = (
+        album.scores[(album.scores.system == "low") & (album.scores.on == "x4")]
+        .set_index("image")
+        .psnr_rgb.sort_values()
+    )
+    named = lambda how, n: [
+        album.faces.names[i] for i in picked(views("low", choose=how, by="low"), album, album.faces, n)[0]
+    ]
     assert named("worst", 3) == list(psnr.index[:3]) and named("best", 2) == list(psnr.index[:-3:-1])
-    assert named("spread", 3)[0] == psnr.index[0] and named("spread", 3)[2] == psnr.index[-1] and len(named("spread", 99)) == 6
+    assert (
+        named("spread", 3)[0] == psnr.index[0]
+        and named("spread", 3)[2] == psnr.index[-1]
+        and len(named("spread", 99)) == 6
+    )
     fig = make_figure(views("low", choose="worst", by="low", across="views"), album)
     assert [f"{v:.2f} dB" for v in psnr[:3]] == [t.get_text() for t in fig.texts if t.get_text().endswith("dB")]
 
@@ -98,16 +133,18 @@ def test_faces_of_the_second_set_are_chosen_by_their_own_scores(album):
 
 
 def test_the_zoom_box_is_framed_and_enlarged_pixel_by_pixel(album):
-    fig = make_figure(views("low", {"show": "target"}, across="views", zoom=[.25, .375, .75, .875]), album)
+    fig = make_figure(views("low", {"show": "target"}, across="views", zoom=[0.25, 0.375, 0.75, 0.875]), album)
     assert len(fig.axes) == 12 and [len(ax.patches) for ax in fig.axes] == [1, 0] * 6
     assert fig.axes[2].patches[0].get_bbox().bounds == (32, 48, 64, 64)
     whole, cut = (ax.images[0].get_array() for ax in fig.axes[2:4])
     assert np.array_equal(cut[::4, ::4], whole[48:112, 32:96]) and np.array_equal(cut[::4], cut[3::4])
-    inside = make_figure(views({"show": "target"}, zoom=[.25, .25, .5, .5], detail="inside"), album)
+    inside = make_figure(views({"show": "target"}, zoom=[0.25, 0.25, 0.5, 0.5], detail="inside"), album)
     whole = inside.axes[0].images[0].get_array()
-    assert [len(ax.patches) for ax in inside.axes] == [2] * 3 and np.array_equal(whole[64::2, 64::2], whole[32:64, 32:64])
+    assert [len(ax.patches) for ax in inside.axes] == [2] * 3 and np.array_equal(
+        whole[64::2, 64::2], whole[32:64, 32:64]
+    )
     with pytest.raises(FacelabError, match="is empty"):
-        make_figure(views("low", zoom=[.5, .5, .5, .9]), album)
+        make_figure(views("low", zoom=[0.5, 0.5, 0.5, 0.9]), album)
 
 
 def test_texts_keep_apart_and_inside(album):
@@ -115,29 +152,56 @@ def test_texts_keep_apart_and_inside(album):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     long = [{"show": "target", "title": f"longer than a face is wide {k}"} for k in range(4)]
-    bars = {"kind": "bars", "groups": {"a place with a long name": "x4", "b": "x4"}, "systems": NAMES, "measures": ["psnr", "ssim"]}
-    for spec in (views(*long, across="views", columns=2, faces=2), views(*long[:2], choose="best", by="low", columns=2), bars):
+    bars = {
+        "kind": "bars",
+        "groups": {"a place with a long name": "x4", "b": "x4"},
+        "systems": NAMES,
+        "measures": ["psnr", "ssim"],
+    }
+    for spec in (
+        views(*long, across="views", columns=2, faces=2),
+        views(*long[:2], choose="best", by="low", columns=2),
+        bars,
+    ):
         fig = make_figure(spec, album)
         renderer = FigureCanvasAgg(fig).get_renderer()
         fig.draw(renderer)
-        boxes = [t.get_window_extent(renderer) for t in fig.texts] + [legend.get_window_extent(renderer) for legend in fig.legends]
+        boxes = [t.get_window_extent(renderer) for t in fig.texts] + [
+            legend.get_window_extent(renderer) for legend in fig.legends
+        ]
         areas = [ax.get_window_extent(renderer) for ax in fig.axes]
-        assert all(b.x0 >= -1 and b.y0 >= -1 and b.x1 <= fig.bbox.width + 1 and b.y1 <= fig.bbox.height + 1 for b in boxes)
+        assert all(
+            b.x0 >= -1 and b.y0 >= -1 and b.x1 <= fig.bbox.width + 1 and b.y1 <= fig.bbox.height + 1 for b in boxes
+        )
         assert not any(a.padded(-1).overlaps(b.padded(-1)) for i, a in enumerate(boxes) for b in boxes[:i] + areas)
 
 
 def test_equal_figures_are_equal_bytes(album, tmp_path):
-    specs = {"views": views({"show": "input", "on": "x4"}, "low", {"show": "target", "parts": "landmarks"}, {"show": "target", "parts": "parsing"}, choose="worst", by="low", faces=1),
-             "bars": {"kind": "bars", "groups": {"a": "x4", "b": "x8"}, "systems": NAMES, "measures": ["psnr", "ssim"]}}
+    specs = {
+        "views": views(
+            {"show": "input", "on": "x4"},
+            "low",
+            {"show": "target", "parts": "landmarks"},
+            {"show": "target", "parts": "parsing"},
+            choose="worst",
+            by="low",
+            faces=1,
+        ),
+        "bars": {"kind": "bars", "groups": {"a": "x4", "b": "x8"}, "systems": NAMES, "measures": ["psnr", "ssim"]},
+    }
     for run in ("one", "two"):
         for name, spec in specs.items():
             save_figure(make_figure(spec, album), tmp_path / run / name, dpi=60)
-        time.sleep(1 if run == "one" else 0)   # a date would differ
+        time.sleep(1 if run == "one" else 0)  # a date would differ
     for name in specs:
         for kind in ("png", "pdf"):
             first = (tmp_path / "one" / f"{name}.{kind}").read_bytes()
-            assert first == (tmp_path / "two" / f"{name}.{kind}").read_bytes() and b"matplotlib" not in first.lower() and b"CreationDate" not in first
-        assert b"CIDFontType2" in (tmp_path / "one" / f"{name}.pdf").read_bytes()   # letters, not pictures of letters
+            assert (
+                first == (tmp_path / "two" / f"{name}.{kind}").read_bytes()
+                and b"matplotlib" not in first.lower()
+                and b"CreationDate" not in first
+            )
+        assert b"CIDFontType2" in (tmp_path / "one" / f"{name}.pdf").read_bytes()  # letters, not pictures of letters
 
 
 def test_pixels_of_pictures_cover_whole_pixels(album, tmp_path):
@@ -150,49 +214,82 @@ def test_pixels_of_pictures_cover_whole_pixels(album, tmp_path):
 def test_what_is_not_there_is_a_line_and_a_file(album, tmp_path):
     figure = tmp_path / "figure"
     assert write_figure(views("low"), album, figure, 60).axes and (tmp_path / "figure.png").exists()
-    for spec, said in ((views({"show": "target", "parts": "parsing", "by": "prior"}), "no trained model in"), (views({"show": "input", "on": "x8"}), "no test inputs in"),
-                       ({"kind": "ranks", "series": {"true": "truth"}, "ranks": 5}, "identification.csv"), (views({"show": "restored", "system": "low", "on": "x8"}), "is missing")):
+    for spec, said in (
+        (views({"show": "target", "parts": "parsing", "by": "prior"}), "no trained model in"),
+        (views({"show": "input", "on": "x8"}), "no test inputs in"),
+        ({"kind": "ranks", "series": {"true": "truth"}, "ranks": 5}, "identification.csv"),
+        (views({"show": "restored", "system": "low", "on": "x8"}), "is missing"),
+    ):
         text = write_figure(spec, album, figure, 60)
         assert text.startswith("n/a: ") and said in text and (tmp_path / "figure.txt").read_text() == text + "\n"
         assert not (tmp_path / "figure.png").exists() and not (tmp_path / "figure.pdf").exists()
     with pytest.raises(FacelabError, match="unknown system"):
         write_figure(views("nobody"), album, figure)
-    with pytest.raises(TypeError):   # a mistake of the program is not a figure that is not available
+    with pytest.raises(TypeError):  # a mistake of the program is not a figure that is not available
         write_figure(views("low"), Album("p", None, album.recipes, album.chains, build=album.build), figure)
     assert write_figure(views("low"), album, figure, 60).axes and not (tmp_path / "figure.txt").exists()
 
 
 def test_photographs_are_restored_there_and_then(album, tmp_path):
     spec = {"title": "Fig 1", "kind": "photographs", "folder": "masked", "faces": 3, "systems": ["low"]}
-    assert "let figures.photos in params.yaml name a folder with aligned faces in its folder masked" in write_figure(spec, album, tmp_path / "none")
-    write_model(Path(album.build) / "models" / "p" / "low", {"generator": {}}, {"name": "low", "label": "Low", "kind": "recipes", "degradation": [DOWN], "generator": {"use": "networks.bicubic.Bicubic", "scale": 4}, "critics": {}})
+    assert "let figures.photos in params.yaml name a folder with aligned faces in its folder masked" in write_figure(
+        spec, album, tmp_path / "none"
+    )
+    write_model(
+        Path(album.build) / "models" / "p" / "low",
+        {"generator": {}},
+        {
+            "name": "low",
+            "label": "Low",
+            "kind": "recipes",
+            "degradation": [DOWN],
+            "generator": {"use": "networks.bicubic.Bicubic", "scale": 4},
+            "critics": {},
+        },
+    )
     for name, image in zip("abcd", album.faces.batch(range(4), labels=())["image"]):
         write_image(tmp_path / "photos" / "masked" / f"{name}.png", image)
     fig = make_figure(spec, replace(album, photos=tmp_path / "photos"))
     shown = [ax.images[0].get_array() for ax in fig.axes]
-    assert len(shown) == 6 and all(np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(shown[::2], shown[1::2]))   # bicubic: the system makes what is shown as its input
+    assert len(shown) == 6 and all(
+        np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(shown[::2], shown[1::2])
+    )  # bicubic: the system makes what is shown as its input
 
 
 def test_charts_show_the_means_of_the_scores(album):
-    fig = make_figure({"kind": "bars", "groups": {"a": "x4", "b": "x8"}, "systems": NAMES, "measures": ["psnr", "ssim"]}, album)
+    fig = make_figure(
+        {"kind": "bars", "groups": {"a": "x4", "b": "x8"}, "systems": NAMES, "measures": ["psnr", "ssim"]}, album
+    )
     means = album.scores[album.scores.on == "x4"].groupby("system")[["psnr_rgb", "ssim_rgb"]].mean()
     for ax, column in zip(fig.axes, means):
         assert [c[0].get_xdata()[0] for c in ax.containers] == pytest.approx([means[column][name] for name in NAMES])
-        assert [t.get_text() for t in ax.texts] == ["n/a"] * 3   # nothing was measured on x8
+        assert [t.get_text() for t in ax.texts] == ["n/a"] * 3  # nothing was measured on x8
     assert [t.get_text() for t in fig.legends[0].get_texts()] == ["Low", "Middle", "High"]
 
 
 def test_identification_grows_with_the_rank():
     rng = np.random.default_rng(0)
-    found = pd.concat([pd.DataFrame({"kind": kind, "image": range(100), "rank": rng.geometric(p, 100)}) for kind, p in (("true", .6), ("degraded", .2))])
+    found = pd.concat(
+        [
+            pd.DataFrame({"kind": kind, "image": range(100), "rank": rng.geometric(p, 100)})
+            for kind, p in (("true", 0.6), ("degraded", 0.2))
+        ]
+    )
     lines = ranks({"series": {"true": "truth", "degraded": "degraded"}, "ranks": 5}, found, n=100).axes[0].lines
     for kind, line in zip(("true", "degraded"), lines):
         middle, low, high = identified(found, kind, 5, n=100)
-        assert (np.diff(middle) >= 0).all() and (low <= middle).all() and (middle <= high).all() and np.array_equal(line.get_ydata(), middle)
+        assert (
+            (np.diff(middle) >= 0).all()
+            and (low <= middle).all()
+            and (middle <= high).all()
+            and np.array_equal(line.get_ydata(), middle)
+        )
     assert lines[0].get_ydata()[0] == 100 * (found[found.kind == "true"]["rank"] == 1).mean()
 
 
 def test_colours_stay_apart_without_green_cones():
-    x = torch.tensor([[int(c[k:k + 2], 16) / 255 for k in (1, 3, 5)] for c in PALETTE]) ** 2.2
-    seen = (x @ torch.tensor([[.29275, .70725, 0], [.29275, .70725, 0], [-.02234, .02234, 1]]).T).clamp(0, 1) ** (1 / 2.2)
-    assert torch.pdist(seen).min() > .08
+    x = torch.tensor([[int(c[k : k + 2], 16) / 255 for k in (1, 3, 5)] for c in PALETTE]) ** 2.2
+    seen = (x @ torch.tensor([[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]]).T).clamp(0, 1) ** (
+        1 / 2.2
+    )
+    assert torch.pdist(seen).min() > 0.08

@@ -1,4 +1,5 @@
 "Reading, writing and showing images: every kind of file that a folder of faces has been seen to hold."
+
 import io
 
 import numpy as np
@@ -15,7 +16,20 @@ RAMP = np.add.outer(np.arange(0, 96, 4), np.arange(0, 160, 4)).astype(np.uint8) 
 GREY = torch.from_numpy(RAMP).expand(3, -1, -1)
 
 
-@pytest.mark.parametrize("mode, suffix", [("L", "png"), ("RGB", "png"), ("P", "png"), ("RGBA", "png"), ("LA", "png"), ("RGB", "bmp"), ("L", "tif"), ("CMYK", "tif"), ("P", "gif")])
+@pytest.mark.parametrize(
+    "mode, suffix",
+    [
+        ("L", "png"),
+        ("RGB", "png"),
+        ("P", "png"),
+        ("RGBA", "png"),
+        ("LA", "png"),
+        ("RGB", "bmp"),
+        ("L", "tif"),
+        ("CMYK", "tif"),
+        ("P", "gif"),
+    ],
+)
 def test_every_mode_reads_as_the_same_rgb(tmp_path, mode, suffix):
     Image.fromarray(RAMP).convert(mode).save(tmp_path / f"a.{suffix}")
     assert torch.equal(read_image(tmp_path / f"a.{suffix}", (24, 40)), GREY)
@@ -35,7 +49,15 @@ def test_transparent_pixels_are_white_whatever_colour_they_hide(tmp_path):
     assert read_image(tmp_path / "p.png")[0, 0, 0] == 255
 
 
-@pytest.mark.parametrize("orientation, back", [(3, lambda a: a[::-1, ::-1]), (6, lambda a: np.rot90(a, -1)), (8, lambda a: np.rot90(a, 1)), (2, lambda a: a[:, ::-1])])
+@pytest.mark.parametrize(
+    "orientation, back",
+    [
+        (3, lambda a: a[::-1, ::-1]),
+        (6, lambda a: np.rot90(a, -1)),
+        (8, lambda a: np.rot90(a, 1)),
+        (2, lambda a: a[:, ::-1]),
+    ],
+)
 def test_exif_orientation_is_applied(tmp_path, orientation, back):
     exif = Image.Exif()
     exif[274] = orientation
@@ -58,14 +80,25 @@ def broken(folder):
     Image.new("1", (9000, 9000)).save(folder / "huge.png")
     Image.new("1", (20000, 20000)).save(folder / "bomb.png")
     Image.fromarray(RAMP.astype(np.float32)).save(folder / "float.tif")
-    return {"cut.jpg": "truncated", "cut.png": "cannot be read", "flipped.png": "cannot be read", "empty.png": "not an image", "text.jpg": "not an image", "folder.png": "is a folder",
-            "huge.png": "9000x9000", "bomb.png": "cannot be read", "float.tif": "floating-point", "missing.png": "does not exist"}
+    return {
+        "cut.jpg": "truncated",
+        "cut.png": "cannot be read",
+        "flipped.png": "cannot be read",
+        "empty.png": "not an image",
+        "text.jpg": "not an image",
+        "folder.png": "is a folder",
+        "huge.png": "9000x9000",
+        "bomb.png": "cannot be read",
+        "float.tif": "floating-point",
+        "missing.png": "does not exist",
+    }
 
 
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_bad_files_get_one_sentence_that_names_them(tmp_path):
     for name, words in broken(tmp_path).items():
-        with pytest.raises(FacelabError) as error: read_image(tmp_path / name)
+        with pytest.raises(FacelabError) as error:
+            read_image(tmp_path / name)
         text = str(error.value)
         assert name in text and words in text and "\n" not in text and ": " in text, text
         assert error.value.__cause__ is None and error.value.__suppress_context__
@@ -73,7 +106,8 @@ def test_bad_files_get_one_sentence_that_names_them(tmp_path):
 
 def test_wrong_size_names_both(tmp_path):
     Image.fromarray(RAMP).save(tmp_path / "a.png")
-    with pytest.raises(FacelabError, match=r"a\.png is 40x24 .* but 128x128"): read_image(tmp_path / "a.png", 128)
+    with pytest.raises(FacelabError, match=r"a\.png is 40x24 .* but 128x128"):
+        read_image(tmp_path / "a.png", 128)
     assert read_image(tmp_path / "a.png", (24, 40)).shape == (3, 24, 40)
 
 
@@ -96,7 +130,7 @@ def test_replacing_is_all_or_nothing(tmp_path):
 
 
 def test_written_pixels_come_back_and_bytes_repeat(tmp_path):
-    x = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(1)) * 1.4 - .2
+    x = torch.rand(3, 20, 30, generator=torch.Generator().manual_seed(1)) * 1.4 - 0.2
     write_image(tmp_path / "a.png", x)
     write_image(tmp_path / "b.png", to_uint8(x))
     assert torch.equal(read_image(tmp_path / "a.png"), to_uint8(x))
@@ -104,36 +138,60 @@ def test_written_pixels_come_back_and_bytes_repeat(tmp_path):
     assert not Image.open(tmp_path / "a.png").info
 
 
-@pytest.mark.parametrize("name, image, words", [("a.jpg", torch.zeros(3, 4, 4), ".png"), ("a.png", torch.zeros(1, 3, 4, 4), "(1, 3, 4, 4)"),
-                                                ("a.png", torch.zeros(1, 4, 4), "(1, 4, 4)"), ("a.png", torch.full((3, 4, 4), torch.nan), "not finite")])
+@pytest.mark.parametrize(
+    "name, image, words",
+    [
+        ("a.jpg", torch.zeros(3, 4, 4), ".png"),
+        ("a.png", torch.zeros(1, 3, 4, 4), "(1, 3, 4, 4)"),
+        ("a.png", torch.zeros(1, 4, 4), "(1, 4, 4)"),
+        ("a.png", torch.full((3, 4, 4), torch.nan), "not finite"),
+    ],
+)
 def test_unfit_images_are_not_written(tmp_path, name, image, words):
-    with pytest.raises(FacelabError) as error: write_image(tmp_path / name, image)
+    with pytest.raises(FacelabError) as error:
+        write_image(tmp_path / name, image)
     assert words in str(error.value) and not list(tmp_path.iterdir())
 
 
 def test_float_and_back_is_exact_and_refuses_twice():
     levels = torch.arange(256, dtype=torch.uint8)
     assert torch.equal(to_uint8(to_float(levels)), levels)
-    with pytest.raises(FacelabError, match="float32"): to_float(to_float(levels))
+    with pytest.raises(FacelabError, match="float32"):
+        to_float(to_float(levels))
 
 
 @pytest.mark.parametrize("options", [{}, {"bbox_inches": "tight"}])
 def test_show_is_crisp_even_when_a_viewer_trims(options):
     face, file = astronaut(64), io.BytesIO()
-    figure = show([[face, face.flip(3)], torch.nn.functional.avg_pool2d(face, 4)], titles=["a title that has to be wrapped into lines", "b"], row_titles=["large", "small"], zoom=2)
+    figure = show(
+        [[face, face.flip(3)], torch.nn.functional.avg_pool2d(face, 4)],
+        titles=["a title that has to be wrapped into lines", "b"],
+        row_titles=["large", "small"],
+        zoom=2,
+    )
     figure.savefig(file, format="png", **options)
     seen = np.array(Image.open(file).convert("RGB"))
     want = to_uint8(face)[0].permute(1, 2, 0).numpy().repeat(2, 0).repeat(2, 1)
     corners = np.argwhere((seen == want[0, 0]).all(-1))
-    assert any(seen[y:y + 128, x:x + 128].shape == want.shape and (seen[y:y + 128, x:x + 128] == want).all() for y, x in corners)
+    assert any(
+        seen[y : y + 128, x : x + 128].shape == want.shape and (seen[y : y + 128, x : x + 128] == want).all()
+        for y, x in corners
+    )
 
 
 def test_nothing_that_show_writes_is_clipped():
-    figure = show(torch.zeros(3, 3, 40, 40), titles=["WWWWWWWWWWWWWWW", "two words", "gypsy"], row_titles=["a very long row title that has to be broken into several lines"])
+    figure = show(
+        torch.zeros(3, 3, 40, 40),
+        titles=["WWWWWWWWWWWWWWW", "two words", "gypsy"],
+        row_titles=["a very long row title that has to be broken into several lines"],
+    )
     renderer, page = FigureCanvasAgg(figure).get_renderer(), figure.bbox
     boxes = [t.get_window_extent(renderer) for t in figure.texts]
     assert len(boxes) == 4
-    assert all(b.x0 >= page.x0 - .5 and b.y0 >= page.y0 - .5 and b.x1 <= page.x1 + .5 and b.y1 <= page.y1 + .5 for b in boxes)
+    assert all(
+        b.x0 >= page.x0 - 0.5 and b.y0 >= page.y0 - 0.5 and b.x1 <= page.x1 + 0.5 and b.y1 <= page.y1 + 0.5
+        for b in boxes
+    )
 
 
 def test_show_axes_take_landmarks_as_they_are():
@@ -142,11 +200,12 @@ def test_show_axes_take_landmarks_as_they_are():
 
 
 def test_maps_of_a_row_share_their_colours_and_limits_count():
-    row = torch.stack([torch.zeros(4, 4), torch.full((4, 4), .5)])[:, None]
+    row = torch.stack([torch.zeros(4, 4), torch.full((4, 4), 0.5)])[:, None]
     pixel = lambda figure, k: tuple(figure.axes[k].images[0].get_array()[0, 0])
-    plain, wide = show(row), show(row, limits=(0, .5))
+    plain, wide = show(row), show(row, limits=(0, 0.5))
     assert pixel(plain, 0) == pixel(wide, 0) and pixel(plain, 1) != pixel(wide, 1)
-    with pytest.raises(FacelabError, match=r"shape \(2, 3, 4, 5, 6\)"): show(np.zeros((2, 3, 4, 5, 6)))
+    with pytest.raises(FacelabError, match=r"shape \(2, 3, 4, 5, 6\)"):
+        show(np.zeros((2, 3, 4, 5, 6)))
 
 
 def test_label_colours_are_distinct_and_out_of_range_is_refused():
@@ -154,8 +213,10 @@ def test_label_colours_are_distinct_and_out_of_range_is_refused():
     colours = colour_labels(labels, 20)
     assert colours.shape == (1, 3, 4, 5) and len(colours.flatten(2)[0].T.unique(dim=0)) == 20
     assert torch.equal(colour_labels(labels.to(torch.uint8), 20), colours)
-    with pytest.raises(FacelabError, match=r"0\.\.18"): colour_labels(labels, 19)
-    with pytest.raises(FacelabError, match="-1"): colour_labels(torch.tensor([[[-1]]]), 5)
+    with pytest.raises(FacelabError, match=r"0\.\.18"):
+        colour_labels(labels, 19)
+    with pytest.raises(FacelabError, match="-1"):
+        colour_labels(torch.tensor([[[-1]]]), 5)
 
 
 def test_astronaut_has_her_eyes_where_the_template_has_them():
@@ -163,4 +224,4 @@ def test_astronaut_has_her_eyes_where_the_template_has_them():
     eyes = face[70:95]  # the pupils are the darkest things at eye height
     left, right = eyes[:, 50:85], eyes[:, 95:125]
     x = lambda part, x0: x0 + part.min(0).values.argmin().item()
-    assert abs(x(left, 50) / 176 - .377) < .03 and abs(x(right, 95) / 176 - .623) < .03
+    assert abs(x(left, 50) / 176 - 0.377) < 0.03 and abs(x(right, 95) / 176 - 0.623) < 0.03

@@ -21,14 +21,17 @@ def faces():
 
 def test_every_face_is_there_once_and_is_what_the_chain_gives(faces, tmp_path):
     inputs = write_inputs(tmp_path / "x", faces, STEPS, seed=3)
-    assert inputs.names == list(faces.names) and sorted(p.stem for p in (tmp_path / "x" / "input").iterdir()) == sorted(n.rsplit(".")[0] for n in faces.names)
+    assert inputs.names == list(faces.names) and sorted(p.stem for p in (tmp_path / "x" / "input").iterdir()) == sorted(
+        n.rsplit(".")[0] for n in faces.names
+    )
     alone = Chain(STEPS)(faces.batch([4])["image"], Dice(3, "test", [4]))
-    assert torch.allclose(inputs.images([4]), alone.input, atol=.5 / 255 + 1e-6)
-    assert torch.allclose(inputs.maps([4], "gamma")["gamma"], alone.maps["gamma"], atol=.5 / 255 + 1e-6)
+    assert torch.allclose(inputs.images([4]), alone.input, atol=0.5 / 255 + 1e-6)
+    assert torch.allclose(inputs.maps([4], "gamma")["gamma"], alone.maps["gamma"], atol=0.5 / 255 + 1e-6)
 
 
 def test_twice_the_same_bytes(faces, tmp_path):
-    for k in "ab": write_inputs(tmp_path / k, faces, STEPS)
+    for k in "ab":
+        write_inputs(tmp_path / k, faces, STEPS)
     files = [p.relative_to(tmp_path / "a") for p in sorted((tmp_path / "a").rglob("*")) if p.is_file()]
     assert len(files) == len(faces) + 2
     assert [f for f in files if (tmp_path / "a" / f).read_bytes() != (tmp_path / "b" / f).read_bytes()] == []
@@ -59,7 +62,9 @@ def test_what_was_touched_or_lost_is_refused_in_a_sentence(faces, tmp_path):
 def test_a_failure_leaves_the_old_folder_and_no_half(faces, tmp_path, monkeypatch):
     write_inputs(tmp_path / "x", faces, STEPS)
     before = (tmp_path / "x" / "manifest.json").read_bytes()
-    monkeypatch.setattr("facelab.evaluation.inputs.write_image", lambda *a: (_ for _ in ()).throw(OSError("no space left")))
+    monkeypatch.setattr(
+        "facelab.evaluation.inputs.write_image", lambda *a: (_ for _ in ()).throw(OSError("no space left"))
+    )
     with pytest.raises(OSError):
         write_inputs(tmp_path / "x", faces, STEPS, seed=9)
     assert (tmp_path / "x" / "manifest.json").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -1,4 +1,5 @@
 "Judges: known errors by hand, the protocol of recognition, and that nobody judges under another's name."
+
 import json
 from dataclasses import replace
 
@@ -20,10 +21,16 @@ from facelab.faces.parts import five_points
 from facelab.base.names import build
 
 torch.set_num_threads(1)
-SPECS = {"recognisers/lightcnn9_rgb": dict(use="networks.lightcnn.LightCNN9", size=64, width=8, channels=3, embedding=16, identities=5),
-         "recognisers/inception_resnet_v1": dict(use="networks.inception_resnet.InceptionResnetV1", width=8, depth=1, embedding=16, identities=5),
-         "labelling/parser": dict(use="networks.hourglass.PriorNet", landmarks=1, parts=11, width=8, depth=1),
-         "labelling/landmarker": dict(use="networks.hourglass.PriorNet", landmarks=81, parts=1, width=8, depth=1)}
+SPECS = {
+    "recognisers/lightcnn9_rgb": dict(
+        use="networks.lightcnn.LightCNN9", size=64, width=8, channels=3, embedding=16, identities=5
+    ),
+    "recognisers/inception_resnet_v1": dict(
+        use="networks.inception_resnet.InceptionResnetV1", width=8, depth=1, embedding=16, identities=5
+    ),
+    "labelling/parser": dict(use="networks.hourglass.PriorNet", landmarks=1, parts=11, width=8, depth=1),
+    "labelling/landmarker": dict(use="networks.hourglass.PriorNet", landmarks=81, parts=1, width=8, depth=1),
+}
 
 
 @pytest.fixture(scope="module")
@@ -52,22 +59,32 @@ def batch():
 
 
 @pytest.fixture(scope="module")
-def restored(batch): return resize(resize(batch["image"], 24), 96).clamp(0, 1)
+def restored(batch):
+    return resize(resize(batch["image"], 24), 96).clamp(0, 1)
 
 
 def test_every_column_has_a_number_and_a_judge(judges, batch, restored):
-    scores = judges.judge(restored, batch["image"], batch, torch.ones(6, 1, 24, 24)) | judges.recognise(restored, batch["image"], batch["identity"])
-    assert set(scores) == set(COLUMNS) and all(len(v) == 6 and all(isinstance(x, float) for x in v) for v in scores.values())
+    scores = judges.judge(restored, batch["image"], batch, torch.ones(6, 1, 24, 24)) | judges.recognise(
+        restored, batch["image"], batch["identity"]
+    )
+    assert set(scores) == set(COLUMNS) and all(
+        len(v) == 6 and all(isinstance(x, float) for x in v) for v in scores.values()
+    )
     report = json.loads(json.dumps(judges.report()))
     assert list(report) == list(COLUMNS) and all(r["by"] and r["missing"] == "" for r in report.values())
-    assert "LightCNN9 (part lightcnn9_rgb, trained by this run on drawn)" == report["identity"]["by"] and "InceptionResnetV1" in report["nearest_right"]["by"]
+    assert (
+        "LightCNN9 (part lightcnn9_rgb, trained by this run on drawn)" == report["identity"]["by"]
+        and "InceptionResnetV1" in report["nearest_right"]["by"]
+    )
 
 
 def test_batches_and_single_faces_agree(judges, batch, restored):
     whole, hidden = judges.judge(restored, batch["image"], batch, torch.ones(6, 1, 96, 96)), torch.ones(1, 1, 96, 96)
     for i in range(6):
-        one = judges.judge(restored[i:i + 1], batch["image"][i:i + 1], {k: v[i:i + 1] for k, v in batch.items()}, hidden)
-        assert all(one[c] == pytest.approx(whole[c][i:i + 1], abs=1e-4) for c in one)
+        one = judges.judge(
+            restored[i : i + 1], batch["image"][i : i + 1], {k: v[i : i + 1] for k, v in batch.items()}, hidden
+        )
+        assert all(one[c] == pytest.approx(whole[c][i : i + 1], abs=1e-4) for c in one)
     parts = judges.embed(restored.split(4))
     assert torch.allclose(parts, judges.embed(restored), atol=1e-5) and parts.device.type == "cpu"
 
@@ -75,10 +92,14 @@ def test_batches_and_single_faces_agree(judges, batch, restored):
 def test_each_judge_is_the_network_in_its_folder(judges, batch, restored):
     scores = judges.judge(restored, batch["image"], batch)
     open_ = lambda column: judges.opened[column][0]
-    assert scores["landmark_error"] == pytest.approx(landmark_error(see(open_("landmark_error"), restored, "landmarks"), batch["landmarks"]).tolist(), abs=1e-5)
-    assert scores["parsing_error"] == pytest.approx(parsing_error(see(open_("parsing_error"), restored, "parsing"), batch["parsing"]).tolist(), abs=1e-6)
+    assert scores["landmark_error"] == pytest.approx(
+        landmark_error(see(open_("landmark_error"), restored, "landmarks"), batch["landmarks"]).tolist(), abs=1e-5
+    )
+    assert scores["parsing_error"] == pytest.approx(
+        parsing_error(see(open_("parsing_error"), restored, "parsing"), batch["parsing"]).tolist(), abs=1e-6
+    )
     light = open_("identity")
-    a, b = (light(resize(x, 64).clamp(0, 1)) for x in (restored, batch["image"]))   # it is built for 64 pixels
+    a, b = (light(resize(x, 64).clamp(0, 1)) for x in (restored, batch["image"]))  # it is built for 64 pixels
     assert scores["identity"] == pytest.approx(F.cosine_similarity(a, b).tolist(), abs=1e-5)
     assert not any(p.requires_grad for judge in judges.opened.values() for p in judge[0].parameters())
 
@@ -87,7 +108,7 @@ def test_the_truth_is_perfect(judges, batch):
     x = batch["image"]
     scores = judges.judge(x, x, batch, torch.ones(6, 1, 96, 96)) | judges.recognise(x, x, batch["identity"])
     for column, value in dict(vgg_distance=0, identity=1, hidden_error=0, nearest_l1=0, nearest_right=1).items():
-        assert scores[column] == pytest.approx([value]*6, abs=1e-5), column
+        assert scores[column] == pytest.approx([value] * 6, abs=1e-5), column
 
 
 def test_nothing_stands_in_for_what_is_missing(judges, batch, restored, tmp_path):
@@ -96,25 +117,39 @@ def test_nothing_stands_in_for_what_is_missing(judges, batch, restored, tmp_path
     assert nobody.recognise(restored, batch["image"], batch["identity"]) == dict(nearest_l1=None, nearest_right=None)
     report = nobody.report()
     assert all(r["missing"] and "\n" not in r["missing"] for r in report.values())
-    assert "recognisers/lightcnn9_rgb" in report["identity"]["missing"] and "inception_resnet_v1" in report["nearest_l1"]["missing"]
+    assert (
+        "recognisers/lightcnn9_rgb" in report["identity"]["missing"]
+        and "inception_resnet_v1" in report["nearest_l1"]["missing"]
+    )
     scores = judges.judge(restored, batch["image"], {"landmarks": None})
     assert {c for c, v in scores.items() if v is None} == {"landmark_error", "parsing_error", "hidden_error"}
     assert judges.recognise(restored, batch["image"])["nearest_right"] is None
     missing = {c: r["missing"] for c, r in judges.report().items() if r["missing"]}
-    assert "no landmarks" in missing["landmark_error"] and "no parsing" in missing["parsing_error"] and "no identity" in missing["nearest_right"] and "nearest_l1" not in missing
-    with pytest.raises(Unavailable, match="inception_resnet_v1"): nobody.embed(restored)
+    assert (
+        "no landmarks" in missing["landmark_error"]
+        and "no parsing" in missing["parsing_error"]
+        and "no identity" in missing["nearest_right"]
+        and "nearest_l1" not in missing
+    )
+    with pytest.raises(Unavailable, match="inception_resnet_v1"):
+        nobody.embed(restored)
 
 
 def test_other_landmarks_than_the_landmarkers_are_refused(judges, batch, restored):
     scores = judges.judge(restored, batch["image"], {"landmarks": five_points(batch["landmarks"])})
-    assert scores["landmark_error"] is None and "sees 81 points but the face set has 5" in judges.report()["landmark_error"]["missing"]
+    assert (
+        scores["landmark_error"] is None
+        and "sees 81 points but the face set has 5" in judges.report()["landmark_error"]["missing"]
+    )
 
 
 def test_a_damaged_judge_is_an_error_not_a_gap(run, batch, restored, tmp_path):
     import shutil
+
     shutil.copytree(run / "parts", tmp_path / "parts")
     (tmp_path / "parts/labelling/parser/generator.safetensors").write_bytes(b"half")
-    with pytest.raises(FacelabError, match="damaged"): Judges(tmp_path / "parts", run / "features", folder=tmp_path).judge(restored, batch["image"], batch)
+    with pytest.raises(FacelabError, match="damaged"):
+        Judges(tmp_path / "parts", run / "features", folder=tmp_path).judge(restored, batch["image"], batch)
 
 
 def test_mobilefacenet_judges_where_its_file_is(judges, batch, restored, tmp_path):
@@ -122,48 +157,74 @@ def test_mobilefacenet_judges_where_its_file_is(judges, batch, restored, tmp_pat
     net = MobileFaceNet().eval()
     write_tensors(tmp_path / module.MOBILEFACENET, net.state_dict())
     got = judges.judge(restored, batch["image"], batch)["identity"]
-    with torch.no_grad(): wanted = (net.embed(crops(restored, batch["landmarks"])) * net.embed(crops(batch["image"], batch["landmarks"]))).sum(1)
-    assert got == pytest.approx(wanted.tolist(), abs=1e-5) and judges.report()["identity"]["by"] == "MobileFaceNet (file mobilefacenet.safetensors)"
-    assert judges.judge(restored, batch["image"], {})["identity"] is None   # it cannot crop, and nobody takes its place
+    with torch.no_grad():
+        wanted = (
+            net.embed(crops(restored, batch["landmarks"])) * net.embed(crops(batch["image"], batch["landmarks"]))
+        ).sum(1)
+    assert (
+        got == pytest.approx(wanted.tolist(), abs=1e-5)
+        and judges.report()["identity"]["by"] == "MobileFaceNet (file mobilefacenet.safetensors)"
+    )
+    assert judges.judge(restored, batch["image"], {})["identity"] is None  # it cannot crop, and nobody takes its place
 
 
 def test_features_of_the_parameters(judges, run, batch, restored):
-    section = dict(source="trained", network="parts", layers=["stage1", "stage3"], file=str(run / "features/generator.safetensors"), scale=2.)
+    section = dict(
+        source="trained",
+        network="parts",
+        layers=["stage1", "stage3"],
+        file=str(run / "features/generator.safetensors"),
+        scale=2.0,
+    )
     other = Judges(run / "parts", section)
     scores = other.judge(restored, batch["image"])["vgg_distance"]
     net = other.opened["vgg_distance"][0].network
     a, b = net.features(restored), net.features(batch["image"])
-    assert scores == pytest.approx(sum(((a[k] - b[k])/2).square().mean((1, 2, 3)) for k in ("stage1", "stage3")).tolist(), rel=1e-4)
+    assert scores == pytest.approx(
+        sum(((a[k] - b[k]) / 2).square().mean((1, 2, 3)) for k in ("stage1", "stage3")).tolist(), rel=1e-4
+    )
     assert "stage 1, stage 3" in other.report()["vgg_distance"]["by"]
 
 
 # ---- by hand
+
 
 def test_recognition_is_the_loop_of_its_definition():
     z, people = torch.randn(2, 23, 7, generator=torch.Generator().manual_seed(0)), torch.arange(23) // 3
     for own in (True, False):
         l1, right = nearest(z[0], z[1], people, own, batch=5)
         for i in range(23):
-            d = [float("inf") if i == j and not own else (z[0, i]/z[0, i].abs().sum() - z[1, j]/z[1, j].abs().sum()).abs().sum().item() for j in range(23)]
-            assert l1[i].item() == pytest.approx(min(d), abs=1e-6) and right[i] == (people[d.index(min(d))] == people[i])
+            d = [
+                float("inf")
+                if i == j and not own
+                else (z[0, i] / z[0, i].abs().sum() - z[1, j] / z[1, j].abs().sum()).abs().sum().item()
+                for j in range(23)
+            ]
+            assert l1[i].item() == pytest.approx(min(d), abs=1e-6) and right[i] == (
+                people[d.index(min(d))] == people[i]
+            )
     assert nearest(z[0], z[1])[1] is None
-    with pytest.raises(FacelabError, match="as many restored as true"): nearest(z[0, :3], z[1])
+    with pytest.raises(FacelabError, match="as many restored as true"):
+        nearest(z[0, :3], z[1])
 
 
 def test_iou_of_known_parts():
     true = torch.zeros(1, 8, 8, dtype=torch.uint8)
-    true[:, :, 4:] = 1                                          # half face, half background
+    true[:, :, 4:] = 1  # half face, half background
     seen = true.clone()
-    seen[:, :, 6:] = 2                                          # a nose where face is: 16 of 32 left
-    assert parsing_error(seen, true).item() == pytest.approx(1 - (1 + .5)/2)
-    assert parsing_error(true, seen).item() == pytest.approx(1 - (1 + .5 + 0)/3)
+    seen[:, :, 6:] = 2  # a nose where face is: 16 of 32 left
+    assert parsing_error(seen, true).item() == pytest.approx(1 - (1 + 0.5) / 2)
+    assert parsing_error(true, seen).item() == pytest.approx(1 - (1 + 0.5 + 0) / 3)
 
 
 def test_the_hidden_part_alone_counts():
     x, hidden = torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 4, 4)
     hidden[0, :, 1:3, 1:3] = 1
-    y = x + F.interpolate(hidden, 8)*10/255
-    assert hidden_error(y, x, hidden)[0] == pytest.approx(10, abs=1e-4) and hidden_error(x, x + .5 - .5*F.interpolate(hidden, 8), hidden)[0] == 0
+    y = x + F.interpolate(hidden, 8) * 10 / 255
+    assert (
+        hidden_error(y, x, hidden)[0] == pytest.approx(10, abs=1e-4)
+        and hidden_error(x, x + 0.5 - 0.5 * F.interpolate(hidden, 8), hidden)[0] == 0
+    )
     assert hidden_error(y, x, hidden)[1].isnan()
 
 
@@ -172,4 +233,5 @@ def test_faces_without_a_number_are_none(judges, batch, restored):
     hidden[2] = 0
     scores = judges.judge(restored, batch["image"], {}, hidden)["hidden_error"]
     assert scores[2] is None and all(isinstance(v, float) for i, v in enumerate(scores) if i != 2)
-    with pytest.raises(FacelabError, match="one shape"): judges.judge(restored, batch["image"][..., :48], batch)
+    with pytest.raises(FacelabError, match="one shape"):
+        judges.judge(restored, batch["image"][..., :48], batch)

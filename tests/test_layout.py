@@ -6,8 +6,20 @@ import facelab
 from facelab.pipeline.sources import imports
 from pathlib import Path
 
-ORDER = ["base", "faces", "degradations", "networks", "losses", "systems", "training", "evaluation", "publication",
-         "pipeline", "fleet", "apps"]
+ORDER = [
+    "base",
+    "faces",
+    "degradations",
+    "networks",
+    "losses",
+    "systems",
+    "training",
+    "evaluation",
+    "publication",
+    "pipeline",
+    "fleet",
+    "apps",
+]
 PACKAGE = Path(facelab.__file__).parent
 MODULES = {".".join(p.relative_to(PACKAGE.parent).with_suffix("").parts): p for p in PACKAGE.glob("*/*.py")}
 NEIGHBOURS = {("networks", "losses"), ("losses", "networks")}

@@ -11,8 +11,22 @@ from facelab.degradations.resample import resize
 from facelab.base.weights import Unavailable
 from facelab import FacelabError
 from facelab.base.images import astronaut, to_uint8
-from facelab.evaluation.metrics import (CONVENTIONS, Convention, bootstrap, lpips_alex, lpips_network, lpips_unavailable, luma, pool, psnr, read_scores, score, ssim,
-                             summarise, write_scores)
+from facelab.evaluation.metrics import (
+    CONVENTIONS,
+    Convention,
+    bootstrap,
+    lpips_alex,
+    lpips_network,
+    lpips_unavailable,
+    luma,
+    pool,
+    psnr,
+    read_scores,
+    score,
+    ssim,
+    summarise,
+    write_scores,
+)
 
 
 @pytest.fixture(scope="module")
@@ -20,19 +34,26 @@ def pairs():
     """Four crops, 72x56, of the portrait and of its bicubic x8 enlargement."""
     true = astronaut(128)
     blurred = resize(resize(true, 16), 128).clamp(0, 1)
-    crops = lambda x: torch.cat([x[:, :, i:i + 72, j:j + 56] for i in (0, 50) for j in (0, 60)])
+    crops = lambda x: torch.cat([x[:, :, i : i + 72, j : j + 56] for i in (0, 50) for j in (0, 60)])
     return crops(blurred), crops(true)
 
 
 def by_scikit_image(x, y, c):
     """The same convention, spelt out in numpy with scikit-image's own colour conversion."""
     a, b = (i.permute(1, 2, 0).double().numpy() for i in (x, y))
-    if c.quantise: a, b = np.round(a * 255) / 255, np.round(b * 255) / 255
-    if c.border: a, b = (i[c.border:-c.border, c.border:-c.border] for i in (a, b))
-    if c.colour == "Y": a, b = (rgb2ycbcr(i)[..., :1] / 255 for i in (a, b))
+    if c.quantise:
+        a, b = np.round(a * 255) / 255, np.round(b * 255) / 255
+    if c.border:
+        a, b = (i[c.border : -c.border, c.border : -c.border] for i in (a, b))
+    if c.colour == "Y":
+        a, b = (rgb2ycbcr(i)[..., :1] / 255 for i in (a, b))
     window = dict(gaussian_weights=True, sigma=c.sigma) if c.sigma else dict(win_size=c.window)
-    return (peak_signal_noise_ratio(b, a, data_range=1),
-            structural_similarity(a, b, data_range=1, channel_axis=2, use_sample_covariance=False, K1=c.k1, K2=c.k2, **window))
+    return (
+        peak_signal_noise_ratio(b, a, data_range=1),
+        structural_similarity(
+            a, b, data_range=1, channel_axis=2, use_sample_covariance=False, K1=c.k1, K2=c.k2, **window
+        ),
+    )
 
 
 @pytest.mark.parametrize("c", CONVENTIONS.values(), ids=str)
@@ -61,15 +82,19 @@ def test_identical_images(pairs):
 
 # ---- planted bugs: each would pass a test that only looks for a float
 
+
 def test_bug_squared_error_floored_at_one(pairs):
     """FSRNet's test code: at most 48.13 dB."""
-    floored = lambda x, y: 10 * torch.log10(255 ** 2 / ((255 * (x - y)) ** 2).mean((1, 2, 3)).clamp(min=1))
+    floored = lambda x, y: 10 * torch.log10(255**2 / ((255 * (x - y)) ** 2).mean((1, 2, 3)).clamp(min=1))
     y = torch.full((1, 3, 32, 32), 100 / 255)
-    x = y.clone(); x[..., :4, :4] += 1 / 255
-    right = 10 * np.log10(255 ** 2 / (16 / 1024))
+    x = y.clone()
+    x[..., :4, :4] += 1 / 255
+    right = 10 * np.log10(255**2 / (16 / 1024))
     assert psnr(x, y, "rgb").item() == pytest.approx(right, abs=1e-3)
-    assert floored(x, y).item() == pytest.approx(48.13, abs=.01)
-    torch.testing.assert_close(floored(*pairs), psnr(*pairs, Convention("plain", quantise=False)).float(), rtol=0, atol=1e-4)   # elsewhere it hides
+    assert floored(x, y).item() == pytest.approx(48.13, abs=0.01)
+    torch.testing.assert_close(
+        floored(*pairs), psnr(*pairs, Convention("plain", quantise=False)).float(), rtol=0, atol=1e-4
+    )  # elsewhere it hides
 
 
 def test_bug_byte_overflow(pairs):
@@ -80,27 +105,41 @@ def test_bug_byte_overflow(pairs):
     wrapped = [(p * 255).float() / 255 for p in (x, y)]
     right = [p.float() / 255 for p in (x, y)]
     assert (ssim(*wrapped, "rgb") - ssim(*right, "rgb")).abs().max() > 1e-4
-    torch.testing.assert_close((wrapped[0] + right[0])[right[0] > 0], torch.full((int((right[0] > 0).sum()),), 256 / 255))
+    torch.testing.assert_close(
+        (wrapped[0] + right[0])[right[0] > 0], torch.full((int((right[0] > 0).sum()),), 256 / 255)
+    )
 
 
 def test_bug_full_range_luma(pairs):
     """Luma over 0-255 instead of 16-235 costs 1.32 dB."""
-    full = lambda x: (x * torch.tensor([.299, .587, .114])[:, None, None]).sum(1, keepdim=True)
+    full = lambda x: (x * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(1, keepdim=True)
     plain = Convention("y", colour="Y", quantise=False)
     mistaken = -10 * (full(pairs[0]) - full(pairs[1])).square().mean((1, 2, 3)).log10()
-    torch.testing.assert_close((psnr(*pairs, plain) - mistaken).float(), torch.full((4,), 20 * np.log10(255 / 219)), rtol=0, atol=1e-3)
+    torch.testing.assert_close(
+        (psnr(*pairs, plain) - mistaken).float(), torch.full((4,), 20 * np.log10(255 / 219)), rtol=0, atol=1e-3
+    )
 
 
 def test_luma_of_known_colours():
-    colours = torch.tensor([[0., 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).double().view(5, 3, 1, 1)
+    colours = torch.tensor([[0.0, 0, 0], [1, 1, 1], [1, 0, 0], [0, 1, 0], [0, 0, 1]]).double().view(5, 3, 1, 1)
     np.testing.assert_allclose(255 * luma(colours).flatten(), [16, 235, 81.481, 144.553, 40.966], atol=1e-9)
 
 
 # ---- bad input
 
-@pytest.mark.parametrize("make, says", [
-    (lambda x: x[:, :1], "one shape"), (lambda x: x[0], "one shape"), (lambda x: x[..., :-1], "one shape"), (lambda x: to_uint8(x), "uint8"),
-    (lambda x: 255 * x, "clamp or rescale"), (lambda x: x - .5, "clamp or rescale"), (lambda x: x * float("nan"), "nan")])
+
+@pytest.mark.parametrize(
+    "make, says",
+    [
+        (lambda x: x[:, :1], "one shape"),
+        (lambda x: x[0], "one shape"),
+        (lambda x: x[..., :-1], "one shape"),
+        (lambda x: to_uint8(x), "uint8"),
+        (lambda x: 255 * x, "clamp or rescale"),
+        (lambda x: x - 0.5, "clamp or rescale"),
+        (lambda x: x * float("nan"), "nan"),
+    ],
+)
 def test_bad_images(make, says, pairs):
     for measure in (psnr, ssim, lambda x, y, _: lpips_alex(x, y)):
         with pytest.raises(FacelabError, match=says):
@@ -128,15 +167,21 @@ def test_unknown_conventions():
 
 
 def test_header_says_all():
-    assert str(CONVENTIONS["y_border8"]) == ("Y of BT.601 (16-235), 8 bit, border 8 cut, peak 255, SSIM Gaussian 11x11, sigma 1.5, K 0.01/0.03, mean over images")
+    assert (
+        str(CONVENTIONS["y_border8"])
+        == "Y of BT.601 (16-235), 8 bit, border 8 cut, peak 255, SSIM Gaussian 11x11, sigma 1.5, K 0.01/0.03, mean over"
+        " images"
+    )
     assert len({str(c) for c in CONVENTIONS.values()}) == len(CONVENTIONS)
 
 
 # ---- LPIPS
 
+
 @pytest.fixture
 def trunk():
     from torchvision.models import alexnet
+
     torch.manual_seed(0)
     return alexnet(weights=None).requires_grad_(False).eval()
 
@@ -144,7 +189,7 @@ def trunk():
 def test_lpips_is_its_formula_on_torchvisions_alexnet(trunk, pairs):
     """Unit-length features after each ReLU, squared differences, the package's weights, mean over places."""
     network = lpips_network(trunk.state_dict())
-    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in ([-.030, -.088, -.188], [.458, .448, .450]))
+    shift, scale = (torch.tensor(v).view(3, 1, 1) for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
     features, total = [((2 * p - 1) - shift) / scale for p in pairs], 0
     for i, layer in enumerate(trunk.features[:12]):
         layer.inplace = False
@@ -182,6 +227,7 @@ def test_a_damaged_alexnet_is_an_error_not_a_gap(without_alexnet, pairs):
 
 def test_lpips_from_a_folder_once_the_file_is_there(without_alexnet, trunk, pairs, monkeypatch):
     import hashlib
+
     torch.save(trunk.state_dict(), without_alexnet / "w.pth")
     digest = hashlib.sha256((without_alexnet / "w.pth").read_bytes()).hexdigest()[:8]
     monkeypatch.setattr(metrics, "ALEXNET", f"alexnet-owt-{digest}.pth")
@@ -192,6 +238,7 @@ def test_lpips_from_a_folder_once_the_file_is_there(without_alexnet, trunk, pair
 
 
 # ---- scores
+
 
 def test_scores_survive_the_file(pairs, tmp_path):
     names = ["000123", "NA", 'a, "b"', "é"]
@@ -224,7 +271,11 @@ def test_rows_that_do_not_fit_leave_the_old_file(pairs, tmp_path):
 def test_unreadable_scores(tmp_path):
     (tmp_path / "other.csv").write_text("a,b\n1,2\n")
     (tmp_path / "empty.csv").write_text("")
-    for name, says in (("other.csv", "no file of scores"), ("empty.csv", "cannot be read"), ("absent.csv", "cannot be read")):
+    for name, says in (
+        ("other.csv", "no file of scores"),
+        ("empty.csv", "cannot be read"),
+        ("absent.csv", "cannot be read"),
+    ):
         with pytest.raises(FacelabError, match=says):
             read_scores(tmp_path / name)
 
@@ -236,10 +287,15 @@ def test_names_must_fit(pairs):
 
 # ---- averages
 
+
 def test_bootstrap_of_a_proportion_and_of_nothing():
-    mean, low, high = bootstrap([0.] * 70 + [1.] * 30, n=4000)
-    assert mean == pytest.approx(.3) and low == pytest.approx(.3 - .09, abs=.015) and high == pytest.approx(.3 + .09, abs=.015)
-    assert bootstrap([5.] * 10) == (5, 5, 5) and np.isnan(bootstrap([])).all()
+    mean, low, high = bootstrap([0.0] * 70 + [1.0] * 30, n=4000)
+    assert (
+        mean == pytest.approx(0.3)
+        and low == pytest.approx(0.3 - 0.09, abs=0.015)
+        and high == pytest.approx(0.3 + 0.09, abs=0.015)
+    )
+    assert bootstrap([5.0] * 10) == (5, 5, 5) and np.isnan(bootstrap([])).all()
     assert bootstrap(range(9), seed=1) == bootstrap(range(9), seed=1) != bootstrap(range(9), seed=2)
     assert bootstrap([np.inf] * 3) == (np.inf,) * 3
 
@@ -249,15 +305,25 @@ def test_pooled_psnr_is_that_of_the_mean_error(pairs):
     assert pool(psnr(*pairs, "rgb"), "rgb_pooled") == pytest.approx(-10 * error.log10().item(), abs=1e-9)
     rows = score(*pairs, "abcd", "s", conventions=["rgb", "rgb_pooled"], lpips=False)
     s = summarise(rows)
-    assert s["psnr_rgb_pooled"][0] == pytest.approx(-10 * error.log10().item(), abs=1e-9) and s["psnr_rgb"][0] > s["psnr_rgb_pooled"][0] + .01
+    assert (
+        s["psnr_rgb_pooled"][0] == pytest.approx(-10 * error.log10().item(), abs=1e-9)
+        and s["psnr_rgb"][0] > s["psnr_rgb_pooled"][0] + 0.01
+    )
 
 
 def test_summary(pairs):
     rows = score(*pairs, "abcd", "s", lpips=False)
     s = summarise(rows)
     assert list(s) == ["psnr_rgb", "ssim_rgb", "psnr_y", "ssim_y", "lpips_alex"]
-    assert s["psnr_rgb"][0] == pytest.approx(psnr(*pairs, "rgb").mean().item()) and s["psnr_rgb"][1] > 0 and np.isnan(s["lpips_alex"]).all()
+    assert (
+        s["psnr_rgb"][0] == pytest.approx(psnr(*pairs, "rgb").mean().item())
+        and s["psnr_rgb"][1] > 0
+        and np.isnan(s["lpips_alex"]).all()
+    )
     assert summarise(rows[::-1], ["ssim_y"]) == {"ssim_y": s["ssim_y"]}
-    for wrong, columns, says in ((rows, ["psnr"], "no column psnr"), (rows + [{**rows[0], "system": "t"}], None, "of one system")):
+    for wrong, columns, says in (
+        (rows, ["psnr"], "no column psnr"),
+        (rows + [{**rows[0], "system": "t"}], None, "of one system"),
+    ):
         with pytest.raises(FacelabError, match=says):
             summarise(wrong, columns)

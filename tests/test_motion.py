@@ -1,4 +1,5 @@
 "Motion blur against line integrals in NumPy, rigid turns in OpenCV, and what blur must leave alone."
+
 import math
 
 import cv2
@@ -7,21 +8,40 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelab.degradations.motion import MotionBlur, blur_roll, blur_slide, colour_field, filter_each, motion_field, path_kernels, soften, trajectory
+from facelab.degradations.motion import (
+    MotionBlur,
+    blur_roll,
+    blur_slide,
+    colour_field,
+    filter_each,
+    motion_field,
+    path_kernels,
+    soften,
+    trajectory,
+)
 from facelab.degradations.resample import Downsample
 from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
 from facelab import FacelabError
 
-MOTIONS = dict(straight=dict(length=.14), shake=dict(length=.2, bend=70), roll=dict(length=0, turn=20), everything=dict(length=.1, bend=40, turn=12))
+MOTIONS = dict(
+    straight=dict(length=0.14),
+    shake=dict(length=0.2, bend=70),
+    roll=dict(length=0, turn=20),
+    everything=dict(length=0.1, bend=40, turn=12),
+)
 
 
-def numbers(*values): return torch.tensor(values, dtype=torch.float64)
-def noise(*shape, seed=0): return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+def numbers(*values):
+    return torch.tensor(values, dtype=torch.float64)
 
 
-def walk(length, angle, bend=0., points=61):
-    return trajectory(numbers(length), numbers(angle), numbers(bend), numbers(.9, -1.2, .6)[None], points)
+def noise(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def walk(length, angle, bend=0.0, points=61):
+    return trajectory(numbers(length), numbers(angle), numbers(bend), numbers(0.9, -1.2, 0.6)[None], points)
 
 
 @pytest.fixture(scope="module")
@@ -34,15 +54,22 @@ def looked_up(picture, x, y):
     "Bilinear interpolation of (H,W) at points."
     j, i = np.floor(x).astype(int), np.floor(y).astype(int)
     b, a = x - j, y - i
-    return (1 - a)*(1 - b)*picture[i, j] + (1 - a)*b*picture[i, j + 1] + a*(1 - b)*picture[i + 1, j] + a*b*picture[i + 1, j + 1]
+    return (
+        (1 - a) * (1 - b) * picture[i, j]
+        + (1 - a) * b * picture[i, j + 1]
+        + a * (1 - b) * picture[i + 1, j]
+        + a * b * picture[i + 1, j + 1]
+    )
 
 
-@pytest.mark.parametrize("length, angle, bend", [(13.3, 0, 0), (11, 90, 0), (9.7, 33, 0), (14, 135, 0), (16, 20, 60), (12, 250, 120)])
+@pytest.mark.parametrize(
+    "length, angle, bend", [(13.3, 0, 0), (11, 90, 0), (9.7, 33, 0), (14, 135, 0), (16, 20, 60), (12, 250, 120)]
+)
 def test_equals_the_direct_line_integral(length, angle, bend):
     picture, path = noise(1, 1, 37, 45), walk(length, angle, bend)
     r = int(path.abs().max().ceil())
     ours = filter_each(picture, path_kernels(path, r, r))[0, 0].numpy()
-    yy, xx = np.mgrid[r:37 - r, r:45 - r].astype(float)
+    yy, xx = np.mgrid[r : 37 - r, r : 45 - r].astype(float)
     theirs = np.mean([looked_up(picture[0, 0].double().numpy(), xx - sx, yy - sy) for sx, sy in path[0].numpy()], 0)
     assert np.abs(ours - theirs).max() < 1e-5
 
@@ -52,13 +79,13 @@ def test_points_are_close_enough():
     picture = noise(1, 1, 40, 40)
     for angle in range(0, 180, 15):
         few, many = [filter_each(picture, path_kernels(walk(12, angle, points=n), 7, 7)) for n in (25, 500)]
-        assert (few - many).abs().mean() < .003
+        assert (few - many).abs().mean() < 0.003
 
 
 def test_a_straight_path_has_its_length_and_direction():
     path = walk(20, 30, points=101)[0]
-    ends = (path[-1] - path[0])*101/100
-    assert torch.allclose(ends, numbers(20*math.cos(math.pi/6), -20*math.sin(math.pi/6)))   # up is negative
+    ends = (path[-1] - path[0]) * 101 / 100
+    assert torch.allclose(ends, numbers(20 * math.cos(math.pi / 6), -20 * math.sin(math.pi / 6)))  # up is negative
     assert torch.allclose(path.mean(0), numbers(0, 0), atol=1e-9)
 
 
@@ -67,7 +94,9 @@ def test_no_motion_is_the_identity(drawn, region):
     x, labels = drawn
     assert torch.equal(MotionBlur(length=0, region=region)(x, **labels).input, x)
     rolled = MotionBlur(length=0, turn=(0, 45), region=region)(x, **labels)
-    still = blur_roll(x, rolled.maps["foreground"], torch.zeros(4, 3, 2, dtype=torch.float64), torch.zeros(4, dtype=torch.float64))[0]
+    still = blur_roll(
+        x, rolled.maps["foreground"], torch.zeros(4, 3, 2, dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    )[0]
     assert torch.allclose(still, x, atol=2e-5)
 
 
@@ -75,7 +104,7 @@ def test_no_motion_is_the_identity(drawn, region):
 @pytest.mark.parametrize("region", ["face", "person", "picture"])
 def test_a_flat_picture_stays_flat(drawn, motion, region):
     x, labels = drawn
-    for level in (0., .3, 1.):
+    for level in (0.0, 0.3, 1.0):
         out = MotionBlur(region=region, **MOTIONS[motion])(torch.full_like(x, level), **labels).input
         assert (out - level).abs().max() < 2e-6
 
@@ -85,14 +114,20 @@ def test_no_rim_is_brighter_or_darker_than_its_surroundings(drawn, motion):
     "A light face before a dark background: the result is exactly the face's share of the time."
     x, labels = drawn
     region = soften(torch.isin(labels["parsing"], torch.arange(1, 14, dtype=torch.uint8)).float()[:, None])
-    region = (region > .5).float()
+    region = (region > 0.5).float()
     out = MotionBlur(**MOTIONS[motion])
     path = walk(8, 30, MOTIONS[motion].get("bend", 0)).expand(4, -1, -1)
     turn = torch.full((4,), math.radians(MOTIONS[motion].get("turn", 0)), dtype=torch.float64)
-    blurred, alpha = blur_roll(.2 + .6*region.expand_as(x), region, path, turn) if out.turn[1] else blur_slide(.2 + .6*region.expand_as(x), region, path)
+    blurred, alpha = (
+        blur_roll(0.2 + 0.6 * region.expand_as(x), region, path, turn)
+        if out.turn[1]
+        else blur_slide(0.2 + 0.6 * region.expand_as(x), region, path)
+    )
     inside = region.expand_as(x) == 1
-    assert (blurred.sub(.2 + .6*alpha).abs()[~inside]).max() < (.16 if out.turn[1] else 1e-5)   # a roll looks picture and region up separately
-    assert blurred.min() > .2 - 1e-5 and blurred.max() < .8 + 1e-5
+    assert (blurred.sub(0.2 + 0.6 * alpha).abs()[~inside]).max() < (
+        0.16 if out.turn[1] else 1e-5
+    )  # a roll looks picture and region up separately
+    assert blurred.min() > 0.2 - 1e-5 and blurred.max() < 0.8 + 1e-5
 
 
 @pytest.mark.parametrize("motion", MOTIONS)
@@ -100,52 +135,66 @@ def test_the_background_keeps_every_bit(drawn, motion):
     x, labels = drawn
     out = MotionBlur(**MOTIONS[motion])(x, **labels)
     away = ((out.maps["alpha"] == 0) & (out.maps["foreground"] == 0)).expand_as(x)
-    assert away.float().mean() > .3 and torch.equal(out.input[away], x[away])
-    assert (out.input - x).abs()[~away].mean() > .005
+    assert away.float().mean() > 0.3 and torch.equal(out.input[away], x[away])
+    assert (out.input - x).abs()[~away].mean() > 0.005
 
 
-@pytest.mark.parametrize("motion, loss", [("straight", 1e-5), ("shake", 1e-5), ("roll", .02), ("everything", .02)])
+@pytest.mark.parametrize("motion, loss", [("straight", 1e-5), ("shake", 1e-5), ("roll", 0.02), ("everything", 0.02)])
 def test_light_inside_the_face_is_kept(drawn, motion, loss):
     x, labels = drawn
     spot = torch.zeros_like(x)
     spot[:, :, 32:36, 30:34] = noise(4, 3, 4, 4)
     blurred = MotionBlur(**MOTIONS[motion])(spot, **labels).input
-    assert (blurred.sum((2, 3))/spot.sum((2, 3)) - 1).abs().max() < loss
+    assert (blurred.sum((2, 3)) / spot.sum((2, 3)) - 1).abs().max() < loss
 
 
 def test_a_roll_is_the_mean_of_turned_pictures():
-    side, degrees = 48, 30.
+    side, degrees = 48, 30.0
     smooth = cv2.GaussianBlur(noise(side, side, 3, seed=2).numpy(), (0, 0), 2)
     x = torch.from_numpy(smooth).permute(2, 0, 1)[None]
-    ours = blur_roll(x, torch.ones(1, 1, side, side), torch.zeros(1, 3, 2, dtype=torch.float64), torch.deg2rad(numbers(degrees)))[0][0].permute(1, 2, 0).numpy()
-    turned = [cv2.warpAffine(smooth, cv2.getRotationMatrix2D(((side - 1)/2,)*2, degrees*t, 1), (side, side), borderMode=cv2.BORDER_REPLICATE) for t in np.linspace(-.5, .5, 101)]
+    ours = (
+        blur_roll(
+            x, torch.ones(1, 1, side, side), torch.zeros(1, 3, 2, dtype=torch.float64), torch.deg2rad(numbers(degrees))
+        )[0][0]
+        .permute(1, 2, 0)
+        .numpy()
+    )
+    turned = [
+        cv2.warpAffine(
+            smooth,
+            cv2.getRotationMatrix2D(((side - 1) / 2,) * 2, degrees * t, 1),
+            (side, side),
+            borderMode=cv2.BORDER_REPLICATE,
+        )
+        for t in np.linspace(-0.5, 0.5, 101)
+    ]
     inner = slice(8, -8)
-    assert np.abs(ours - np.mean(turned, 0))[inner, inner].max() < .004
+    assert np.abs(ours - np.mean(turned, 0))[inner, inner].max() < 0.004
 
 
 def test_a_shift_is_the_same_by_kernels_and_by_steps():
     x, ones = F.avg_pool2d(noise(3, 3, 66, 66), 3, 1), torch.ones(3, 1, 64, 64)
     path = trajectory(numbers(9, 9, 5), numbers(0, 40, 100), numbers(0, 0, 50), noise(3, 3).double(), 41)
     by_kernels, by_steps = blur_slide(x, ones, path)[0], blur_roll(x, ones, path, numbers(0, 0, 0))[0]
-    assert (by_kernels - by_steps).abs().max() < .02
+    assert (by_kernels - by_steps).abs().max() < 0.02
 
 
 def test_the_field_of_a_shift_and_of_a_roll(drawn):
     x, labels = drawn
-    shift = MotionBlur(length=.1, angle=30)(x, **labels).maps
+    shift = MotionBlur(length=0.1, angle=30)(x, **labels).maps
     inside = shift["foreground"] == 1
-    assert torch.allclose(shift["u"][inside], torch.tensor(6.4*math.cos(math.pi/6)), atol=1e-4)
+    assert torch.allclose(shift["u"][inside], torch.tensor(6.4 * math.cos(math.pi / 6)), atol=1e-4)
     assert torch.allclose(shift["v"][inside], torch.tensor(-3.2), atol=1e-4)
     assert shift["u"][shift["foreground"] == 0].abs().max() == 0
-    u, v = motion_field(torch.ones(1, 1, 64, 64), torch.zeros(1, 3, 2), torch.deg2rad(numbers(20.)))
-    yy, xx = torch.meshgrid(*[torch.arange(64) - 31.5]*2, indexing="ij")
-    assert (u[0, 0]*xx + v[0, 0]*yy).abs().max() < 1e-4                                          # at right angles to the radius
-    assert torch.allclose(torch.hypot(u, v)[0, 0], 2*math.sin(math.pi/18)*torch.hypot(xx, yy), atol=1e-4)
-    assert u[0, 0, 60, 32] > 0                                                                   # counter-clockwise: the chin goes right
+    u, v = motion_field(torch.ones(1, 1, 64, 64), torch.zeros(1, 3, 2), torch.deg2rad(numbers(20.0)))
+    yy, xx = torch.meshgrid(*[torch.arange(64) - 31.5] * 2, indexing="ij")
+    assert (u[0, 0] * xx + v[0, 0] * yy).abs().max() < 1e-4  # at right angles to the radius
+    assert torch.allclose(torch.hypot(u, v)[0, 0], 2 * math.sin(math.pi / 18) * torch.hypot(xx, yy), atol=1e-4)
+    assert u[0, 0, 60, 32] > 0  # counter-clockwise: the chin goes right
 
 
 def test_colours_of_a_field():
-    ring = torch.linspace(0, 2*math.pi, 25)[:-1]
+    ring = torch.linspace(0, 2 * math.pi, 25)[:-1]
     colours = colour_field(ring.cos().view(1, 1, 1, -1), -ring.sin().view(1, 1, 1, -1))[0, :, 0]
     for k, colour in ((0, (1, 0, 0)), (8, (0, 1, 0)), (16, (0, 0, 1)), (12, (0, 1, 1))):
         assert torch.allclose(colours[:, k], torch.tensor(colour).float(), atol=1e-5)
@@ -155,12 +204,12 @@ def test_colours_of_a_field():
 @pytest.mark.parametrize("motion", MOTIONS)
 def test_a_face_is_the_same_in_any_batch(drawn, motion):
     x, labels = drawn
-    blur = MotionBlur(**MOTIONS[motion] | dict(length=(0, .2)))
+    blur = MotionBlur(**MOTIONS[motion] | dict(length=(0, 0.2)))
     together = blur(x, Dice(7, "d", range(4)), **labels)
     assert torch.equal(together.input, blur(x, Dice(7, "d", range(4)), **labels).input)
     for i in range(4):
-        alone = blur(x[i:i+1], Dice(7, "d", [i]), **{k: v[i:i+1] for k, v in labels.items()})
-        assert (alone.input - together.input[i:i+1]).abs().max() < 1e-6
+        alone = blur(x[i : i + 1], Dice(7, "d", [i]), **{k: v[i : i + 1] for k, v in labels.items()})
+        assert (alone.input - together.input[i : i + 1]).abs().max() < 1e-6
     many = blur(x[[3, 1]], Dice(7, "d", [3, 1]), **{k: v[[3, 1]] for k, v in labels.items()})
     assert (many.input - together.input[[3, 1]]).abs().max() < 1e-6
 
@@ -168,51 +217,59 @@ def test_a_face_is_the_same_in_any_batch(drawn, motion):
 @pytest.mark.parametrize("motion", ["shake", "everything"])
 def test_more_faces_than_are_blurred_together(motion):
     d = draw_faces(range(11), size=128)
-    blur = MotionBlur(**MOTIONS[motion] | dict(length=(0, .2)))
+    blur = MotionBlur(**MOTIONS[motion] | dict(length=(0, 0.2)))
     together = blur(d["image"], Dice(7, "d", range(11)), parsing=d["parsing"])
     for i in range(11):
-        alone = blur(d["image"][i:i+1], Dice(7, "d", [i]), parsing=d["parsing"][i:i+1])
-        assert (alone.input - together.input[i:i+1]).abs().max() < 1e-6
-        assert all(torch.allclose(v, together.maps[k][i:i+1], atol=1e-5) for k, v in alone.maps.items())
+        alone = blur(d["image"][i : i + 1], Dice(7, "d", [i]), parsing=d["parsing"][i : i + 1])
+        assert (alone.input - together.input[i : i + 1]).abs().max() < 1e-6
+        assert all(torch.allclose(v, together.maps[k][i : i + 1], atol=1e-5) for k, v in alone.maps.items())
 
 
 def test_length_is_a_share_of_the_side():
     spots = {}
     for side in (64, 128):
         x = torch.zeros(1, 3, side, side)
-        x[..., side//2, side//2] = 1
-        spots[side] = (MotionBlur(length=.25, angle=0, region="picture")(x).input[0, 0] > 1e-4).any(0).sum()
+        x[..., side // 2, side // 2] = 1
+        spots[side] = (MotionBlur(length=0.25, angle=0, region="picture")(x).input[0, 0] > 1e-4).any(0).sum()
     assert abs(int(spots[64]) - 17) <= 1 and abs(int(spots[128]) - 33) <= 1
 
 
 def test_blur_comes_before_shrinking(drawn):
     x, _ = drawn
-    blur = lambda x: MotionBlur(length=.2, angle=20, region="picture")(x).input
+    blur = lambda x: MotionBlur(length=0.2, angle=20, region="picture")(x).input
     first, last = Downsample(4)(blur(x)).input, blur(Downsample(4)(x).input)
-    assert first.shape == last.shape and (first - last).abs().max() > .01
+    assert first.shape == last.shape and (first - last).abs().max() > 0.01
 
 
 def test_regions_and_their_labels(drawn):
     x, labels = drawn
     only = lambda k: {k: labels[k]}
     area = {r: MotionBlur(region=r)(x, **labels).maps["foreground"].mean() for r in ("face", "person", "picture")}
-    assert .1 < area["face"] < area["person"] < area["picture"] == 1
+    assert 0.1 < area["face"] < area["person"] < area["picture"] == 1
     by_outline = MotionBlur()(x, **only("landmarks")).maps["foreground"].mean()
-    assert abs(by_outline - area["face"]) < .08
+    assert abs(by_outline - area["face"]) < 0.08
     assert MotionBlur(region="person").needs == ("foreground|parsing",) and MotionBlur(region="picture").needs == ()
     MotionBlur(region="person")(x, **only("parsing"))
 
 
-@pytest.mark.parametrize("given, labels, said", [
-    (dict(length=.6), ("parsing",), "length (way of the face during the exposure) should be a number or a range [a, b] in [0, 0.5]"),
-    (dict(turn=(-5, 5)), ("parsing",), "turn"),
-    (dict(region="nose"), ("parsing",), "one of face, person, picture"),
-    (dict(), ("foreground",), "needs parsing or landmarks"),
-    (dict(region="person"), ("landmarks",), "needs foreground or parsing"),
-])
+@pytest.mark.parametrize(
+    "given, labels, said",
+    [
+        (
+            dict(length=0.6),
+            ("parsing",),
+            "length (way of the face during the exposure) should be a number or a range [a, b] in [0, 0.5]",
+        ),
+        (dict(turn=(-5, 5)), ("parsing",), "turn"),
+        (dict(region="nose"), ("parsing",), "one of face, person, picture"),
+        (dict(), ("foreground",), "needs parsing or landmarks"),
+        (dict(region="person"), ("landmarks",), "needs foreground or parsing"),
+    ],
+)
 def test_bad_parameters_and_labels_get_one_sentence(drawn, given, labels, said):
     x, have = drawn
-    with pytest.raises(FacelabError) as error: MotionBlur(**given)(x, **{k: have[k] for k in labels})
+    with pytest.raises(FacelabError) as error:
+        MotionBlur(**given)(x, **{k: have[k] for k in labels})
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
@@ -220,11 +277,13 @@ def test_a_face_without_a_face(drawn):
     x, labels = drawn
     parsing = labels["parsing"].clone()
     parsing[2] = 0
-    with pytest.raises(FacelabError, match="face 2 has no face in its labels"): MotionBlur()(x, parsing=parsing)
-    with pytest.raises(FacelabError, match="68 or 81 landmarks, but there are 5"): MotionBlur()(x, landmarks=labels["landmarks"][:, [36, 45, 30, 48, 54]])
+    with pytest.raises(FacelabError, match="face 2 has no face in its labels"):
+        MotionBlur()(x, parsing=parsing)
+    with pytest.raises(FacelabError, match="68 or 81 landmarks, but there are 5"):
+        MotionBlur()(x, landmarks=labels["landmarks"][:, [36, 45, 30, 48, 54]])
 
 
 def test_the_equation_has_the_numbers(drawn):
     x, labels = drawn
-    out = MotionBlur(length=.125, angle=40)(x, **labels)
-    assert r"|s| = 8.0\,\mathrm{px},\ \varphi = 40^\circ" in MotionBlur(length=.125, angle=40).latex(out.maps, 2)
+    out = MotionBlur(length=0.125, angle=40)(x, **labels)
+    assert r"|s| = 8.0\,\mathrm{px},\ \varphi = 40^\circ" in MotionBlur(length=0.125, angle=40).latex(out.maps, 2)

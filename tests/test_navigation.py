@@ -36,8 +36,16 @@ def test_every_notebook_leads_on():
 def test_only_the_last_cell_is_written_and_only_once(project):
     before = {path: path.read_bytes() for path in (project / "nbs").glob("**/*.ipynb")}
     for path in (project / "nbs" / "06_metrics.ipynb", project / "nbs" / "contents.ipynb"):
-        path.write_text(json.dumps({**json.loads(path.read_text()), "cells": others(cells_of(path))}, indent=1, sort_keys=True, ensure_ascii=False) + "\n")
-    (project / "nbs" / "networks" / "13_cbdnet.ipynb").unlink()   # its neighbours lead past it
+        path.write_text(
+            json.dumps(
+                {**json.loads(path.read_text()), "cells": others(cells_of(path))},
+                indent=1,
+                sort_keys=True,
+                ensure_ascii=False,
+            )
+            + "\n"
+        )
+    (project / "nbs" / "networks" / "13_cbdnet.ipynb").unlink()  # its neighbours lead past it
     changed = write_navigation(project)
     assert {path.stem for path in changed} == {"06_metrics", "contents", "12_sicnn", "14_pconv"}
     assert stale(project) == [] == write_navigation(project)
@@ -52,12 +60,18 @@ def test_only_the_last_cell_is_written_and_only_once(project):
 
 def test_following_next_reads_every_notebook_once():
     texts, at, seen = with_navigation(ROOT), CONTENTS, []
-    links = lambda source: dict(re.findall(r"\[([^\]]*)\]\(([^)]*)\)", "".join(json.loads(texts[source])["cells"][-1]["source"])))
+    links = lambda source: dict(
+        re.findall(r"\[([^\]]*)\]\(([^)]*)\)", "".join(json.loads(texts[source])["cells"][-1]["source"]))
+    )
     while at:
         seen.append(at)
         step = next((target for text, target in links(at).items() if text.endswith("→")), None)
         at = step and (ROOT / at.parent / step).resolve().relative_to(ROOT)
-    notebooks = [path.relative_to(ROOT) for path in (ROOT / "nbs").glob("**/*.ipynb") if not {"pipeline", ".ipynb_checkpoints"} & set(path.parts)]
+    notebooks = [
+        path.relative_to(ROOT)
+        for path in (ROOT / "nbs").glob("**/*.ipynb")
+        if not {"pipeline", ".ipynb_checkpoints"} & set(path.parts)
+    ]
     assert len(seen) == len(set(seen)) and set(seen) == set(notebooks)
     for source in texts:
         assert all((ROOT / source.parent / target).is_file() for target in links(source).values()), source
@@ -66,14 +80,19 @@ def test_following_next_reads_every_notebook_once():
 def test_modules_name_the_papers_that_use_them():
     used = users(ROOT)
     assert used["facelab.networks.hrrm"] == {"heavy_rain"} and used["facelab.degradations.masks"] == {"jdsr_gan"}
-    assert used["facelab.networks.gfc"] == {"fcsr_gan"}   # its system imports it
-    line = "".join(json.loads(with_navigation(ROOT)[(CONTENTS.parent / "networks" / "23_dense.ipynb")])["cells"][-1]["source"])
+    assert used["facelab.networks.gfc"] == {"fcsr_gan"}  # its system imports it
+    line = "".join(
+        json.loads(with_navigation(ROOT)[(CONTENTS.parent / "networks" / "23_dense.ipynb")])["cells"][-1]["source"]
+    )
     assert line.startswith("Used by [Son and Jeong 2022](../papers/heavy_rain.ipynb).\n\n[← ")
 
 
 def test_titles_and_claims():
     cells = lambda text: [{"cell_type": "markdown", "source": text}]
     assert about("x", cells("# Dice\n\n> Numbers of\n> a seed.\n\nMore.")) == ("Dice", "Numbers of a seed.")
-    assert about("x", cells("# Dice\n\nOne by `one`: so\nthey come, x4.5 at once. More.")) == ("Dice", "One by `one`: so they come, x4.5 at once.")
+    assert about("x", cells("# Dice\n\nOne by `one`: so\nthey come, x4.5 at once. More.")) == (
+        "Dice",
+        "One by `one`: so they come, x4.5 at once.",
+    )
     with pytest.raises(FacelabError, match="x does not say what it is about"):
         about("x", cells("## Dice"))

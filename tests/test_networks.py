@@ -1,10 +1,20 @@
 "The networks of the thesis: printed tables, equations, counts; the drawings. What every network must do is asked in test_registry.py."
+
 from copy import deepcopy
 from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from facelab.networks.drawing import beside, count_macs, count_parameters, draw_graph, layer_table, merge_chains, printed_table, trace
+from facelab.networks.drawing import (
+    beside,
+    count_macs,
+    count_parameters,
+    draw_graph,
+    layer_table,
+    merge_chains,
+    printed_table,
+    trace,
+)
 from facelab import FacelabError
 from facelab.networks.bicubic import Bicubic
 from facelab.networks.prior_guided import BasicBlock, ChannelAttention, FusingModule, Hourglass, PriorBranch, SRBranch
@@ -12,25 +22,51 @@ from facelab.networks.srgan import Discriminator
 from facelab.networks.srresnet import SRResNet
 from facelab.systems.prior_guided_sr import PriorGuidedSR
 
-LAYERS = Path(__file__).parent.parent/"papers"/"prior_guided_sr_layers.yaml"
+LAYERS = Path(__file__).parent.parent / "papers" / "prior_guided_sr_layers.yaml"
 
-def images(*shape, seed=0): return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
 
-@pytest.mark.parametrize("net, blocks", [(SRResNet(8, 8, 3), "blocks"), (SRBranch(8, 8, 3), "basic_blocks"), (PriorBranch(8, 8), "hourglasses")])
+def images(*shape, seed=0):
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "net, blocks",
+    [(SRResNet(8, 8, 3), "blocks"), (SRBranch(8, 8, 3), "basic_blocks"), (PriorBranch(8, 8), "hourglasses")],
+)
 def test_changing_one_block_leaves_the_others(net, blocks):
     first, *others = getattr(net, blocks)
     before = [deepcopy(block.state_dict()) for block in others]
     with torch.no_grad():
-        for p in first.parameters(): p.add_(1)
+        for p in first.parameters():
+            p.add_(1)
     assert all(torch.equal(old[k], new) for block, old in zip(others, before) for k, new in block.state_dict().items())
 
 
 def test_parameter_counts():
-    counts = {"SRResNet x4": SRResNet(4), "SRResNet x8": SRResNet(8), "BasicBlock": BasicBlock(), "SRBranch x8": SRBranch(8), "PriorBranch x8": PriorBranch(8),
-              "Hourglass": Hourglass(), "FusingModule": FusingModule(), "PriorGuidedSR x8": PriorGuidedSR(8), "Discriminator": Discriminator(), "bicubic": Bicubic()}
+    counts = {
+        "SRResNet x4": SRResNet(4),
+        "SRResNet x8": SRResNet(8),
+        "BasicBlock": BasicBlock(),
+        "SRBranch x8": SRBranch(8),
+        "PriorBranch x8": PriorBranch(8),
+        "Hourglass": Hourglass(),
+        "FusingModule": FusingModule(),
+        "PriorGuidedSR x8": PriorGuidedSR(8),
+        "Discriminator": Discriminator(),
+        "bicubic": Bicubic(),
+    }
     assert {name: count_parameters(net) for name, net in counts.items()} == {
-        "SRResNet x4": 1_549_462, "SRResNet x8": 1_697_175, "BasicBlock": 111_364, "SRBranch x8": 2_293_191, "PriorBranch x8": 2_090_471,
-        "Hourglass": 741_130, "FusingModule": 83_716, "PriorGuidedSR x8": 4_467_378, "Discriminator": 38_245_569, "bicubic": 0}
+        "SRResNet x4": 1_549_462,
+        "SRResNet x8": 1_697_175,
+        "BasicBlock": 111_364,
+        "SRBranch x8": 2_293_191,
+        "PriorBranch x8": 2_090_471,
+        "Hourglass": 741_130,
+        "FusingModule": 83_716,
+        "PriorGuidedSR x8": 4_467_378,
+        "Discriminator": 38_245_569,
+        "bicubic": 0,
+    }
 
 
 def test_depth_and_width_do_what_they_say():
@@ -39,11 +75,14 @@ def test_depth_and_width_do_what_they_say():
     assert len(SRResNet(8, 8, 5).blocks) == 5 and SRResNet(8, 24, 1).tail.in_channels == 24
 
 
-@pytest.mark.parametrize("table, net, inputs, expand, differences", [
-    ("Table 3.1", SRBranch(), (1, 3, 16, 16), "up", ["conv2: printed 128×128×11, ours 128×128×3"]),
-    ("Table 3.3", FusingModule(), ((1, 3, 128, 128), (1, 11, 128, 128)), (), []),
-    ("Table 3.4", Discriminator(), (1, 3, 128, 128), "blocks", []),
-])
+@pytest.mark.parametrize(
+    "table, net, inputs, expand, differences",
+    [
+        ("Table 3.1", SRBranch(), (1, 3, 16, 16), "up", ["conv2: printed 128×128×11, ours 128×128×3"]),
+        ("Table 3.3", FusingModule(), ((1, 3, 128, 128), (1, 11, 128, 128)), (), []),
+        ("Table 3.4", Discriminator(), (1, 3, 128, 128), "blocks", []),
+    ],
+)
 def test_printed_tables(table, net, inputs, expand, differences):
     ours = layer_table(net, inputs, expand, call=getattr(net, "probability", None))
     assert beside(printed_table(LAYERS, table), ours).differences == differences
@@ -60,15 +99,17 @@ def test_a_wrong_stride_would_be_noticed():
 
 
 def test_the_missing_table_is_said_to_be_missing():
-    with pytest.raises(FacelabError, match="holds no Table 3.2"): printed_table(LAYERS, "Table 3.2")
+    with pytest.raises(FacelabError, match="holds no Table 3.2"):
+        printed_table(LAYERS, "Table 3.2")
 
 
 def test_attention_is_a_softmax_over_the_channels():
     x = torch.randn(3, 32, 8, 8, generator=torch.Generator().manual_seed(0))
     softmax, sigmoid = ChannelAttention(32), ChannelAttention(32, "sigmoid")
     assert torch.allclose(softmax(x).sum(1), torch.ones(3, 1, 1), atol=1e-6)
-    assert not torch.allclose(sigmoid(x).sum(1), torch.ones(3, 1, 1), atol=.5)
-    with pytest.raises(FacelabError): ChannelAttention(32, "relu")
+    assert not torch.allclose(sigmoid(x).sum(1), torch.ones(3, 1, 1), atol=0.5)
+    with pytest.raises(FacelabError):
+        ChannelAttention(32, "relu")
 
 
 @pytest.mark.parametrize("rescale, gain", [(False, 1), (True, 8)])
@@ -76,8 +117,8 @@ def test_basic_block_is_the_equations(rescale, gain):
     block, x = BasicBlock(8, rescale=rescale), images(2, 8, 12, 12)
     F_sum = block.conv3x3(x) + block.conv5x5(x)
     z = F_sum.mean((2, 3))
-    F_scale = torch.softmax(block.attention.dense2(block.attention.dense1(z)), 1)*gain
-    expected = x + block.conv(torch.relu(F_sum*F_scale[..., None, None]))
+    F_scale = torch.softmax(block.attention.dense2(block.attention.dense1(z)), 1) * gain
+    expected = x + block.conv(torch.relu(F_sum * F_scale[..., None, None]))
     assert torch.allclose(block(x), expected, atol=1e-6)
 
 
@@ -91,21 +132,33 @@ def test_field_of_view(name, size):
 
 def test_discriminator_gives_logits_and_probabilities():
     net, x = Discriminator(64, width=4).eval(), images(4, 3, 64, 64)
-    with torch.no_grad(): assert torch.allclose(net.probability(x), net(x).sigmoid())
-    with torch.no_grad(): net.dense2.bias.fill_(5.); assert (net(x) > 1).all() and (net.probability(x) < 1).all()
+    with torch.no_grad():
+        assert torch.allclose(net.probability(x), net(x).sigmoid())
+    with torch.no_grad():
+        net.dense2.bias.fill_(5.0)
+        assert (net(x) > 1).all() and (net.probability(x) < 1).all()
 
 
-@pytest.mark.parametrize("make, said", [
-    (lambda: SRResNet(3), "scale is 3"), (lambda: SRResNet(1), "scale is 1"), (lambda: PriorGuidedSR(6), "scale is 6"), (lambda: SRResNet(2.5), "scale is 2.5"),
-    (lambda: Discriminator(100), "multiple of 16, not 100"), (lambda: Discriminator(0), "not 0"),
-])
+@pytest.mark.parametrize(
+    "make, said",
+    [
+        (lambda: SRResNet(3), "scale is 3"),
+        (lambda: SRResNet(1), "scale is 1"),
+        (lambda: PriorGuidedSR(6), "scale is 6"),
+        (lambda: SRResNet(2.5), "scale is 2.5"),
+        (lambda: Discriminator(100), "multiple of 16, not 100"),
+        (lambda: Discriminator(0), "not 0"),
+    ],
+)
 def test_bad_settings_get_one_sentence(make, said):
-    with pytest.raises(FacelabError) as error: make()
+    with pytest.raises(FacelabError) as error:
+        make()
     assert said in str(error.value) and "\n" not in str(error.value)
 
 
 class Everything(nn.Module):
     "A network with a shared layer, a parameter-free step, a second output and a branch that is used late."
+
     def __init__(self):
         super().__init__()
         self.shared, self.last = nn.Conv2d(3, 3, 3, padding=1), nn.ModuleList([nn.Conv2d(6, 2, 1)])
@@ -122,19 +175,29 @@ def test_trace_follows_the_data():
     assert [s.sources for s in t.steps] == [(-1,), (0,), (1, -1), (2, -2), (3,)]
     assert t.outputs == [("early", 2), ("restored", 4)] and t.inputs == [("x", "8×8×3"), ("late", "8×8×3")]
     assert sum(s.parameters for s in t.steps) == count_parameters(net)
-    assert sum(s.macs for s in t.steps) == count_macs(net, x) == 2*81*64 + 12*64
+    assert sum(s.macs for s in t.steps) == count_macs(net, x) == 2 * 81 * 64 + 12 * 64
     assert [s.operation for s in merge_chains(t).steps][0] == "conv 3×3 ×2"
 
 
-@pytest.mark.parametrize("net, inputs, expand", [
-    (SRBranch(8, 8, 2), (1, 3, 16, 16), "up"), (BasicBlock(8), (1, 8, 16, 16), "attention"), (Hourglass(8), (1, 8, 16, 16), Hourglass),
-    (PriorGuidedSR(8, 8, 2), (1, 3, 16, 16), ()), (Everything(), ((1, 3, 8, 8), (1, 3, 8, 8)), ()), (Discriminator(32, 4), (1, 3, 32, 32), "blocks"),
-])
+@pytest.mark.parametrize(
+    "net, inputs, expand",
+    [
+        (SRBranch(8, 8, 2), (1, 3, 16, 16), "up"),
+        (BasicBlock(8), (1, 8, 16, 16), "attention"),
+        (Hourglass(8), (1, 8, 16, 16), Hourglass),
+        (PriorGuidedSR(8, 8, 2), (1, 3, 16, 16), ()),
+        (Everything(), ((1, 3, 8, 8), (1, 3, 8, 8)), ()),
+        (Discriminator(32, 4), (1, 3, 32, 32), "blocks"),
+    ],
+)
 def test_drawings_keep_every_label_on_the_page_and_apart(net, inputs, expand):
     fig = draw_graph(net, inputs, expand)
     from matplotlib.backends.backend_agg import FigureCanvasAgg
+
     FigureCanvasAgg(fig).draw()
     boxes = [text.get_window_extent() for text in fig.axes[0].texts if text.get_text()]
-    assert all(fig.bbox.x0 <= b.x0 and b.x1 <= fig.bbox.x1 and fig.bbox.y0 <= b.y0 and b.y1 <= fig.bbox.y1 for b in boxes)
+    assert all(
+        fig.bbox.x0 <= b.x0 and b.x1 <= fig.bbox.x1 and fig.bbox.y0 <= b.y0 and b.y1 <= fig.bbox.y1 for b in boxes
+    )
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.padded(-1).overlaps(b.padded(-1))]
     assert draw_graph(net, inputs, expand)._repr_png_() == fig._repr_png_()

@@ -22,19 +22,51 @@ SIDE, CHAINS = 64, load_degradations(ROOT)
 SMALL = dict(landmarks=81, parts=11, width=8, depth=1)
 # paper -> its chain, its generator, the networks that its sums call
 PAPERS = {
-    "prior_guided_sr": ("prior_guided_x8", lambda: create("prior_guided_sr", width=8, depth=1, hourglasses=1),
-                        dict(discriminator=lambda: create("srgan_critic", size=SIDE, width=4))),
-    "jdsr_gan": ("jdsr_gan_x4", lambda: create("jdsr_gan", **SMALL),
-                 dict(critic=lambda: create("wgan_critic", size=SIDE, width=8), identity=lambda: create("jdsr_identity", size=SIDE, width=8, depth=1))),
-    "fcsr_gan": ("fcsr_gan_x4", lambda: create("fcsr_gan", size=SIDE, width=8, depth=1),
-                 dict(critic=lambda: create("patchgan", width=8), prior=lambda: create("face_prior", width=16, depth=1, blocks=1))),
-    "sr_deblur_gan": ("sr_deblur_gan", lambda: create("sr_deblur_gan", size=SIDE, width=8, features=8),
-                      dict(critic=lambda: create("deblur_critic", size=SIDE, width=8, condition=8), local_critic=lambda: create("deblur_critic", size=SIDE, width=8, condition=0))),
-    "heavy_rain": ("heavy_rain_x4", lambda: create("heavy_rain", width=8, depth=1),
-                   dict(critic=lambda: create("srgan_critic", size=SIDE, width=4), **{f"{part}_critic": lambda part=part: create("component_critic", box=part, size=SIDE, width=4)
-                                                                                      for part in ("eyes", "nose", "lips")})),
+    "prior_guided_sr": (
+        "prior_guided_x8",
+        lambda: create("prior_guided_sr", width=8, depth=1, hourglasses=1),
+        dict(discriminator=lambda: create("srgan_critic", size=SIDE, width=4)),
+    ),
+    "jdsr_gan": (
+        "jdsr_gan_x4",
+        lambda: create("jdsr_gan", **SMALL),
+        dict(
+            critic=lambda: create("wgan_critic", size=SIDE, width=8),
+            identity=lambda: create("jdsr_identity", size=SIDE, width=8, depth=1),
+        ),
+    ),
+    "fcsr_gan": (
+        "fcsr_gan_x4",
+        lambda: create("fcsr_gan", size=SIDE, width=8, depth=1),
+        dict(
+            critic=lambda: create("patchgan", width=8), prior=lambda: create("face_prior", width=16, depth=1, blocks=1)
+        ),
+    ),
+    "sr_deblur_gan": (
+        "sr_deblur_gan",
+        lambda: create("sr_deblur_gan", size=SIDE, width=8, features=8),
+        dict(
+            critic=lambda: create("deblur_critic", size=SIDE, width=8, condition=8),
+            local_critic=lambda: create("deblur_critic", size=SIDE, width=8, condition=0),
+        ),
+    ),
+    "heavy_rain": (
+        "heavy_rain_x4",
+        lambda: create("heavy_rain", width=8, depth=1),
+        dict(
+            critic=lambda: create("srgan_critic", size=SIDE, width=4),
+            **{
+                f"{part}_critic": lambda part=part: create("component_critic", box=part, size=SIDE, width=4)
+                for part in ("eyes", "nose", "lips")
+            },
+        ),
+    ),
 }
-SUMS = {name: entry for name, entry in load_losses(ROOT).items() if entry["paper"] in PAPERS and not name.startswith("rain_removal")}   # baselines' sums: test_recipes.py
+SUMS = {
+    name: entry
+    for name, entry in load_losses(ROOT).items()
+    if entry["paper"] in PAPERS and not name.startswith("rain_removal")
+}  # baselines' sums: test_recipes.py
 CRITICS = [name for name in SUMS if name.endswith("_critic")]
 
 
@@ -44,10 +76,21 @@ def scene():
     faces, out = draw_faces(range(2), size=SIDE), {}
     for paper, (chain, generator, others) in PAPERS.items():
         torch.manual_seed(0)
-        degraded = Chain(CHAINS[chain]["steps"])(faces["image"], Dice(0, "test", range(2)), landmarks=faces["landmarks_68"], parsing=faces["parsing"],
-                                                 foreground=faces["foreground"], depth=faces["depth"])
-        given = {**degraded.maps, "input": degraded.input, "target": degraded.target, "parsing": parsing_11(faces["parsing"]),
-                 "heatmaps": heatmaps(faces["landmarks_81"], SIDE, size=SIDE // 2)}
+        degraded = Chain(CHAINS[chain]["steps"])(
+            faces["image"],
+            Dice(0, "test", range(2)),
+            landmarks=faces["landmarks_68"],
+            parsing=faces["parsing"],
+            foreground=faces["foreground"],
+            depth=faces["depth"],
+        )
+        given = {
+            **degraded.maps,
+            "input": degraded.input,
+            "target": degraded.target,
+            "parsing": parsing_11(faces["parsing"]),
+            "heatmaps": heatmaps(faces["landmarks_81"], SIDE, size=SIDE // 2),
+        }
         out[paper] = generator(), {name: make() for name, make in others.items()}, given
     return out
 
@@ -55,6 +98,7 @@ def scene():
 @pytest.fixture(autouse=True)
 def random_features(monkeypatch):
     "VGG with random weights: the papers' layers, and no file."
+
     def make_features(network="vgg16", layers=("pool2",), normalise="imagenet"):
         torch.manual_seed(1)
         return Features(VGG(network, layers, normalise=normalise), "random", "unit")
@@ -92,7 +136,9 @@ def test_a_generators_sum_teaches_the_generator_and_only_it(scene, name):
     assert values.keys() == SUMS[name]["terms"].keys() and all(v.isfinite() and v.dim() == 0 for v in values.values())
     assert gradient(generator) > 0
     assert all(gradient(net) == 0 and all(p.requires_grad for p in net.parameters()) for net in networks.values())
-    assert total.item() == pytest.approx(sum(SUMS[name]["terms"][k].get("weight", 1) * v.item() for k, v in values.items()), rel=1e-5)
+    assert total.item() == pytest.approx(
+        sum(SUMS[name]["terms"][k].get("weight", 1) * v.item() for k, v in values.items()), rel=1e-5
+    )
 
 
 @pytest.mark.parametrize("name", [n for n in SUMS if n not in CRITICS])
@@ -116,16 +162,26 @@ def test_a_critics_sum_teaches_the_critic_and_not_the_generator(scene, name):
         net.zero_grad()
     total, _ = Objective(terms(name))(detached(out), given, networks)
     total.backward()
-    called = {n for spec in SUMS[name]["terms"].values() for n in names(spec["of"]) | names(spec.get("to"))} & networks.keys()
+    called = {
+        n for spec in SUMS[name]["terms"].values() for n in names(spec["of"]) | names(spec.get("to"))
+    } & networks.keys()
     assert len(called) == 1 and gradient(generator) == 0
     assert {n for n, net in networks.items() if gradient(net) > 0} == called
 
 
 def test_a_network_is_asked_once():
     calls = []
-    def prior(x): calls.append(1); return dict(a=x, b=2 * x)
 
-    value = Objective(dict(one=dict(use="losses.pixel.l1", of="prior(restored).a", to="target"), two=dict(use="losses.pixel.l1", of="prior(restored).b", to="target")))
+    def prior(x):
+        calls.append(1)
+        return dict(a=x, b=2 * x)
+
+    value = Objective(
+        dict(
+            one=dict(use="losses.pixel.l1", of="prior(restored).a", to="target"),
+            two=dict(use="losses.pixel.l1", of="prior(restored).b", to="target"),
+        )
+    )
     value(dict(restored=torch.ones(1, 3, 2, 2)), dict(target=torch.zeros(1, 3, 2, 2)), dict(prior=prior))
     assert len(calls) == 1
 
@@ -136,32 +192,75 @@ def test_each_step_of_a_recurrent_network_is_compared_with_its_own_output():
     net, inputs = example("srfbn", 4)
     out, target = net(**inputs), torch.zeros(2, 3, *net(**inputs)["restored"].shape[-2:])
     steps = [k for k in out if k.startswith("sr_")]
-    total, values = Objective({k: dict(use="losses.pixel.l1", of=k, to="target") for k in steps})(out, dict(target=target))
+    total, values = Objective({k: dict(use="losses.pixel.l1", of=k, to="target") for k in steps})(
+        out, dict(target=target)
+    )
     last = (out["restored"] - target).abs().mean()
     assert len(steps) > 1 and values[steps[-1]].item() == pytest.approx(last.item())
     assert abs(total.item() - len(steps) * last.item()) > 1e-4
 
 
-@pytest.mark.parametrize("expression", ["restored + 1", "f(x)(y)", "f(x, k=2)", "x[0]", "lambda: 0", "(a, b)", "'text'", "1", "", "f(*x)", "a if b else c"])
+@pytest.mark.parametrize(
+    "expression",
+    [
+        "restored + 1",
+        "f(x)(y)",
+        "f(x, k=2)",
+        "x[0]",
+        "lambda: 0",
+        "(a, b)",
+        "'text'",
+        "1",
+        "",
+        "f(*x)",
+        "a if b else c",
+    ],
+)
 def test_nothing_but_names_calls_and_fields(expression):
     with pytest.raises(FacelabError, match="give a name"):
         parse(expression)
 
 
-@pytest.mark.parametrize("spec, said", [
-    (dict(use="losses.pixel.l1", of="restred", to="target"), "names 'restred', which does not exist: did you mean 'restored'"),
-    (dict(use="losses.pixel.l1", of="critc(restored)", to="target"), "names 'critc', which does not exist: did you mean 'critic'"),
-    (dict(use="losses.pixel.l1", of="critic(restored).scor", to="target"), "names 'scor', which does not exist: did you mean 'score'"),
-    (dict(use="losses.pixel.l2", of="restored", to="target"), "facelab.losses.pixel has no 'l2'"),
-    (dict(use="losses.pixel.l1", of="restored", to="target.x"), "the output 'x' of something that has only one"),
-    (dict(use="losses.pixel.l1", of="given.nothing", to="target"), "names 'nothing', which does not exist"),
-    (dict(use="losses.perceptual.Perceptual", of="restored", to="target", **{"with": dict(features={}, distanz="l1")}), "did you mean 'distance'"),
-    (dict(use="losses.noise.asymmetric", of="restored", to="target", **{"with": dict(alpha=.7)}), "alpha"),
-    (dict(use="losses.noise.asymmetric", of="restored", to="target", **{"with": dict(alfa=.3)}), "did you mean 'alpha'"),
-    (dict(use="losses.pixel.l1", of="masked(restored, mask)", to="target"), "mask"),
-])
+@pytest.mark.parametrize(
+    "spec, said",
+    [
+        (
+            dict(use="losses.pixel.l1", of="restred", to="target"),
+            "names 'restred', which does not exist: did you mean 'restored'",
+        ),
+        (
+            dict(use="losses.pixel.l1", of="critc(restored)", to="target"),
+            "names 'critc', which does not exist: did you mean 'critic'",
+        ),
+        (
+            dict(use="losses.pixel.l1", of="critic(restored).scor", to="target"),
+            "names 'scor', which does not exist: did you mean 'score'",
+        ),
+        (dict(use="losses.pixel.l2", of="restored", to="target"), "facelab.losses.pixel has no 'l2'"),
+        (dict(use="losses.pixel.l1", of="restored", to="target.x"), "the output 'x' of something that has only one"),
+        (dict(use="losses.pixel.l1", of="given.nothing", to="target"), "names 'nothing', which does not exist"),
+        (
+            dict(
+                use="losses.perceptual.Perceptual",
+                of="restored",
+                to="target",
+                **{"with": dict(features={}, distanz="l1")},
+            ),
+            "did you mean 'distance'",
+        ),
+        (dict(use="losses.noise.asymmetric", of="restored", to="target", **{"with": dict(alpha=0.7)}), "alpha"),
+        (
+            dict(use="losses.noise.asymmetric", of="restored", to="target", **{"with": dict(alfa=0.3)}),
+            "did you mean 'alpha'",
+        ),
+        (dict(use="losses.pixel.l1", of="masked(restored, mask)", to="target"), "mask"),
+    ],
+)
 def test_mistakes_of_a_term_get_one_sentence(spec, said):
-    outputs, given = dict(restored=torch.rand(1, 3, 64, 64)), dict(target=torch.rand(1, 3, 64, 64), mask=torch.ones(1, 64, 64))
+    outputs, given = (
+        dict(restored=torch.rand(1, 3, 64, 64)),
+        dict(target=torch.rand(1, 3, 64, 64), mask=torch.ones(1, 64, 64)),
+    )
     with pytest.raises(FacelabError, match=said) as error:
         Objective(dict(term=spec))(outputs, given, dict(critic=lambda x: dict(score=x)))
     assert "\n" not in str(error.value)
@@ -174,17 +273,31 @@ def test_given_and_outputs_of_one_name_are_told_apart():
 
 
 def test_sums_are_data_with_the_papers_weights():
-    weights = {name: {term: spec.get("weight", 1) for term, spec in entry["terms"].items()} for name, entry in SUMS.items()}
-    assert weights["jdsr_gan_denoising"] == dict(asymmetric=.5, tv=.05, style=10, perceptual_lr=.1, pixel_lr=1, smooth_lr=1)
-    assert weights["jdsr_gan_sr"] == dict(face_prior=1, perceptual=.1, pixel=1, smooth=.01, identity=1, adversarial=1e-3)
-    assert weights["fcsr_gan_completion"] == dict(style_raw=10, style_completed=10, perceptual_raw=.1, perceptual_completed=.1, pixel_lr=.1, smooth_lr=1)
-    assert weights["fcsr_gan_sr"] == dict(adversarial=1e-3, face_prior=1, perceptual=.01, pixel=1, smooth=.01)
+    weights = {
+        name: {term: spec.get("weight", 1) for term, spec in entry["terms"].items()} for name, entry in SUMS.items()
+    }
+    assert weights["jdsr_gan_denoising"] == dict(
+        asymmetric=0.5, tv=0.05, style=10, perceptual_lr=0.1, pixel_lr=1, smooth_lr=1
+    )
+    assert weights["jdsr_gan_sr"] == dict(
+        face_prior=1, perceptual=0.1, pixel=1, smooth=0.01, identity=1, adversarial=1e-3
+    )
+    assert weights["fcsr_gan_completion"] == dict(
+        style_raw=10, style_completed=10, perceptual_raw=0.1, perceptual_completed=0.1, pixel_lr=0.1, smooth_lr=1
+    )
+    assert weights["fcsr_gan_sr"] == dict(adversarial=1e-3, face_prior=1, perceptual=0.01, pixel=1, smooth=0.01)
     assert weights["sr_deblur_gan"] == dict(adversarial=1, pixel_blurred=100, pixel=100, pixel_face=100, vgg=10)
     assert weights["heavy_rain_generator"] | weights["heavy_rain_components"] == dict(
-        pixel=1, vgg=1e-3, adversarial=1e-3, adversarial_eyes=1e-4, adversarial_nose=1e-4, adversarial_lips=1e-4)
-    assert weights["heavy_rain_removal_vgg"] == dict(derained_vgg=.1, rained_vgg=.1) and weights["jdsr_gan_critic"]["penalty"] == .1
+        pixel=1, vgg=1e-3, adversarial=1e-3, adversarial_eyes=1e-4, adversarial_nose=1e-4, adversarial_lips=1e-4
+    )
+    assert (
+        weights["heavy_rain_removal_vgg"] == dict(derained_vgg=0.1, rained_vgg=0.1)
+        and weights["jdsr_gan_critic"]["penalty"] == 0.1
+    )
     assert len(summed(["jdsr_gan_denoising", "jdsr_gan_sr"], SUMS, "Eq 18")) == 12
-    assert all(entry["paper"] in PAPERS and entry["equation"] for entry in SUMS.values()) and "`losses.prior.identity`" in terms_table(SUMS, "jdsr_gan")
+    assert all(
+        entry["paper"] in PAPERS and entry["equation"] for entry in SUMS.values()
+    ) and "`losses.prior.identity`" in terms_table(SUMS, "jdsr_gan")
 
 
 def test_a_term_with_an_unknown_field_is_refused():

@@ -1,4 +1,5 @@
 "Occlusion: only what M says is touched, the right places are hidden, and a face looks the same in every company."
+
 import numpy as np
 import pytest
 import torch
@@ -13,20 +14,32 @@ DRAWN = draw_faces(range(6), size=64)
 FACES, POINTS = DRAWN["image"], DRAWN["landmarks_68"]
 
 
-def numbers(n, start=0): return Dice(3, "degrade", range(start, start + n))
+def numbers(n, start=0):
+    return Dice(3, "degrade", range(start, start + n))
 
 
 def five(h, w, n):
     "Five points of a face that fills most of an h x w picture, a little different for each."
-    p = torch.tensor([[.36, .42], [.64, .42], [.5, .6], [.4, .74], [.6, .74]])*torch.tensor([w, h])
-    return p + torch.arange(n)[:, None, None]*.2
+    p = torch.tensor([[0.36, 0.42], [0.64, 0.42], [0.5, 0.6], [0.4, 0.74], [0.6, 0.74]]) * torch.tensor([w, h])
+    return p + torch.arange(n)[:, None, None] * 0.2
 
 
-ALL = [Block(fill=f) for f in FILLS] + [Block(place="3x3", fill="noise"), Block(place="centre", share=.1)] + [Part(fill=f) for f in FILLS] + [Worn(fill="black"), Worn()]
+ALL = (
+    [Block(fill=f) for f in FILLS]
+    + [Block(place="3x3", fill="noise"), Block(place="centre", share=0.1)]
+    + [Part(fill=f) for f in FILLS]
+    + [Worn(fill="black"), Worn()]
+)
 
 
 @settings(max_examples=25, deadline=None)
-@given(which=st.sampled_from(range(len(ALL))), h=st.integers(16, 70), w=st.integers(16, 70), n=st.integers(1, 5), seed=st.integers(0, 999))
+@given(
+    which=st.sampled_from(range(len(ALL))),
+    h=st.integers(16, 70),
+    w=st.integers(16, 70),
+    n=st.integers(1, 5),
+    seed=st.integers(0, 999),
+)
 def test_any_shape(which, h, w, n, seed):
     degradation, x = ALL[which], torch.rand(n, 3, h, w, generator=torch.Generator().manual_seed(seed))
     dice = Dice(seed, "degrade", range(n))
@@ -35,7 +48,7 @@ def test_any_shape(which, h, w, n, seed):
     assert out.input.shape == x.shape and out.input.dtype == M.dtype == torch.float32 and M.shape == (n, 1, h, w)
     assert 0 <= out.input.min() and out.input.max() <= 1 and 0 <= M.min() and M.max() <= 1
     assert torch.equal(out.input, again.input) and out.target is x
-    assert torch.equal(torch.where(M == 1, out.input, 0.), torch.where(M == 1, x, 0.))
+    assert torch.equal(torch.where(M == 1, out.input, 0.0), torch.where(M == 1, x, 0.0))
     last = degradation(x[-1:], Dice(seed, "degrade", [n - 1]), landmarks=five(h, w, n)[-1:])
     assert (last.input - out.input[-1:]).abs().max() <= 1e-6 and (last.maps["M"] - M[-1:]).abs().max() <= 1e-6
 
@@ -46,7 +59,9 @@ def test_block_by_slicing(fill):
     out = Block(fill=fill)(FACES, numbers(6))
     for i, (top, left, bottom, right) in enumerate(out.maps["box"].tolist()):
         a = FACES[i].numpy().copy()
-        inside = dict(black=0, mean=a.mean((1, 2))[:, None, None], noise=out.maps["noise"][i].numpy() if fill == "noise" else None)[fill]
+        inside = dict(
+            black=0, mean=a.mean((1, 2))[:, None, None], noise=out.maps["noise"][i].numpy() if fill == "noise" else None
+        )[fill]
         a[:, top:bottom, left:right] = inside
         np.testing.assert_allclose(out.input[i], a, atol=1e-6)
         assert (bottom - top, right - left) == (32, 32) and top >= 0 and left >= 0 and bottom <= 64 and right <= 64
@@ -55,58 +70,77 @@ def test_block_by_slicing(fill):
 def test_random_blocks_reach_every_edge():
     box = Block()(torch.zeros(3000, 3, 16, 16), Dice(0, "degrade", range(3000))).maps["box"]
     assert box[:, :2].amin(0).tolist() == [0, 0] and box[:, 2:].amax(0).tolist() == [16, 16]
-    counts = torch.bincount(box[:, 0]*9 + box[:, 1], minlength=81)
-    assert len(counts) == 81 and counts.min() > 15 and counts.max() < 65      # 37 expected
+    counts = torch.bincount(box[:, 0] * 9 + box[:, 1], minlength=81)
+    assert len(counts) == 81 and counts.min() > 15 and counts.max() < 65  # 37 expected
 
 
 @pytest.mark.parametrize("grid, k", [("2x2", 2), ("3x3", 3)])
 def test_grid(grid, k):
     x = torch.ones(1, 3, 48, 48)
-    for cell in range(1, k*k + 1):
+    for cell in range(1, k * k + 1):
         top, left, bottom, right = Block(place=grid, cell=cell)(x).maps["box"][0].tolist()
-        assert (top, left) == ((cell - 1)//k*48//k, (cell - 1) % k*48//k) and bottom - top == right - left == 48//k
+        assert (top, left) == (
+            (cell - 1) // k * 48 // k,
+            (cell - 1) % k * 48 // k,
+        ) and bottom - top == right - left == 48 // k
     drawn = Block(place=grid)(x.expand(400, -1, -1, -1), Dice(0, "degrade", range(400))).maps["box"]
-    assert len(drawn.unique(dim=0)) == k*k
+    assert len(drawn.unique(dim=0)) == k * k
 
 
 @pytest.mark.parametrize("side", [16, 33, 50, 127])
 def test_grid_leaves_nothing_out(side):
     x = torch.ones(1, 3, side, side)
     for k in (2, 3):
-        hidden = sum(1 - Block(place=f"{k}x{k}", cell=c)(x).maps["M"] for c in range(1, k*k + 1))
+        hidden = sum(1 - Block(place=f"{k}x{k}", cell=c)(x).maps["M"] for c in range(1, k * k + 1))
         assert hidden.min() == 1
 
 
 def test_share_grows():
     shares = torch.linspace(0, 1, 21).tolist()
     hidden = [1 - float(Block(share=s, place="centre")(FACES[:1]).maps["M"].mean()) for s in shares]
-    assert max(abs(a - b) for a, b in zip(shares, hidden)) < .02 and hidden == sorted(hidden) and hidden[0] == 0 and hidden[-1] == 1
+    assert (
+        max(abs(a - b) for a, b in zip(shares, hidden)) < 0.02
+        and hidden == sorted(hidden)
+        and hidden[0] == 0
+        and hidden[-1] == 1
+    )
 
 
 def test_noise_is_even_and_unrelated():
     noise = byte_noise(Dice(1, "noise", range(8)), 64, 64)
-    levels = (noise*255).round()
-    assert (noise*255 - levels).abs().max() < 1e-4
+    levels = (noise * 255).round()
+    assert (noise * 255 - levels).abs().max() < 1e-4
     counts = torch.bincount(levels.flatten().long(), minlength=256)
-    assert len(counts) == 256 and (counts - counts.float().mean()).abs().max() < 6*counts.float().mean()**.5
-    assert (torch.corrcoef(noise.transpose(0, 1).flatten(1)) - torch.eye(3)).abs().max() < .02
+    assert len(counts) == 256 and (counts - counts.float().mean()).abs().max() < 6 * counts.float().mean() ** 0.5
+    assert (torch.corrcoef(noise.transpose(0, 1).flatten(1)) - torch.eye(3)).abs().max() < 0.02
 
 
-@pytest.mark.parametrize("part, which", [("left eye", range(36, 42)), ("right eye", range(42, 48)), ("both eyes", range(36, 48)), ("nose", range(28, 36)), ("mouth", range(48, 68))])
+@pytest.mark.parametrize(
+    "part, which",
+    [
+        ("left eye", range(36, 42)),
+        ("right eye", range(42, 48)),
+        ("both eyes", range(36, 48)),
+        ("nose", range(28, 36)),
+        ("mouth", range(48, 68)),
+    ],
+)
 def test_part_hides_its_landmarks_only(part, which):
     big = draw_faces(range(40), size=128)
     p = big["landmarks_68"]
     M = Part(part)(big["image"], numbers(40), landmarks=p).maps["M"]
     at = p.long().clamp(0, 127)
     seen = M[torch.arange(40)[:, None], 0, at[..., 1], at[..., 0]]
-    assert seen[:, list(which)].mean() < .005
-    others = dict(zip(("left eye", "right eye", "both eyes", "nose", "mouth"), ([45], [36], [57], [57, 8], [38, 43])))[part]
-    assert seen[:, others].min() == 1 and seen[:, :17].mean() > .97
+    assert seen[:, list(which)].mean() < 0.005
+    others = dict(zip(("left eye", "right eye", "both eyes", "nose", "mouth"), ([45], [36], [57], [57, 8], [38, 43])))[
+        part
+    ]
+    assert seen[:, others].min() == 1 and seen[:, :17].mean() > 0.97
 
 
 @pytest.mark.parametrize("roll", [-30, 30])
 def test_both_eyes_when_the_head_is_rolled(roll):
-    t = torch.tensor(roll*torch.pi/180)
+    t = torch.tensor(roll * torch.pi / 180)
     turn = torch.stack([torch.stack([t.cos(), -t.sin()]), torch.stack([t.sin(), t.cos()])])
     p = (five(64, 64, 1) - 32) @ turn.T + 32
     top, left, bottom, right = part_boxes(p)[0, 2]
@@ -117,18 +151,21 @@ def test_both_eyes_when_the_head_is_rolled(roll):
 def test_worn_is_composed(kind):
     out = Worn(kind=kind)(FACES, numbers(6), landmarks=POINTS)
     M, L = out.maps["M"], out.maps["occluder"]
-    assert (M*FACES + L - out.input).abs().max() < 1e-6
-    assert .03 < 1 - M.mean() < .6 and M.min() < 1e-3
+    assert (M * FACES + L - out.input).abs().max() < 1e-6
+    assert 0.03 < 1 - M.mean() < 0.6 and M.min() < 1e-3
     white = Worn(kind=kind)(torch.ones_like(FACES), numbers(6), landmarks=POINTS)
-    assert white.input.max() <= 1 and torch.equal(white.maps["M"], M)          # M knows nothing of the picture
+    assert white.input.max() <= 1 and torch.equal(white.maps["M"], M)  # M knows nothing of the picture
 
 
 def test_marked_as_hidden():
     "Where the thing is, the picture is black; elsewhere it is itself."
     thing, marked = (Worn(fill=f)(FACES, numbers(6), landmarks=POINTS) for f in ("thing", "black"))
     M = marked.maps["M"]
-    assert torch.equal(marked.input, M*FACES) and M.unique().tolist() == [0, 1]
-    assert thing.maps["M"][M == 0].max() <= .9 < thing.maps["M"][M == 1].min() and marked.maps["occluder"].abs().max() == 0
+    assert torch.equal(marked.input, M * FACES) and M.unique().tolist() == [0, 1]
+    assert (
+        thing.maps["M"][M == 0].max() <= 0.9 < thing.maps["M"][M == 1].min()
+        and marked.maps["occluder"].abs().max() == 0
+    )
 
 
 def hidden_share(M, points):
@@ -141,71 +178,96 @@ def test_worn_sits_where_it_should():
     p = big["landmarks_68"]
     M = {k: Worn(kind=k)(big["image"], numbers(24), landmarks=p).maps["M"] for k in STYLES}
     eyes, mouth, chin, brow = p[:, 36:48], p[:, 48:68], p[:, 7:10], p[:, 27:28]
-    assert hidden_share(M["sunglasses"], eyes).mean() > .97 and hidden_share(M["sunglasses"], mouth).max() == 0
-    assert hidden_share(M["scarf"], mouth).mean() > .97 and hidden_share(M["scarf"], chin).mean() > .97 and hidden_share(M["scarf"], eyes).max() == 0
+    assert hidden_share(M["sunglasses"], eyes).mean() > 0.97 and hidden_share(M["sunglasses"], mouth).max() == 0
+    assert (
+        hidden_share(M["scarf"], mouth).mean() > 0.97
+        and hidden_share(M["scarf"], chin).mean() > 0.97
+        and hidden_share(M["scarf"], eyes).max() == 0
+    )
     cheeks = torch.stack([p[:, 2:6].mean(1), p[:, 11:15].mean(1)], 1)
     touched = torch.maximum(hidden_share(M["hand"], mouth).mean(1), hidden_share(M["hand"], cheeks).amax(1))
-    assert touched.min() > .5 and hidden_share(M["hand"], brow).max() < .3
+    assert touched.min() > 0.5 and hidden_share(M["hand"], brow).max() < 0.3
 
 
 def test_worn_follows_the_face():
     "Move, turn and scale the landmarks about: the thing moves along."
-    x, p = torch.full((1, 3, 128, 128), .5), five(128, 128, 1)
-    centre = torch.tensor([64., 64])
+    x, p = torch.full((1, 3, 128, 128), 0.5), five(128, 128, 1)
+    centre = torch.tensor([64.0, 64])
     glasses = Worn(kind="sunglasses", size=1, tilt=0, lower=0)
+
     def middle(q):
         hidden = 1 - glasses(x, numbers(1), landmarks=q).maps["M"][0, 0]
-        y, x_ = torch.meshgrid(torch.arange(128) + .5, torch.arange(128) + .5, indexing="ij")
-        return torch.stack([(hidden*x_).sum(), (hidden*y).sum()])/hidden.sum(), hidden.sum()
-    (at, area), (shifted, same) = middle(p), middle(p + torch.tensor([9., -6]))
-    assert (shifted - at - torch.tensor([9., -6])).abs().max() < .1 and abs(same/area - 1) < .01
-    _, small = middle((p - centre)*.7 + centre)
-    assert abs(small/area - .49) < .02
-    turn = torch.tensor([[.8660254, -.5], [.5, .8660254]])
+        y, x_ = torch.meshgrid(torch.arange(128) + 0.5, torch.arange(128) + 0.5, indexing="ij")
+        return torch.stack([(hidden * x_).sum(), (hidden * y).sum()]) / hidden.sum(), hidden.sum()
+
+    (at, area), (shifted, same) = middle(p), middle(p + torch.tensor([9.0, -6]))
+    assert (shifted - at - torch.tensor([9.0, -6])).abs().max() < 0.1 and abs(same / area - 1) < 0.01
+    _, small = middle((p - centre) * 0.7 + centre)
+    assert abs(small / area - 0.49) < 0.02
+    turn = torch.tensor([[0.8660254, -0.5], [0.5, 0.8660254]])
     turned, same = middle((p - centre) @ turn.T + centre)
-    assert (turned - ((at - centre) @ turn.T + centre)).abs().max() < .5 and abs(same/area - 1) < .02
+    assert (turned - ((at - centre) @ turn.T + centre)).abs().max() < 0.5 and abs(same / area - 1) < 0.02
 
 
 def test_hand_has_the_colour_of_the_face():
-    pale, dark = (torch.tensor(c).view(1, 3, 1, 1).expand(1, 3, 64, 64) for c in ((.8, .6, .5), (.35, .22, .16)))
+    pale, dark = (torch.tensor(c).view(1, 3, 1, 1).expand(1, 3, 64, 64) for c in ((0.8, 0.6, 0.5), (0.35, 0.22, 0.16)))
     for x in (pale, dark):
         C = Worn(kind="hand")(x, numbers(1), landmarks=five(64, 64, 1)).maps["C"][0, :, 0]
-        ratio = C/x[0, :, 0, 0]
+        ratio = C / x[0, :, 0, 0]
         assert (ratio - ratio.mean()).abs().max() < 1e-4 and 1.1 < ratio.mean() < 1.3
 
 
 def test_dye():
     C = Worn(kind="scarf", dye="#3060a0")(FACES, numbers(6), landmarks=POINTS).maps["C"][:, :, 0]
-    assert (C*255).round().int().tolist() == [[0x30, 0x60, 0xa0]]*6
+    assert (C * 255).round().int().tolist() == [[0x30, 0x60, 0xA0]] * 6
 
 
 def test_sheet_keeps_within_the_light():
     maps = sheet(64)
-    assert maps.shape == (4, 11*96, 96) and maps.min() >= 0 and maps.max() <= 1 and (maps[1:].sum(0) <= maps[0] + 1e-6).all()
-    alone = placed(maps, torch.eye(3)[None, :2].repeat(11, 1, 1)*2.4, torch.arange(11.), (96, 96))
-    assert all((a[0] == 0).float().mean() > .2 and (a[0] > .99).float().mean() > .02 for a in alone)
+    assert (
+        maps.shape == (4, 11 * 96, 96)
+        and maps.min() >= 0
+        and maps.max() <= 1
+        and (maps[1:].sum(0) <= maps[0] + 1e-6).all()
+    )
+    alone = placed(maps, torch.eye(3)[None, :2].repeat(11, 1, 1) * 2.4, torch.arange(11.0), (96, 96))
+    assert all((a[0] == 0).float().mean() > 0.2 and (a[0] > 0.99).float().mean() > 0.02 for a in alone)
 
 
 @pytest.mark.parametrize("count", [5, 49, 81])
 def test_landmark_schemes(count):
-    p = dict(zip((5, 49, 81), (five_points(POINTS), POINTS[:, [k for k in range(17, 68) if k not in (60, 64)]], DRAWN["landmarks_81"])))[count]
+    p = dict(
+        zip(
+            (5, 49, 81),
+            (five_points(POINTS), POINTS[:, [k for k in range(17, 68) if k not in (60, 64)]], DRAWN["landmarks_81"]),
+        )
+    )[count]
     for degradation in (Part(), Worn()):
         a, b = (degradation(FACES, numbers(6), landmarks=q).input for q in (POINTS, p))
         assert (a - b).abs().mean() < 1e-5
 
 
 def test_coinciding_landmarks_give_finite_pictures():
-    out = Worn()(FACES, numbers(6), landmarks=torch.full((6, 5, 2), 32.))
+    out = Worn()(FACES, numbers(6), landmarks=torch.full((6, 5, 2), 32.0))
     assert out.input.isfinite().all() and 0 <= out.input.min() and out.input.max() <= 1
 
 
-@pytest.mark.parametrize("make, words", [
-    (lambda: Block(share=1.5), "share"), (lambda: Block(cell=10), "whole number in [0, 9]"), (lambda: Block(fill="blue"), "one of black, mean, noise"),
-    (lambda: Part(part="ear"), "one or several of left eye"), (lambda: Worn(size=(3, 1)), "a number or a range [a, b] in [0.5, 2]"),
-    (lambda: Worn()(FACES), "Worn needs landmarks"), (lambda: Part()(FACES, landmarks=POINTS + 200), "lies outside its 64x64 picture"),
-    (lambda: Worn()(FACES*2, landmarks=POINTS), "[0, 1]")])
+@pytest.mark.parametrize(
+    "make, words",
+    [
+        (lambda: Block(share=1.5), "share"),
+        (lambda: Block(cell=10), "whole number in [0, 9]"),
+        (lambda: Block(fill="blue"), "one of black, mean, noise"),
+        (lambda: Part(part="ear"), "one or several of left eye"),
+        (lambda: Worn(size=(3, 1)), "a number or a range [a, b] in [0.5, 2]"),
+        (lambda: Worn()(FACES), "Worn needs landmarks"),
+        (lambda: Part()(FACES, landmarks=POINTS + 200), "lies outside its 64x64 picture"),
+        (lambda: Worn()(FACES * 2, landmarks=POINTS), "[0, 1]"),
+    ],
+)
 def test_bad_input(make, words):
-    with pytest.raises(FacelabError) as error: make()
+    with pytest.raises(FacelabError) as error:
+        make()
     assert words in str(error.value) and "\n" not in str(error.value)
 
 

@@ -42,7 +42,7 @@ class Strict(yaml.SafeLoader):
 @cache
 def outputs(recipe):
     "What the network of a recipe makes of a face."
-    with torch.device("meta"):   # shapes without numbers
+    with torch.device("meta"):  # shapes without numbers
         net, x = locate(RECIPES[recipe]["generator"]["use"])().eval(), torch.zeros(1, 3, 32, 32)
         return set(net(x, **{name: x[:, :1] for name in inspect.signature(net.forward).parameters if name == "M"}))
 
@@ -52,28 +52,46 @@ def maps_of(on):
     "The maps that a chain keeps."
     drawn = draw_faces([0, 1], size=64)
     chain = Chain(CHAINS[on.removesuffix("@unseen")]["steps"])
-    return set(chain(drawn["image"], landmarks=drawn["landmarks_68"], **{k: drawn[k] for k in ("parsing", "foreground", "depth")}).maps)
+    return set(
+        chain(
+            drawn["image"], landmarks=drawn["landmarks_68"], **{k: drawn[k] for k in ("parsing", "foreground", "depth")}
+        ).maps
+    )
 
 
 def evaluated(paper):
     "The (system, on) that the pipeline scores for a paper."
-    pairs = {(name, recipe["inputs"]) for name, recipe in RECIPES.items() if recipe["paper"] == paper and recipe["kind"] == "recipes"}
+    pairs = {
+        (name, recipe["inputs"])
+        for name, recipe in RECIPES.items()
+        if recipe["paper"] == paper and recipe["kind"] == "recipes"
+    }
     for entry in PAPERS[paper]["evaluate"]:
         for system in entry["systems"]:
-            named = [f"{system}.{entry['output']}"] if "output" in entry else [system, *(f"{system}~{k}" for k in range(entry.get("draws", 0)))]
+            named = (
+                [f"{system}.{entry['output']}"]
+                if "output" in entry
+                else [system, *(f"{system}~{k}" for k in range(entry.get("draws", 0)))]
+            )
             pairs |= {(name, on) for name in named for on in entry["on"]}
     return pairs
 
 
 def test_the_paper_that_identifies_people_says_who_with_what():
     wish = PAPERS["fcsr_gan"]["identification"]
-    assert {wish["recogniser"], wish["restorer"]} <= RECIPES.keys() and RECIPES[wish["restorer"]]["inputs"] == wish["on"] in CHAINS
+    assert {wish["recogniser"], wish["restorer"]} <= RECIPES.keys() and RECIPES[wish["restorer"]]["inputs"] == wish[
+        "on"
+    ] in CHAINS
 
 
 def table_cells(spec):
     "(system, on) of each row of a table."
     if spec.get("kind") == "matrix":
-        return [(system, chains[f"x{scale_of(system, RECIPES)}"]) for system in spec["rows"].values() for chains in spec["columns"].values()]
+        return [
+            (system, chains[f"x{scale_of(system, RECIPES)}"])
+            for system in spec["rows"].values()
+            for chains in spec["columns"].values()
+        ]
     return [(system, on) for _, system, on, _ in table_rows(spec, RECIPES)]
 
 
@@ -90,14 +108,21 @@ def test_no_key_stands_twice_or_is_read_as_a_truth_value(path):
 
 
 def test_every_file_is_read_here():
-    assert {p.stem for p in (ROOT / "papers").glob("*.yaml")} == {*PAPERS, "claims", "jdsr_gan_layers", "prior_guided_sr_layers"}
+    assert {p.stem for p in (ROOT / "papers").glob("*.yaml")} == {
+        *PAPERS,
+        "claims",
+        "jdsr_gan_layers",
+        "prior_guided_sr_layers",
+    }
 
 
 @each_paper
 def test_what_is_evaluated_exists(paper):
     assert PAPERS[paper]["title"] and PAPERS[paper]["convention"] in CONVENTIONS
     for entry in PAPERS[paper]["evaluate"]:
-        assert entry.keys() <= {"systems", "on", "draws", "output", "truth"} and ("output" in entry) == ("truth" in entry)
+        assert entry.keys() <= {"systems", "on", "draws", "output", "truth"} and ("output" in entry) == (
+            "truth" in entry
+        )
         for system in entry["systems"]:
             assert system in RECIPES
             assert "output" not in entry or entry["output"] in outputs(system)
@@ -119,7 +144,9 @@ def test_tables_are_of_known_systems_and_measures(paper):
         for cell in table_cells(spec):
             assert cell in scored, f"{name}: {cell} is not in `evaluate`"
         for *_, printed in [] if "kind" in spec else table_rows(spec, RECIPES):
-            assert printed.keys() <= {"system", "on", *measures} and all(isinstance(v, float) for k, v in printed.items() if k in measures), name
+            assert printed.keys() <= {"system", "on", *measures} and all(
+                isinstance(v, float) for k, v in printed.items() if k in measures
+            ), name
 
 
 @each_paper
@@ -130,7 +157,9 @@ def test_figures_are_of_known_systems_and_views(paper):
         for cell in figure_cells(spec):
             assert cell in scored, f"{name}: {cell} is not in `evaluate`"
         for v in spec.get("views", []):
-            assert v["show"] in ("input", "restored", "target") or v["show"] in maps_of(v["on"]), f"{name}: {v['on']} has no map {v['show']}"
+            assert v["show"] in ("input", "restored", "target") or v["show"] in maps_of(v["on"]), (
+                f"{name}: {v['on']} has no map {v['show']}"
+            )
     for name, spec in PAPERS[paper].get("samples", {}).items():
         assert all(v.get("chain", "clean") in CHAINS for v in spec["views"]), name
 
@@ -138,17 +167,28 @@ def test_figures_are_of_known_systems_and_views(paper):
 @each_paper
 def test_everything_that_a_paper_reports_has_an_entry(paper):
     says = PAPERS[paper]
-    printed = {spec["table"].lower().replace(" ", "_").replace(".", "_") for spec in says.get("architecture", {}).values() if "table" in spec}
+    printed = {
+        spec["table"].lower().replace(" ", "_").replace(".", "_")
+        for spec in says.get("architecture", {}).values()
+        if "table" in spec
+    }
     for item in EXPECTED[paper]:
         for place in places(paper, item):
             kind, name = place.parts[0], place.stem
-            assert name in says[kind] or kind == "architecture" and name in printed, f"{item} of {paper}: papers/{paper}.yaml has no {kind}: {name}"
+            assert name in says[kind] or kind == "architecture" and name in printed, (
+                f"{item} of {paper}: papers/{paper}.yaml has no {kind}: {name}"
+            )
 
 
 @each_paper
 def test_every_table_and_figure_is_in_the_inventory(paper):
     wanted = {(place.parts[0], place.stem) for item in EXPECTED[paper] for place in places(paper, item)}
-    assert {(kind, name) for kind in ("tables", "figures") for name, spec in PAPERS[paper][kind].items() if spec.get("kind") != "photographs"} <= wanted   # those need a folder of photographs
+    assert {
+        (kind, name)
+        for kind in ("tables", "figures")
+        for name, spec in PAPERS[paper][kind].items()
+        if spec.get("kind") != "photographs"
+    } <= wanted  # those need a folder of photographs
 
 
 def test_printed_means_are_those_of_the_printed_rows():
@@ -158,16 +198,21 @@ def test_printed_means_are_those_of_the_printed_rows():
         spec = PAPERS["fcsr_gan"]["tables"][name]
         for measure, digits in (("psnr", 2), ("ssim", 3)):
             values = [row[measure] for row in spec["rows"].values()]
-            assert spec["mean"][measure] == pytest.approx(mean(values), abs=.51 * 10**-digits)
-            if abs(spec["mean"][f"{measure}_std"] - stdev(values)) > .00101: slips.append((name, measure, round(stdev(values), 3)))
-    assert slips == [("table_4", "psnr", .201)]
+            assert spec["mean"][measure] == pytest.approx(mean(values), abs=0.51 * 10**-digits)
+            if abs(spec["mean"][f"{measure}_std"] - stdev(values)) > 0.00101:
+                slips.append((name, measure, round(stdev(values), 3)))
+    assert slips == [("table_4", "psnr", 0.201)]
 
 
 def test_all_claims_are_there():
-    assert {paper: "".join(claims) for paper, claims in CLAIMS.items()} == dict(jdsr_gan="abcde", fcsr_gan="abcdefghi", sr_deblur_gan="abcd", prior_guided_sr="ab", heavy_rain="abcd")
+    assert {paper: "".join(claims) for paper, claims in CLAIMS.items()} == dict(
+        jdsr_gan="abcde", fcsr_gan="abcdefghi", sr_deblur_gan="abcd", prior_guided_sr="ab", heavy_rain="abcd"
+    )
 
 
-@pytest.mark.parametrize(("paper", "letter"), [(paper, letter) for paper, claims in CLAIMS.items() for letter in claims])
+@pytest.mark.parametrize(
+    ("paper", "letter"), [(paper, letter) for paper, claims in CLAIMS.items() for letter in claims]
+)
 def test_claims_are_of_what_is_scored_and_hold_in_the_printed_numbers(paper, letter):
     scored, printed = evaluated(paper), printed_numbers(PAPERS[paper], RECIPES)
     kinds = {(kind, IDENTIFICATION) for spec in PAPERS[paper]["figures"].values() for kind in spec.get("series", {})}
@@ -176,7 +221,13 @@ def test_claims_are_of_what_is_scored_and_hold_in_the_printed_numbers(paper, let
         assert set(q.cells) <= scored | kinds, f"{q.text}: not in `evaluate`"
         margins.append(printed_margin(q, printed))
     assert margins and not any(margin <= 0 for margin in margins)
-    not_printed = {("jdsr_gan", "d"), ("jdsr_gan", "e"), ("fcsr_gan", "a"), ("fcsr_gan", "d"), ("fcsr_gan", "i")}   # pictures, curves, bars
+    not_printed = {
+        ("jdsr_gan", "d"),
+        ("jdsr_gan", "e"),
+        ("fcsr_gan", "a"),
+        ("fcsr_gan", "d"),
+        ("fcsr_gan", "i"),
+    }  # pictures, curves, bars
     assert (paper, letter) in not_printed or any(margin > 0 for margin in margins)
 
 
@@ -185,7 +236,7 @@ def test_deviations_have_switches_that_exist(paper):
     for d in PAPERS[paper]["deviations"]:
         assert d.keys() == {"what", "ours", "switch"} and d["what"] and d["ours"]
         if d["switch"]:
-            if "(" not in d["switch"]:   # a parameter
+            if "(" not in d["switch"]:  # a parameter
                 section, name = d["switch"].split(".")
                 assert name in SECTIONS[section], d["switch"]
                 continue
@@ -204,5 +255,10 @@ def test_the_inventory_tells_what_is_missing(tmp_path, capsys):
     capsys.readouterr()
     assert main(tmp_path) == items - 1
     said = capsys.readouterr().out
-    assert re.search(r"\| jdsr_gan \| Table 3 \| .* \| there \|", said) and re.search(r"\| jdsr_gan \| Fig 6 \| .* \| figure_6.png: n/a: no faces \|", said)
-    assert re.search(r"\| jdsr_gan \| Fig 7 \| .* \| missing: figure_7.png \|", said) and f"1 of {items} tables and figures are there" in said
+    assert re.search(r"\| jdsr_gan \| Table 3 \| .* \| there \|", said) and re.search(
+        r"\| jdsr_gan \| Fig 6 \| .* \| figure_6.png: n/a: no faces \|", said
+    )
+    assert (
+        re.search(r"\| jdsr_gan \| Fig 7 \| .* \| missing: figure_7.png \|", said)
+        and f"1 of {items} tables and figures are there" in said
+    )

@@ -17,9 +17,28 @@ def finished(project):
     "A project whose build looks like that of a finished run of the profile `real`."
     choose_profile("real", project)
     build = project / "build"
-    for name, text in {"tables/jdsr_gan/table_3.csv": "a,b\n", "tables/jdsr_gan/table_3.md": "| a |\n", "tables/jdsr_gan/table_3.tex": "x", "claims/claims.csv": "paper,claim\n",
-                       "claims/claims.md": "# Claims\n", "faces.json": json.dumps(dict(name="celeba", sha256="0123", test=100)),
-                       "runs/srresnet.json": json.dumps(dict(revision="abc", python="3.12", torch="2.11", device="a card", processes=1, threads=4, steps=10, seconds=120., images_per_second=5, peak_memory_gib=1.))}.items():
+    for name, text in {
+        "tables/jdsr_gan/table_3.csv": "a,b\n",
+        "tables/jdsr_gan/table_3.md": "| a |\n",
+        "tables/jdsr_gan/table_3.tex": "x",
+        "claims/claims.csv": "paper,claim\n",
+        "claims/claims.md": "# Claims\n",
+        "faces.json": json.dumps(dict(name="celeba", sha256="0123", test=100)),
+        "runs/srresnet.json": json.dumps(
+            dict(
+                revision="abc",
+                python="3.12",
+                torch="2.11",
+                device="a card",
+                processes=1,
+                threads=4,
+                steps=10,
+                seconds=120.0,
+                images_per_second=5,
+                peak_memory_gib=1.0,
+            )
+        ),
+    }.items():
         (build / name).parent.mkdir(parents=True, exist_ok=True)
         (build / name).write_text(text)
     return project
@@ -27,9 +46,21 @@ def finished(project):
 
 def test_numbers_are_published_with_their_provenance(finished):
     out = publish(finished, "first")
-    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == ["claims.csv", "claims.md", "run.json", "tables/jdsr_gan/table_3.csv", "tables/jdsr_gan/table_3.md"]
+    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
+        "claims.csv",
+        "claims.md",
+        "run.json",
+        "tables/jdsr_gan/table_3.csv",
+        "tables/jdsr_gan/table_3.md",
+    ]
     said = json.loads((out / "run.json").read_text())
-    assert (said["profile"], said["faces"], said["device"], said["training_minutes"], said["params"]["train"]["width"]) == ("real", "celeba", "a card", 2.0, 1)
+    assert (
+        said["profile"],
+        said["faces"],
+        said["device"],
+        said["training_minutes"],
+        said["params"]["train"]["width"],
+    ) == ("real", "celeba", "a card", 2.0, 1)
 
 
 def test_a_demo_is_not_published(project):
@@ -46,7 +77,14 @@ def test_half_a_run_is_not_published(finished):
     assert [p.name for p in (finished / "results").iterdir()] == ["README.md"]
 
 
-STAGES = {"tables@a": ["score@a"], "score@a": ["train@x"], "train@x": [], "tables@b": ["train@y"], "train@y": [], "figures@a": ["score@a"]}
+STAGES = {
+    "tables@a": ["score@a"],
+    "score@a": ["train@x"],
+    "train@x": [],
+    "tables@b": ["train@y"],
+    "train@y": [],
+    "figures@a": ["score@a"],
+}
 
 
 def test_one_paper_needs_its_own_stages_only():

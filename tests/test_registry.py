@@ -16,17 +16,39 @@ from facelab.base.names import call
 
 torch.set_num_threads(1)
 ENTRIES = entries()
-CASES = {f"{e.name} x{scale}" if scale > 1 else e.name: (e.name, scale, {}) for e in ENTRIES.values() for scale in e.scales}
+CASES = {
+    f"{e.name} x{scale}" if scale > 1 else e.name: (e.name, scale, {}) for e in ENTRIES.values() for scale in e.scales
+}
 VARIANTS = {f"{e.name} {variant}": (e.name, e.scales[0], variant) for e in ENTRIES.values() for variant in e.variants}
 LEARNING = [case for case in CASES | VARIANTS if not case.startswith("bicubic")]
-BASELINES = ["Bicubic", "SRResNet", "SRGAN", "Pix2Pix", "ESRGAN", "RCAN", "FSRNet", "FSRGAN", "SRFBN", "DIC", "DICGAN", "DRN", "SICNN", "CBDNet", "GFC", "PConv",
-             "Heavy-Rain-Removal", "Face SR"]
+BASELINES = [
+    "Bicubic",
+    "SRResNet",
+    "SRGAN",
+    "Pix2Pix",
+    "ESRGAN",
+    "RCAN",
+    "FSRNet",
+    "FSRGAN",
+    "SRFBN",
+    "DIC",
+    "DICGAN",
+    "DRN",
+    "SICNN",
+    "CBDNet",
+    "GFC",
+    "PConv",
+    "Heavy-Rain-Removal",
+    "Face SR",
+]
 SYSTEMS = ["JDSR-GAN", "FCSR-GAN", "SR-deblur-GAN", "prior_guided_sr", "prior_guided_gan", "heavy_rain", "FCG-GAN"]
 
 each = pytest.mark.parametrize("case", CASES | VARIANTS)
 each_learning = pytest.mark.parametrize("case", LEARNING)
 each_entry = pytest.mark.parametrize("name", ENTRIES)
-without_noise = pytest.mark.parametrize("case", [case for case, (_, _, variant) in (CASES | VARIANTS).items() if "noise" not in variant])
+without_noise = pytest.mark.parametrize(
+    "case", [case for case, (_, _, variant) in (CASES | VARIANTS).items() if "noise" not in variant]
+)
 
 
 def made(case, seed=0, **more):
@@ -58,7 +80,7 @@ def test_forward_keeps_the_batch_and_is_finite_and_repeats_itself(case):
     assert all(torch.equal(a, b) for a, b in zip(out, again, strict=True))
 
 
-@without_noise   # whose draws depend on the batch
+@without_noise  # whose draws depend on the batch
 def test_faces_of_a_batch_do_not_mix(case):
     net, inputs = made(case)
     with torch.no_grad():
@@ -86,13 +108,15 @@ def test_full_width_gives_the_size_that_is_declared(name):
 def test_another_seed_another_output(case):
     with torch.no_grad():
         first, second = outputs(*made(case)), outputs(made(case, seed=1)[0], made(case)[1])
-    drawn = [(a, b) for a, b in zip(first, second, strict=True) if a.min() < a.max()]   # landmark maps begin empty, whatever the seed
+    drawn = [
+        (a, b) for a, b in zip(first, second, strict=True) if a.min() < a.max()
+    ]  # landmark maps begin empty, whatever the seed
     assert drawn and not any(torch.equal(a, b) for a, b in drawn)
 
 
 def silent(net, inputs):
     "Names of the parameters that no output reaches; in evaluation mode, where batch norm does not cancel the bias before it."
-    sum((t - .3).square().mean() for t in outputs(net, inputs)).backward()
+    sum((t - 0.3).square().mean() for t in outputs(net, inputs)).backward()
     return [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
 
@@ -117,12 +141,14 @@ def test_no_weights_are_shared_and_training_mode_runs(case):
 @each_learning
 def test_saved_and_loaded_it_is_the_same(case, tmp_path):
     net, inputs = made(case)
-    outputs(net.train(), inputs)   # running means move
+    outputs(net.train(), inputs)  # running means move
     other = made(case, seed=1)[0]
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     other.load_state_dict(load_file(tmp_path / "net.safetensors"))
     with torch.no_grad():
-        assert all(torch.equal(a, b) for a, b in zip(outputs(net.eval(), inputs), outputs(other.eval(), inputs), strict=True))
+        assert all(
+            torch.equal(a, b) for a, b in zip(outputs(net.eval(), inputs), outputs(other.eval(), inputs), strict=True)
+        )
 
 
 @each
@@ -133,7 +159,7 @@ def test_bf16_autocast_stays_close(case):
         with torch.autocast("cpu", torch.bfloat16):
             rough = outputs(net, inputs)
     for a, b in zip(exact, rough, strict=True):
-        assert b.isfinite().all() and (a - b.float()).square().mean().sqrt() < .05 * (a.square().mean().sqrt() + .1)
+        assert b.isfinite().all() and (a - b.float()).square().mean().sqrt() < 0.05 * (a.square().mean().sqrt() + 0.1)
 
 
 @each_entry
@@ -143,7 +169,10 @@ def test_compiles_in_one_piece(name):
     torch.compiler.reset()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     with torch.no_grad():
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs(net, inputs), outputs(compiled, inputs), strict=True))
+        assert all(
+            torch.allclose(a, b, atol=1e-5)
+            for a, b in zip(outputs(net, inputs), outputs(compiled, inputs), strict=True)
+        )
 
 
 def test_compiled_it_learns_the_same():
@@ -162,7 +191,10 @@ def test_exports(name):
     net, inputs = made_first(name)
     exported = torch.export.export(net, (), inputs).module()
     with torch.no_grad():
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(outputs(net, inputs), outputs(exported, inputs), strict=True))
+        assert all(
+            torch.allclose(a, b, atol=1e-5)
+            for a, b in zip(outputs(net, inputs), outputs(exported, inputs), strict=True)
+        )
 
 
 @pytest.mark.parametrize("name", [e.name for e in ENTRIES.values() if e.published])
@@ -170,7 +202,9 @@ def test_published_counts(name):
     told = ENTRIES[name].published
     with torch.device("meta"):
         ours = count_parameters(create(name, **told["args"]))
-    assert abs(ours / told["parameters"] - 1) < .01, f"{ours:,} parameters, published {told['parameters']:,} ({told['source']})"
+    assert abs(ours / told["parameters"] - 1) < 0.01, (
+        f"{ours:,} parameters, published {told['parameters']:,} ({told['source']})"
+    )
 
 
 @each_entry
@@ -189,15 +223,24 @@ def test_a_missing_map_is_told_by_name(name, arg):
         net(**{k: v for k, v in inputs.items() if k != arg})
 
 
-@pytest.mark.parametrize("name, option", [(e.name, o) for e in ENTRIES.values() for o in ("variant", "attention") if isinstance(getattr(
-    inspect.signature(e.make).parameters.get(o), "default", None), str)])
+@pytest.mark.parametrize(
+    "name, option",
+    [
+        (e.name, o)
+        for e in ENTRIES.values()
+        for o in ("variant", "attention")
+        if isinstance(getattr(inspect.signature(e.make).parameters.get(o), "default", None), str)
+    ],
+)
 def test_an_unknown_variant_is_told(name, option):
     with pytest.raises(FacelabError, match="nonsense") as error:
         create(name, **{**ENTRIES[name].small, option: "nonsense"})
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [e.name for e in ENTRIES.values() if max(e.scales) > 1 and e.name != "bicubic"])   # bicubic enlarges by any factor
+@pytest.mark.parametrize(
+    "name", [e.name for e in ENTRIES.values() if max(e.scales) > 1 and e.name != "bicubic"]
+)  # bicubic enlarges by any factor
 def test_an_impossible_scale_is_told(name):
     with pytest.raises(FacelabError, match="scale.* 5|x5"):
         create(name, **{**ENTRIES[name].small, "scale": 5})
@@ -222,7 +265,10 @@ def test_names_that_do_not_exist():
 
 
 def test_importing_facelab_imports_no_network_and_asking_for_the_registry_no_torch():
-    code = "import sys, facelab, facelab.networks.registry; print([m for m in sys.modules if m.startswith(('facelab.networks', 'facelab.systems', 'torch'))])"
+    code = (
+        "import sys, facelab, facelab.networks.registry; print([m for m in sys.modules if"
+        " m.startswith(('facelab.networks', 'facelab.systems', 'torch'))])"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[]", done.stdout + done.stderr
 

@@ -1,4 +1,5 @@
 "Shards: the same faces as in memory, packed whole or not at all, read with bounded memory, and every way in which they can be damaged."
+
 import hashlib
 import io
 import json
@@ -43,35 +44,47 @@ def many():
 
 
 @pytest.fixture(scope="module")
-def packed_many(many, tmp_path_factory): return write_shards(many, tmp_path_factory.mktemp("many"), per_shard=32, progress=False).shards.address
+def packed_many(many, tmp_path_factory):
+    return write_shards(many, tmp_path_factory.mktemp("many"), per_shard=32, progress=False).shards.address
 
 
-def who(batch): return (batch["image"][:, :2, 0, 0] * 255).round().long() @ torch.tensor([256, 1])
+def who(batch):
+    return (batch["image"][:, :2, 0, 0] * 255).round().long() @ torch.tensor([256, 1])
 
 
 def same(a, b):
     "Two batches are equal, types and all."
     assert a.keys() == b.keys()
-    for k in a: assert a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]), k
+    for k in a:
+        assert a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]), k
 
 
 def said(call):
     "The one sentence that a call ends with."
-    with pytest.raises(FacelabError) as error: call()
+    with pytest.raises(FacelabError) as error:
+        call()
     text = str(error.value)
     assert "\n" not in text and ": " in text, text
     return text
 
 
-def read_all(path): return open_shards(path).batch(range(len(open_shards(path))))
+def read_all(path):
+    return open_shards(path).batch(range(len(open_shards(path))))
 
 
 # ------------------------------------------------------------------ the same faces
 
+
 def test_every_label_comes_back(faces, folder):
     packed = open_shards(folder)
     assert packed.labels == ("landmarks", "parsing", "identity", "depth", "foreground") == faces.labels
-    assert (packed.name, packed.size, len(packed), packed.counts, packed.nbytes) == (faces.name, 32, 22, dict(train=14, val=5, test=3), faces.nbytes)
+    assert (packed.name, packed.size, len(packed), packed.counts, packed.nbytes) == (
+        faces.name,
+        32,
+        22,
+        dict(train=14, val=5, test=3),
+        faces.nbytes,
+    )
     for split in ("train", "val", "test"):
         a, b = faces.part(split), packed.part(split)
         assert a.names == b.names
@@ -83,8 +96,10 @@ def test_every_label_comes_back(faces, folder):
 def test_a_batch_does_not_depend_on_its_other_faces(folder):
     packed = open_shards(folder)
     whole = packed.batch(range(22))
-    for i in (21, 0, 13): same({k: v[i:i + 1] for k, v in whole.items()}, packed.batch([i]))
-    for rows in ORDER.split(7): same({k: v[rows] for k, v in whole.items()}, packed.batch(rows))
+    for i in (21, 0, 13):
+        same({k: v[i : i + 1] for k, v in whole.items()}, packed.batch([i]))
+    for rows in ORDER.split(7):
+        same({k: v[rows] for k, v in whole.items()}, packed.batch(rows))
 
 
 def test_messages_are_those_of_a_face_set(folder, many, packed_many):
@@ -97,62 +112,100 @@ def test_messages_are_those_of_a_face_set(folder, many, packed_many):
 
 def test_it_stays_on_disk_wherever_batches_go(folder):
     packed = open_shards(folder).to("cuda")
-    assert not packed.resident and packed.device == packed.part("val").device == "cuda" and packed.batch([0], device="cpu")["depth"].device.type == "cpu"
+    assert (
+        not packed.resident
+        and packed.device == packed.part("val").device == "cuda"
+        and packed.batch([0], device="cpu")["depth"].device.type == "cpu"
+    )
     assert "streamed from disk" in packed._repr_markdown_() and "lossless" in packed._repr_markdown_()
 
 
 def test_faces_that_are_read_from_files_are_packed(faces, tmp_path):
-    for i, image in enumerate(faces.images[:6]): write_image(tmp_path / "faces" / f"{i}.png", image)
-    (tmp_path / "faces" / "landmarks_68.csv").write_text("file\n" + "\n".join(f"{i}.png," + ",".join(f"{v:.3f}" for v in faces.landmarks[i, :68].flatten().tolist()) for i in range(6)))
+    for i, image in enumerate(faces.images[:6]):
+        write_image(tmp_path / "faces" / f"{i}.png", image)
+    (tmp_path / "faces" / "landmarks_68.csv").write_text(
+        "file\n"
+        + "\n".join(
+            f"{i}.png," + ",".join(f"{v:.3f}" for v in faces.landmarks[i, :68].flatten().tolist()) for i in range(6)
+        )
+    )
     files = open_faces(tmp_path / "faces", 32)
     assert isinstance(files.images, Files)
     packed = write_shards(files, tmp_path / "shards", per_shard=4, progress=False)
     for split in ("train", "val", "test"):
-        if n := files.counts[split]: same(files.part(split).batch(range(n)), packed.part(split).batch(range(n)))
+        if n := files.counts[split]:
+            same(files.part(split).batch(range(n)), packed.part(split).batch(range(n)))
     again = write_shards(packed, tmp_path / "again", per_shard=4, progress=False)
     same(packed.batch(range(6)), again.batch(range(6)))
 
 
 def test_lossy_pictures_are_close_and_labels_exact(faces, tmp_path):
-    a, b = faces.part("train").batch(range(14)), write_shards(faces, tmp_path, quality=90, progress=False).part("train").batch(range(14))
-    assert 0 < (a.pop("image") - b.pop("image")).abs().mean() < .03
+    a, b = (
+        faces.part("train").batch(range(14)),
+        write_shards(faces, tmp_path, quality=90, progress=False).part("train").batch(range(14)),
+    )
+    assert 0 < (a.pop("image") - b.pop("image")).abs().mean() < 0.03
     same(a, b)
 
 
 def test_png_and_jpg_are_read_too(folder):
     before = read_all(folder)["image"]
-    def to_png(members): return {name.replace(".webp", ".png"): as_png(data) if name.endswith(".webp") else data for name, data in members.items()}
+
+    def to_png(members):
+        return {
+            name.replace(".webp", ".png"): as_png(data) if name.endswith(".webp") else data
+            for name, data in members.items()
+        }
+
     rewrite(folder, to_png)
     assert torch.equal(read_all(folder)["image"], before)
 
 
 # ------------------------------------------------------------------ the files
 
+
 def test_a_shard_is_a_plain_tar_of_one_split(folder):
     about = json.loads((folder / "index.json").read_text())
-    assert [(r["file"], r["faces"]) for r in about["shards"]][2:6] == [("train-000002.tar", 4), ("train-000003.tar", 2), ("val-000000.tar", 4), ("val-000001.tar", 1)]
+    assert [(r["file"], r["faces"]) for r in about["shards"]][2:6] == [
+        ("train-000002.tar", 4),
+        ("train-000003.tar", 2),
+        ("val-000000.tar", 4),
+        ("val-000001.tar", 1),
+    ]
     for row in about["shards"]:
         assert hashlib.sha256((folder / row["file"]).read_bytes()).hexdigest() == row["sha256"]
         with tarfile.open(folder / row["file"]) as tar:
             names = tar.getnames()
             assert {n.partition(".")[2] for n in names} == {"webp", "json", "landmarks.npy", "parsing.png", "npz"}
             told = [json.load(tar.extractfile(n)) for n in names if n.endswith(".json")]
-        assert [t["name"] for t in told] == row["names"] and {t["split"] for t in told} == {row["split"]} and [t["identity"] for t in told] == row["identity"]
+        assert (
+            [t["name"] for t in told] == row["names"]
+            and {t["split"] for t in told} == {row["split"]}
+            and [t["identity"] for t in told] == row["identity"]
+        )
 
 
 def test_webdataset_reads_it(folder):
-    wds = pytest.importorskip("webdataset", reason="webdataset is not installed: pip install webdataset to read shards with it too")
+    wds = pytest.importorskip(
+        "webdataset", reason="webdataset is not installed: pip install webdataset to read shards with it too"
+    )
     packed = open_shards(folder).part("train")
-    samples = list(wds.WebDataset([str(p) for p in sorted(folder.glob("train-*.tar"))], shardshuffle=False).decode("rgb8"))
+    samples = list(
+        wds.WebDataset([str(p) for p in sorted(folder.glob("train-*.tar"))], shardshuffle=False).decode("rgb8")
+    )
     assert [s["json"]["name"] for s in samples] == packed.names
     for i in (0, 13):
         face = packed.batch([i])
         assert np.array_equal(samples[i]["webp"].transpose(2, 0, 1) / np.float32(255), face["image"][0].numpy())
-        assert np.array_equal(samples[i]["landmarks.npy"], face["landmarks"][0].numpy()) and np.array_equal(samples[i]["npz"]["depth"], face["depth"][0].numpy())
+        assert np.array_equal(samples[i]["landmarks.npy"], face["landmarks"][0].numpy()) and np.array_equal(
+            samples[i]["npz"]["depth"], face["depth"][0].numpy()
+        )
 
 
 def test_equal_faces_give_equal_bytes(faces, folder, tmp_path):
-    assert write_shards(faces, tmp_path / "b", per_shard=4, progress=False).shards.rows == open_shards(folder).shards.rows
+    assert (
+        write_shards(faces, tmp_path / "b", per_shard=4, progress=False).shards.rows == open_shards(folder).shards.rows
+    )
 
 
 def test_a_run_that_stopped_goes_on(faces, folder, tmp_path, monkeypatch):
@@ -160,16 +213,20 @@ def test_a_run_that_stopped_goes_on(faces, folder, tmp_path, monkeypatch):
 
     def stops(columns, names, quality, i):
         made.append(names[i])
-        if len(made) == 11: raise OSError("no space left")
+        if len(made) == 11:
+            raise OSError("no space left")
         return real(columns, names, quality, i)
 
     monkeypatch.setattr(S, "_members", stops)
-    monkeypatch.setattr(S, "_threads", lambda: SimpleNamespace(map=map))   # one after another
-    with pytest.raises(OSError): write_shards(faces, half, per_shard=4, progress=False)
+    monkeypatch.setattr(S, "_threads", lambda: SimpleNamespace(map=map))  # one after another
+    with pytest.raises(OSError):
+        write_shards(faces, half, per_shard=4, progress=False)
     assert sorted(p.name for p in half.iterdir()) == ["packing.json", "train-000000.tar", "train-000001.tar"]
     assert "run the same command again" in said(lambda: open_shards(half))
     (half / ".train-000002-0123.tar").write_bytes(b"what a kill leaves")
-    (half / "train-000001.tar").write_bytes((half / "train-000001.tar").read_bytes()[:3000])   # what a crash of the machine leaves
+    (half / "train-000001.tar").write_bytes(
+        (half / "train-000001.tar").read_bytes()[:3000]
+    )  # what a crash of the machine leaves
     made.clear()
     monkeypatch.setattr(S, "_members", lambda *a: made.append(0) or real(*a))
     packed = write_shards(faces, half, per_shard=4, progress=False)
@@ -183,14 +240,17 @@ def test_a_run_that_stopped_goes_on(faces, folder, tmp_path, monkeypatch):
 def test_other_faces_are_not_mixed_in(faces, folder):
     assert "different: quality)" in said(lambda: write_shards(faces, folder, per_shard=4, quality=80, progress=False))
     assert "different: per_shard, shards)" in said(lambda: write_shards(faces, folder, per_shard=5, progress=False))
-    assert "different: shards)" in said(lambda: write_shards(faces.take(range(10)), folder, per_shard=4, progress=False))
+    assert "different: shards)" in said(
+        lambda: write_shards(faces.take(range(10)), folder, per_shard=4, progress=False)
+    )
     (folder / "index.json").write_text("{")
     assert "remove" in said(lambda: write_shards(faces, folder, per_shard=4, progress=False))
 
 
 def test_what_cannot_be_packed(faces, tmp_path):
     (tmp_path / "file").write_text("")
-    for folder in ("s3://bucket/faces", tmp_path / "file"): assert "pack into a local folder" in said(lambda: write_shards(faces, folder))
+    for folder in ("s3://bucket/faces", tmp_path / "file"):
+        assert "pack into a local folder" in said(lambda: write_shards(faces, folder))
     assert "quality from 0 to 100" in said(lambda: write_shards(faces, tmp_path, quality=101))
     assert "at least 1 face" in said(lambda: write_shards(faces, tmp_path, per_shard=0))
     assert "holds no faces" in said(lambda: write_shards(faces.take([]), tmp_path))
@@ -198,12 +258,14 @@ def test_what_cannot_be_packed(faces, tmp_path):
 
 # ------------------------------------------------------------------ order
 
+
 def test_every_epoch_has_every_face_once_in_an_order_of_its_own(packed_many):
     packed = open_shards(packed_many, window=4)
     epochs = [torch.cat([packed.order(16, step, seed=1) for step in range(40 * e, 40 * e + 40)]) for e in range(3)]
-    for epoch in epochs: assert torch.equal(epoch.sort()[0], torch.arange(640))
+    for epoch in epochs:
+        assert torch.equal(epoch.sort()[0], torch.arange(640))
     assert not torch.equal(epochs[0], epochs[1])
-    assert torch.equal(open_shards(packed_many, window=4).order(16, 97, seed=1), epochs[2][17 * 16:18 * 16])
+    assert torch.equal(open_shards(packed_many, window=4).order(16, 97, seed=1), epochs[2][17 * 16 : 18 * 16])
     assert not torch.equal(packed.order(16, 0, seed=2), epochs[0][:16])
 
 
@@ -215,20 +277,23 @@ def test_no_more_shards_are_open_than_the_window(packed_many, window):
     at = torch.arange(640)
     opened = sum((at >= span.min()) & (at <= span.max()) for span in spans)
     assert opened.max() <= window
-    assert opened.float().mean() > .8 * min(window, 20)   # and they are mixed
+    assert opened.float().mean() > 0.8 * min(window, 20)  # and they are mixed
 
 
 def test_an_incomplete_batch_is_left_out_and_parts_have_orders(faces, folder):
     train = open_shards(folder, window=2).part("train")
     epoch = torch.cat([train.order(4, step, seed=0) for step in range(3)])
     assert len(epoch.unique()) == 12 and epoch.max() < 14
-    assert train.order(4, 3, seed=0).shape == (4,)   # the next epoch
+    assert train.order(4, 3, seed=0).shape == (4,)  # the next epoch
     some = train.take([13, 1, 7, 4])
     assert sorted(some.order(4, 0, seed=0).tolist()) == [0, 1, 2, 3]
-    assert len(torch.cat([open_shards(folder).order(11, step, seed=0) for step in range(2)]).unique()) == 22   # val and test too
+    assert (
+        len(torch.cat([open_shards(folder).order(11, step, seed=0) for step in range(2)]).unique()) == 22
+    )  # val and test too
 
 
 # ------------------------------------------------------------------ memory
+
 
 def counted(path, window):
     packed = open_shards(path, window)
@@ -244,7 +309,9 @@ def test_an_epoch_loads_each_shard_once_and_holds_few(many, packed_many):
         assert torch.equal(who(batch), indices)
         held.append(len(packed.shards.held))
     assert max(held) == 5
-    assert 40 - 3 <= len(packed.shards.loads) <= 40   # two epochs; what is still there when the second begins is not loaded again
+    assert (
+        40 - 3 <= len(packed.shards.loads) <= 40
+    )  # two epochs; what is still there when the second begins is not loaded again
 
 
 def test_random_batches_never_hold_more(packed_many):
@@ -259,7 +326,8 @@ def test_shards_are_there_before_they_are_due(packed_many):
     next(packed.stream(packed.order(8, step, seed=0) for step in range(80)))
     first = {int(i) // 32 for step in range(3) for i in packed.order(8, step, seed=0)}
     assert len(first) <= 3
-    for future in list(packed.shards.held.values()): future.result()
+    for future in list(packed.shards.held.values()):
+        future.result()
     assert len(set(packed.shards.loads)) == 4 > len(first)
 
 
@@ -282,13 +350,17 @@ def test_a_read_that_failed_is_tried_again(folder):
 
 # ------------------------------------------------------------------ addresses
 
+
 def test_a_remote_address(folder):
     fsspec = pytest.importorskip("fsspec", reason="fsspec is not installed (it comes with dvc)")
     memory = fsspec.filesystem("memory")
-    for path in folder.iterdir(): memory.pipe(f"/bucket/faces/{path.name}", path.read_bytes())
+    for path in folder.iterdir():
+        memory.pipe(f"/bucket/faces/{path.name}", path.read_bytes())
     remote = open_shards("memory://bucket/faces/")
     same(remote.batch(range(22)), read_all(folder))
-    assert check_shards("memory://bucket/faces", progress=False).startswith("memory://bucket/faces: 22 faces of 32x32 in 7 shards")
+    assert check_shards("memory://bucket/faces", progress=False).startswith(
+        "memory://bucket/faces: 22 faces of 32x32 in 7 shards"
+    )
     memory.rm("/bucket/faces/val-000000.tar")
     assert "memory://bucket/faces has no val-000000.tar" in said(lambda: check_shards("memory://bucket/faces"))
     assert "index.json" in said(lambda: open_shards("memory://bucket/nothing"))
@@ -303,6 +375,7 @@ def test_a_folder_needs_no_fsspec(folder, monkeypatch):
 
 # ------------------------------------------------------------------ damaged
 
+
 def as_png(data):
     Image.open(io.BytesIO(data)).save(file := io.BytesIO(), "PNG")
     return file.getvalue()
@@ -310,13 +383,15 @@ def as_png(data):
 
 def rewrite(folder, change, name="train-000000.tar", index=True):
     "Write a shard anew with changed members (name -> bytes); the index is told, unless `index` is false."
-    with tarfile.open(folder / name) as tar: members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
+    with tarfile.open(folder / name) as tar:
+        members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
     with tarfile.open(folder / name, "w") as tar:
         for member, data in change(members).items():
             info = tarfile.TarInfo(member)
             info.size = len(data)
             tar.addfile(info, io.BytesIO(data))
-    if index: adopt(folder, name)
+    if index:
+        adopt(folder, name)
 
 
 def adopt(folder, name="train-000000.tar"):
@@ -337,7 +412,9 @@ def test_missing_truncated_and_foreign_shards(folder):
     shard.write_bytes(whole[:-1000])
     assert f"has {len(whole) - 1000:,} bytes instead of {len(whole):,}" in said(lambda: read_all(folder))
     shard.write_bytes(whole[:1000] + b"x" + whole[1001:])
-    assert "its SHA-256 differs" in said(lambda: read_all(folder)) and "its SHA-256 differs" in said(lambda: check_shards(folder))
+    assert "its SHA-256 differs" in said(lambda: read_all(folder)) and "its SHA-256 differs" in said(
+        lambda: check_shards(folder)
+    )
     shard.unlink()
     assert "has no train-000000.tar: copy this shard there" in said(lambda: read_all(folder))
     shard.mkdir()
@@ -347,13 +424,16 @@ def test_missing_truncated_and_foreign_shards(folder):
 def test_a_truncated_shard_that_the_index_believes(folder):
     shard = folder / "train-000000.tar"
     whole = shard.read_bytes()
-    for data in (b"", b"no tar at all", whole[:3000], whole[:whole.rindex(b"PK")], bytes(5) + whole):
+    for data in (b"", b"no tar at all", whole[:3000], whole[: whole.rindex(b"PK")], bytes(5) + whole):
         shard.write_bytes(data)
         adopt(folder)
         assert "not a whole tar file" in said(lambda: read_all(folder))
 
 
-@pytest.mark.parametrize("name", ["../evil.webp", "/etc/evil.webp", "a/../../evil.webp", "folder/evil.webp", ".webp", "evil", "..\\evil.webp"])
+@pytest.mark.parametrize(
+    "name",
+    ["../evil.webp", "/etc/evil.webp", "a/../../evil.webp", "folder/evil.webp", ".webp", "evil", "..\\evil.webp"],
+)
 def test_unsafe_names_are_refused(folder, name):
     rewrite(folder, lambda members: {**members, name: b"x"})
     assert f"a member {name!r}, which is not a plain file name" in said(lambda: read_all(folder))
@@ -368,7 +448,16 @@ def test_links_are_refused(folder):
     assert "'99.webp', which is not a plain file name" in said(lambda: read_all(folder))
 
 
-@pytest.mark.parametrize("ending,told", [("webp", "picture"), ("json", "json"), ("landmarks.npy", "landmarks.npy"), ("parsing.png", "parsing.png"), ("npz", "npz")])
+@pytest.mark.parametrize(
+    "ending,told",
+    [
+        ("webp", "picture"),
+        ("json", "json"),
+        ("landmarks.npy", "landmarks.npy"),
+        ("parsing.png", "parsing.png"),
+        ("npz", "npz"),
+    ],
+)
 def test_a_missing_member_is_named(folder, ending, told):
     lost = []
 
@@ -381,14 +470,22 @@ def test_a_missing_member_is_named(folder, ending, told):
 
 
 def test_members_that_cannot_be_decoded(folder):
-    def spoilt(ending, data): return lambda members: {k: data if k.partition(".")[2] == ending else v for k, v in members.items()}
+    def spoilt(ending, data):
+        return lambda members: {k: data if k.partition(".")[2] == ending else v for k, v in members.items()}
+
     Image.new("RGB", (16, 16)).save(small := io.BytesIO(), "WEBP")
     np.save(points := io.BytesIO(), np.zeros((5, 2), np.float32))
     np.savez(lacking := io.BytesIO(), depth=np.zeros((32, 32), np.float32))
     np.save(pickled := io.BytesIO(), np.array([{}], dtype=object), allow_pickle=True)
     before = (folder / "train-000000.tar").read_bytes()
-    for ending, data, told in (("webp", b"RIFF", "picture"), ("webp", small.getvalue(), "picture that cannot be read (16x16 instead of 32x32)"), ("landmarks.npy", points.getvalue(), "(5, 2) instead of (81, 2)"),
-                               ("landmarks.npy", pickled.getvalue(), "landmarks.npy that cannot be read"), ("npz", lacking.getvalue(), "npz that cannot be read"), ("parsing.png", b"", "parsing.png that cannot be read")):
+    for ending, data, told in (
+        ("webp", b"RIFF", "picture"),
+        ("webp", small.getvalue(), "picture that cannot be read (16x16 instead of 32x32)"),
+        ("landmarks.npy", points.getvalue(), "(5, 2) instead of (81, 2)"),
+        ("landmarks.npy", pickled.getvalue(), "landmarks.npy that cannot be read"),
+        ("npz", lacking.getvalue(), "npz that cannot be read"),
+        ("parsing.png", b"", "parsing.png that cannot be read"),
+    ):
         rewrite(folder, spoilt(ending, data))
         assert told in said(lambda: read_all(folder)) and "train-000000.tar" in said(lambda: read_all(folder))
         (folder / "train-000000.tar").write_bytes(before)
@@ -414,31 +511,70 @@ def test_no_index(folder, tmp_path):
     assert "at least 1" in said(lambda: open_shards(folder, window=0))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"format": "facelab shards 1"}', '{"format": "facelab shards 1", "shards": 3, "labels": {}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"format": "facelab shards 1"}',
+        '{"format": "facelab shards 1", "shards": 3, "labels": {}}',
+    ],
+)
 def test_a_damaged_index(folder, text):
     (folder / "index.json").write_text(text)
     assert "index.json is damaged" in said(lambda: open_shards(folder))
 
 
-@pytest.mark.parametrize("field,value", [("file", "../train-000000.tar"), ("file", None), ("names", ["a"]), ("faces", "4"), ("identity", [1]), ("split", "dev"), ("sha256", None), ("bytes", "many")])
+@pytest.mark.parametrize(
+    "field,value",
+    [
+        ("file", "../train-000000.tar"),
+        ("file", None),
+        ("names", ["a"]),
+        ("faces", "4"),
+        ("identity", [1]),
+        ("split", "dev"),
+        ("sha256", None),
+        ("bytes", "many"),
+    ],
+)
 def test_a_row_of_the_index_that_cannot_be(folder, field, value):
     change_row(folder, **{field: value})
     assert "index.json is damaged" in said(lambda: open_shards(folder))
 
 
 def test_an_index_of_another_version(folder):
-    (folder / "index.json").write_text((folder / "index.json").read_text().replace("facelab shards 1", "facelab shards 2"))
+    (folder / "index.json").write_text(
+        (folder / "index.json").read_text().replace("facelab shards 1", "facelab shards 2")
+    )
     assert "another version ('facelab shards 2' instead of 'facelab shards 1')" in said(lambda: open_shards(folder))
 
 
 # ------------------------------------------------------------------ the command
 
+
 def test_pack_and_check_from_the_command_line(faces, tmp_path, capsys):
-    for i, image in enumerate(faces.images[:5]): write_image(tmp_path / "faces" / f"{i}.png", image)
-    arguments = ["pack", str(tmp_path / "faces"), str(tmp_path / "out"), "--size", "32", "--per-shard", "2", "--quality", "80"]
+    for i, image in enumerate(faces.images[:5]):
+        write_image(tmp_path / "faces" / f"{i}.png", image)
+    arguments = [
+        "pack",
+        str(tmp_path / "faces"),
+        str(tmp_path / "out"),
+        "--size",
+        "32",
+        "--per-shard",
+        "2",
+        "--quality",
+        "80",
+    ]
     assert main(arguments) == 0 and "5 faces of 32x32 in" in capsys.readouterr().out
     assert main(arguments[:-2]) == 1 and "packed in another way" in capsys.readouterr().err
     next((tmp_path / "out").glob("*.tar")).unlink()
     assert main(["check", str(tmp_path / "out")]) == 1 and "copy this shard there" in capsys.readouterr().err
     assert main(arguments) == 0 and main(["check", str(tmp_path / "out")]) == 0
-    assert main(["pack", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 1 and "does not exist" in capsys.readouterr().err
+    assert (
+        main(["pack", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 1
+        and "does not exist" in capsys.readouterr().err
+    )

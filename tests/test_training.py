@@ -36,7 +36,9 @@ torch.set_num_threads(1)
 def small(name="prior_guided_gan", steps=24, **train_params):
     "A recipe that trains in seconds; the perceptual term, which needs trained features, is left out."
     params = {**load_params(ROOT), "instead": {}}
-    params["train"].update({**dict(steps=steps, batch=2, width=.125, depth=.05, log_every=2, threads=1, validate=2), **train_params})
+    params["train"].update(
+        {**dict(steps=steps, batch=2, width=0.125, depth=0.05, log_every=2, threads=1, validate=2), **train_params}
+    )
     recipe = resolve(name, load_recipes(ROOT), params)
     for stage in recipe["stages"]:
         stage["losses"].pop("vgg", None)
@@ -48,15 +50,24 @@ def faces():
     return draw_set(12, 2, 2, seed=0)
 
 
-FORKS = multiprocessing.get_context("forkserver")   # children are killed; a server that has torch already makes them at once
+FORKS = multiprocessing.get_context(
+    "forkserver"
+)  # children are killed; a server that has torch already makes them at once
 FORKS.set_forkserver_preload(["facelab.training.loop"])
 
 
 def train_in(folder):
     "Train what `prepared` put into a folder; runs in a process of its own."
     torch.set_num_threads(1)
-    train(json.loads((folder / "recipe.json").read_text()), FaceSet.load(folder / "faces.safetensors"), folder / "model", folder / "history.csv",
-          folder / "state.safetensors", checkpoint_seconds=0, progress=False)
+    train(
+        json.loads((folder / "recipe.json").read_text()),
+        FaceSet.load(folder / "faces.safetensors"),
+        folder / "model",
+        folder / "history.csv",
+        folder / "state.safetensors",
+        checkpoint_seconds=0,
+        progress=False,
+    )
 
 
 def prepared(folder, faces, recipe):
@@ -74,7 +85,15 @@ def start(folder):
 
 
 def result(folder):
-    return {name: hashlib.sha256((folder / name).read_bytes()).hexdigest() for name in ("model/generator.safetensors", "model/best.safetensors", "model/discriminator.safetensors", "history.csv")}
+    return {
+        name: hashlib.sha256((folder / name).read_bytes()).hexdigest()
+        for name in (
+            "model/generator.safetensors",
+            "model/best.safetensors",
+            "model/discriminator.safetensors",
+            "history.csv",
+        )
+    }
 
 
 def kill_in_training(folder, seconds):
@@ -83,7 +102,7 @@ def kill_in_training(folder, seconds):
     before = state.stat().st_mtime_ns if state.exists() else 0
     process = start(folder)
     while process.is_alive() and not (state.exists() and state.stat().st_mtime_ns > before):
-        time.sleep(.01)
+        time.sleep(0.01)
     time.sleep(seconds)
     alive = process.is_alive()
     process.kill()
@@ -96,11 +115,12 @@ def test_killed_ten_times_ends_with_the_same_bytes(faces, tmp_path):
     recipe = small(steps=120, log_every=1)
     undisturbed, killed = (prepared(tmp_path / name, faces, recipe) for name in ("undisturbed", "killed"))
     beside = start(undisturbed)
-    points = [random.uniform(0, .25) for _ in range(10)]
+    points = [random.uniform(0, 0.25) for _ in range(10)]
     steps = [kill_in_training(killed, seconds) for seconds in points]
     print(f"killed {points} s after a checkpoint; the checkpoints left behind are of steps {steps} of 120")
     last = start(killed)
-    for process in (beside, last): process.join()
+    for process in (beside, last):
+        process.join()
     assert (beside.exitcode, last.exitcode) == (0, 0)
     assert sum(step is not None for step in steps) == 10, "training ended before the tenth kill: raise its steps"
     assert result(killed) == result(undisturbed)
@@ -117,7 +137,13 @@ def test_a_full_disk_is_told_and_the_checkpoint_stays(faces, tmp_path):
     whole, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (len(whole) // 2, limits[1]))
     try:
-        with pytest.raises(FacelabError, match=r"state.safetensors could not be written .*: is the disk full\? What was there before is untouched; free some space"):
+        with pytest.raises(
+            FacelabError,
+            match=(
+                r"state.safetensors could not be written .*: is the disk full\? What was there before is untouched;"
+                r" free some space"
+            ),
+        ):
             save_state(run, path, {})
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
@@ -129,27 +155,51 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_the_difference_named(face
     run = Run(recipe, faces.part("train"))
     take_step(run)
     save_state(run, path, {"recipe": run.recipe, "code": {"facelab.training.run": "1"}, "faces": "a", "parts": {}})
-    with pytest.raises(FacelabError, match=r"made under another recipe, code or data \(recipe.batch: 2 then, 4 now; code.facelab.training.run: \"1\" then, \"2\" now\)"):
-        load_state(run, path, {"recipe": {**run.recipe, "batch": 4}, "code": {"facelab.training.run": "2"}, "faces": "a", "parts": {}})
-    fresh = train(recipe, faces, tmp_path / "model", state=path, progress=False, about={"code": {"facelab.training.run": "1"}, "faces": "b"})
+    with pytest.raises(
+        FacelabError,
+        match=(
+            r"made under another recipe, code or data \(recipe.batch: 2 then, 4 now; code.facelab.training.run: \"1\""
+            r" then, \"2\" now\)"
+        ),
+    ):
+        load_state(
+            run,
+            path,
+            {"recipe": {**run.recipe, "batch": 4}, "code": {"facelab.training.run": "2"}, "faces": "a", "parts": {}},
+        )
+    fresh = train(
+        recipe,
+        faces,
+        tmp_path / "model",
+        state=path,
+        progress=False,
+        about={"code": {"facelab.training.run": "1"}, "faces": "b"},
+    )
     assert 'faces: "a" then, "b" now' in (said := capsys.readouterr().out) and "training starts anew" in said
     assert (tmp_path / "state.refused.safetensors").exists() and not path.exists()
-    assert torch.equal(fresh.average["tail.weight"], train(recipe, faces, tmp_path / "other", progress=False).average["tail.weight"])
+    assert torch.equal(
+        fresh.average["tail.weight"], train(recipe, faces, tmp_path / "other", progress=False).average["tail.weight"]
+    )
 
 
 def test_differences_of_anything():
     assert differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == []
-    assert differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}], "c": None}) == ["a[1].b: 2 then, 3 now", 'c: "nothing" then, null now']
+    assert differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}], "c": None}) == [
+        "a[1].b: 2 then, 3 now",
+        'c: "nothing" then, null now',
+    ]
 
 
-@pytest.mark.parametrize("keep", [0, 7, 100, .5, .999])
+@pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.999])
 def test_a_truncated_checkpoint_is_named(faces, tmp_path, keep):
     recipe, path = small("srresnet", steps=4), tmp_path / "state.safetensors"
     run = Run(recipe, faces.part("train"))
     save_state(run, path, {})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep if keep > 1 or keep == 0 else keep * len(whole))])
-    with pytest.raises(FacelabError, match=r"the checkpoint .*state.safetensors is damaged .*: delete it to train from the start"):
+    with pytest.raises(
+        FacelabError, match=r"the checkpoint .*state.safetensors is damaged .*: delete it to train from the start"
+    ):
         open_state(path)
 
 
@@ -165,11 +215,17 @@ def test_the_adversarial_term_reaches_the_generator_and_only_it(faces):
     """Published trainers detach the generator here, or let its step move the critic."""
     recipe = small(steps=20)
     adversarial = recipe["stages"][1]
-    recipe["stages"] = [{**adversarial, "steps": 2, "losses": {"adversarial": adversarial["losses"]["adversarial"]}, "critics": {}}]
+    recipe["stages"] = [
+        {**adversarial, "steps": 2, "losses": {"adversarial": adversarial["losses"]["adversarial"]}, "critics": {}}
+    ]
     run = Run(recipe, faces.part("train"))
     before = {k: v.clone() for k, v in state_tensors(run).items() if k.startswith("net/")}
     take_step(run)
-    moved = {k.split("/")[1] for k, v in state_tensors(run).items() if k in before and "running" not in k and "num_batches" not in k and not torch.equal(v, before[k])}
+    moved = {
+        k.split("/")[1]
+        for k, v in state_tensors(run).items()
+        if k in before and "running" not in k and "num_batches" not in k and not torch.equal(v, before[k])
+    }
     assert moved == {"generator"}
 
 
@@ -179,7 +235,11 @@ def test_the_critic_learns_from_its_own_loss(faces):
     before = {k: v.clone() for k, v in run.bare["discriminator"].named_parameters()}
     seen = take_step(run)
     assert set(seen) == {"discriminator", "coarse", "prior", "fine", "adversarial"}
-    assert all(not torch.equal(v, before[k]) for k, v in run.bare["discriminator"].named_parameters() if v.grad is not None and v.grad.abs().max() > 0)
+    assert all(
+        not torch.equal(v, before[k])
+        for k, v in run.bare["discriminator"].named_parameters()
+        if v.grad is not None and v.grad.abs().max() > 0
+    )
     assert all(p.requires_grad for p in run.bare["discriminator"].parameters())
 
 
@@ -194,12 +254,19 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_checkpoint(fa
 
     def step_with_nan(*args, **more):
         given = step_inputs(*args, **more)
-        if args[3] == planted: given["input"][0, 0, 0, 0] = math.nan
+        if args[3] == planted:
+            given["input"][0, 0, 0, 0] = math.nan
         return given
 
     monkeypatch.setattr(engine, "step_inputs", step_with_nan)
     seed = seed_of(0, "step", planted)
-    with pytest.raises(FacelabError, match=rf"loss 'fine' of recipe 'srresnet' is not finite at step {planted} \(seed of its batch: {seed}\): lower train.lr"):
+    with pytest.raises(
+        FacelabError,
+        match=(
+            rf"loss 'fine' of recipe 'srresnet' is not finite at step {planted} \(seed of its batch: {seed}\): lower"
+            r" train.lr"
+        ),
+    ):
         train(recipe, faces, tmp_path / "model", state=path, checkpoint_seconds=0, progress=False)
     head, tensors = open_state(path)
     assert head["step"] == 12 and all(torch.isfinite(t.float()).all() for t in tensors.values())
@@ -209,7 +276,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_checkpoint(fa
 def test_gradients_are_clipped(faces):
     moved = {}
     for clip in (None, 1e-6):
-        run = Run({**small("srresnet", clip=clip), "optimiser": {"use": "SGD", "lr": 1.}}, faces.part("train"))
+        run = Run({**small("srresnet", clip=clip), "optimiser": {"use": "SGD", "lr": 1.0}}, faces.part("train"))
         before = run.bare["generator"].tail.weight.detach().clone()
         take_step(run)
         moved[clip] = (run.bare["generator"].tail.weight - before).norm().item()
@@ -217,8 +284,9 @@ def test_gradients_are_clipped(faces):
 
 
 def test_a_time_limit_ends_every_stage(faces, tmp_path):
-    recipe = {**small(log_every=1, validate=0), "seconds": 1.}
-    for stage in recipe["stages"]: stage["steps"] = 100_000
+    recipe = {**small(log_every=1, validate=0), "seconds": 1.0}
+    for stage in recipe["stages"]:
+        stage["steps"] = 100_000
     began = time.monotonic()
     run = train(recipe, faces, tmp_path / "model", progress=False)
     assert time.monotonic() - began < 60 and run.step < run.steps and run.done
@@ -228,16 +296,50 @@ def test_a_time_limit_ends_every_stage(faces, tmp_path):
 def test_two_processes_with_half_the_batch_equal_one(faces, tmp_path):
     """Gloo on the CPU. No batch norm in this recipe, and a critic with a gradient penalty."""
     recipe = small(steps=4, log_every=1, validate=0, batch=4)
-    recipe["generator"], recipe["optimiser"] = {"use": "networks.rrdb.RRDBNet", "scale": 8, "width": 8, "depth": 1}, {"use": "SGD", "lr": .02}
+    recipe["generator"], recipe["optimiser"] = (
+        {"use": "networks.rrdb.RRDBNet", "scale": 8, "width": 8, "depth": 1},
+        {"use": "SGD", "lr": 0.02},
+    )
     recipe["critics"] = {"critic": {"use": "networks.wgan_critic.WGANCritic", "size": 128, "width": 4}}
-    losses = {"fine": {"use": "losses.pixel.mse", "of": "restored", "to": "target"}, "adversarial": {"use": "losses.adversarial.wasserstein", "of": "critic(restored)", "weight": .01}}
-    critic = {"adversarial": {"use": "losses.adversarial.wasserstein_critic", "of": "critic(restored)", "to": "critic(target)"}}
+    losses = {
+        "fine": {"use": "losses.pixel.mse", "of": "restored", "to": "target"},
+        "adversarial": {"use": "losses.adversarial.wasserstein", "of": "critic(restored)", "weight": 0.01},
+    }
+    critic = {
+        "adversarial": {
+            "use": "losses.adversarial.wasserstein_critic",
+            "of": "critic(restored)",
+            "to": "critic(target)",
+        }
+    }
     recipe["stages"] = [{"name": "both", "steps": 4, "losses": losses, "critics": {"critic": critic}}]
     one, two = (prepared(tmp_path / name, faces, recipe) for name in ("one", "two"))
     alone = start(one)
     script = tmp_path / "two.py"
-    script.write_text(f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom pathlib import Path\nfrom test_training import train_in\ntrain_in(Path(sys.argv[1]))\n")
-    done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-addr", "127.0.0.1", "--master-port", str(free_port()), str(script), str(two)], cwd=ROOT, env={**ENV, "GLOO_SOCKET_IFNAME": "lo"}, capture_output=True, text=True, timeout=180)
+    script.write_text(
+        f"import sys\nsys.path.insert(0, {str(ROOT / 'tests')!r})\nfrom pathlib import Path\nfrom test_training import"
+        " train_in\ntrain_in(Path(sys.argv[1]))\n"
+    )
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "torch.distributed.run",
+            "--nproc-per-node",
+            "2",
+            "--master-addr",
+            "127.0.0.1",
+            "--master-port",
+            str(free_port()),
+            str(script),
+            str(two),
+        ],
+        cwd=ROOT,
+        env={**ENV, "GLOO_SOCKET_IFNAME": "lo"},
+        capture_output=True,
+        text=True,
+        timeout=180,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     alone.join()
     assert alone.exitcode == 0
@@ -270,17 +372,27 @@ def test_parts_begin_and_helpers_judge(faces, tmp_path):
     """A recipe that starts from one trained part and asks another: the helper never learns."""
     spec = {"use": "networks.lightcnn.LightCNN9", "size": 128, "width": 8, "embedding": 16}
     helper = build(spec)
-    write_model(tmp_path / "parts" / "people" / "lightcnn", {"generator": helper.state_dict()}, {"generator": spec, "critics": {}})
+    write_model(
+        tmp_path / "parts" / "people" / "lightcnn",
+        {"generator": helper.state_dict()},
+        {"generator": spec, "critics": {}},
+    )
     srresnet = small("srresnet", steps=4)
     train(srresnet, faces, tmp_path / "parts" / "group" / "srresnet", progress=False)
     recipe = {**srresnet, "begin": {"generator": "group/srresnet"}, "helpers": {"identity": "people/lightcnn"}}
-    recipe["stages"][0]["losses"]["identity"] = {"use": "losses.prior.identity", "of": "identity(restored)", "to": "identity(target)"}
+    recipe["stages"][0]["losses"]["identity"] = {
+        "use": "losses.prior.identity",
+        "of": "identity(restored)",
+        "to": "identity(target)",
+    }
     run = Run(recipe, faces.part("train"), parts=tmp_path / "parts")
     begun = load_file(tmp_path / "parts" / "group" / "srresnet" / "generator.safetensors")
     assert all(torch.equal(v, begun[k]) for k, v in run.bare["generator"].state_dict().items())
     assert set(take_step(run)) == {"fine", "identity"}
     assert all(torch.equal(v, helper.state_dict()[k]) for k, v in run.helpers["identity"].state_dict().items())
-    with pytest.raises(FacelabError, match="nowhere/group/srresnet/generator.safetensors do not exist: train them first"):
+    with pytest.raises(
+        FacelabError, match="nowhere/group/srresnet/generator.safetensors do not exist: train them first"
+    ):
         Run(recipe, faces.part("train"), parts=tmp_path / "nowhere")
     with pytest.raises(FacelabError, match="there is no trained model in .*nowhere/people/lightcnn: train it first"):
         Run({**recipe, "begin": {}}, faces.part("train"), parts=tmp_path / "nowhere")
@@ -288,7 +400,9 @@ def test_parts_begin_and_helpers_judge(faces, tmp_path):
 
 def test_words_of_recipes_are_filled_from_the_training_faces(faces):
     part = faces.part("train")
-    assert filled({"size": "faces.size", "small": "faces.size/4", "points": "faces.landmarks", "people": "faces.identities"}, part) == {"size": 128, "small": 32, "points": 81, "people": 3}
+    assert filled(
+        {"size": "faces.size", "small": "faces.size/4", "points": "faces.landmarks", "people": "faces.identities"}, part
+    ) == {"size": 128, "small": 32, "points": 81, "people": 3}
     for box in ("eyes", "nose", "lips"):
         left, top, right, bottom = filled(f"faces.{box}", part)
         assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
@@ -305,11 +419,15 @@ def test_a_mirrored_face_has_mirrored_labels(faces):
     x = torch.arange(part.size).float()
     seen = 0
     for step in range(6):
-        given = step_inputs(part.batch(part.order(2, step, 0), labels=labels_for(part, recipe, degrade)), recipe, degrade, step)
+        given = step_inputs(
+            part.batch(part.order(2, step, 0), labels=labels_for(part, recipe, degrade)), recipe, degrade, step
+        )
         for maps in given["parsing"]:
             if maps[left].sum() and maps[right].sum():
                 centre = lambda k: (maps[k].sum(0) * x).sum() / maps[k].sum()
-                assert centre(left) > centre(right)   # the person's left is the right side of the picture, mirrored or not
+                assert centre(left) > centre(
+                    right
+                )  # the person's left is the right side of the picture, mirrored or not
                 seen += 1
     assert seen > 6
 

@@ -38,7 +38,16 @@ def restore(args):
 
     device = pick_device(args.device)
     restorers = [Restorer(model_folder(name, home()), device, args.size) for name in args.system]
-    written, failed = restore_files(args.pictures, restorers, args.out, **where_faces_are(args), hidden=args.hidden, sheet=args.sheet, batch=args.batch, progress=not args.quiet)
+    written, failed = restore_files(
+        args.pictures,
+        restorers,
+        args.out,
+        **where_faces_are(args),
+        hidden=args.hidden,
+        sheet=args.sheet,
+        batch=args.batch,
+        progress=not args.quiet,
+    )
     return told(written, failed)
 
 
@@ -49,7 +58,11 @@ def where_faces_are(args):
     from facelab.training.zoo import find_models, model_folder
 
     name = args.finder or ("landmarker" if args.find or "landmarker" in find_models(kind="parts") else None)
-    return {"landmarks": args.landmarks and read_table(args.landmarks), "finder": name and load_model(model_folder(name, home(), "parts"))[0], "always": args.find}
+    return {
+        "landmarks": args.landmarks and read_table(args.landmarks),
+        "finder": name and load_model(model_folder(name, home(), "parts"))[0],
+        "always": args.find,
+    }
 
 
 def degrade(args):
@@ -60,7 +73,15 @@ def degrade(args):
     chains = load_degradations(the_project())
     if args.chain not in chains:
         raise FacelabError(f"unknown chain of degradations {args.chain!r}: {near(args.chain, chains)}")
-    written, failed = degrade_files(args.pictures, Chain(chains[args.chain]["steps"]), args.out, **where_faces_are(args), seed=args.seed, size=args.size, progress=not args.quiet)
+    written, failed = degrade_files(
+        args.pictures,
+        Chain(chains[args.chain]["steps"]),
+        args.out,
+        **where_faces_are(args),
+        seed=args.seed,
+        size=args.size,
+        progress=not args.quiet,
+    )
     return told(written, failed)
 
 
@@ -130,7 +151,11 @@ def models(args):
     from facelab.training.zoo import describe_models, find_models
 
     rows = describe_models(find_models(home()))
-    print(markdown_table(rows, ("name", "system", "restores", "trained on", "PSNR, dB", "MB", "where")) if rows else "no trained system is here: `make repro` trains them")
+    print(
+        markdown_table(rows, ("name", "system", "restores", "trained on", "PSNR, dB", "MB", "where"))
+        if rows
+        else "no trained system is here: `make repro` trains them"
+    )
     return 0
 
 
@@ -151,16 +176,25 @@ def completion(args):
 
 
 def parser():
-    main = argparse.ArgumentParser(prog="facelab", description=__doc__, epilog="`facelab COMMAND --help` tells more about one of them.")
+    main = argparse.ArgumentParser(
+        prog="facelab", description=__doc__, epilog="`facelab COMMAND --help` tells more about one of them."
+    )
     main.add_argument("--version", action="version", version=f"facelab {__version__}")
     todo = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     def add(name, run, about, **more):
-        sub = todo.add_parser(name, help=about, description=about[0].upper() + about[1:] + ".", formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        sub = todo.add_parser(
+            name,
+            help=about,
+            description=about[0].upper() + about[1:] + ".",
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            **more,
+        )
         sub.set_defaults(run=run)
         return sub
 
-    def place(path): return Path(path).resolve()
+    def place(path):
+        return Path(path).resolve()
 
     def positive(text):
         if (number := int(text)) < 1:
@@ -168,19 +202,63 @@ def parser():
         return number
 
     def files(sub):
-        sub.add_argument("pictures", nargs="+", help="files, folders, patterns such as 'faces/*.jpg', or the word astronaut, an example")
+        sub.add_argument(
+            "pictures",
+            nargs="+",
+            help="files, folders, patterns such as 'faces/*.jpg', or the word astronaut, an example",
+        )
         sub.add_argument("--out", required=True, help="folder for the results")
-        sub.add_argument("--landmarks", metavar="FILE", help="a table (.csv or .txt): file name, then x and y of 5, 68, 81 or 194 points; faces are cut out and aligned by them")
-        sub.add_argument("--find", action="store_true", help="look for the face in every picture without landmarks; else only in those that are not square, as square ones may be faces that are cut out already")
-        sub.add_argument("--finder", metavar="MODEL", help="the landmarker that looks for faces, if not the one that comes with facelab")
+        sub.add_argument(
+            "--landmarks",
+            metavar="FILE",
+            help=(
+                "a table (.csv or .txt): file name, then x and y of 5, 68, 81 or 194 points; faces are cut out and"
+                " aligned by them"
+            ),
+        )
+        sub.add_argument(
+            "--find",
+            action="store_true",
+            help=(
+                "look for the face in every picture without landmarks; else only in those that are not square, as"
+                " square ones may be faces that are cut out already"
+            ),
+        )
+        sub.add_argument(
+            "--finder",
+            metavar="MODEL",
+            help="the landmarker that looks for faces, if not the one that comes with facelab",
+        )
         sub.add_argument("--size", type=int, default=128, help="side of a face in pixels (128)")
         sub.add_argument("--quiet", action="store_true", help="no progress bar")
 
-    sub = add("restore", restore, "restore the faces in pictures", epilog="examples:\n  facelab restore astronaut --find --out restored --sheet\n  facelab restore small/ --system prior_guided_sr srresnet --out restored --sheet")
+    sub = add(
+        "restore",
+        restore,
+        "restore the faces in pictures",
+        epilog=(
+            "examples:\n  facelab restore astronaut --find --out restored --sheet\n  facelab restore small/ --system"
+            " prior_guided_sr srresnet --out restored --sheet"
+        ),
+    )
     files(sub)
-    sub.add_argument("--system", nargs="+", default=["prior_guided_sr"], metavar="NAME", help="trained systems (see `facelab models`), folders, or addresses of folders (prior_guided_sr)")
-    sub.add_argument("--hidden", metavar="FOLDER", help="masks named as the pictures, white where something is in front of the face (for fcsr_gan)")
-    sub.add_argument("--sheet", action="store_true", help="also write NAME_sheet.png: the face, its input and what each system made of it")
+    sub.add_argument(
+        "--system",
+        nargs="+",
+        default=["prior_guided_sr"],
+        metavar="NAME",
+        help="trained systems (see `facelab models`), folders, or addresses of folders (prior_guided_sr)",
+    )
+    sub.add_argument(
+        "--hidden",
+        metavar="FOLDER",
+        help="masks named as the pictures, white where something is in front of the face (for fcsr_gan)",
+    )
+    sub.add_argument(
+        "--sheet",
+        action="store_true",
+        help="also write NAME_sheet.png: the face, its input and what each system made of it",
+    )
     sub.add_argument("--batch", type=positive, default=8, help="pictures at once (8)")
     sub.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
 
@@ -195,19 +273,36 @@ def parser():
     sub.add_argument("--size", type=int, default=128, help="side of the faces wanted (128)")
     sub.add_argument("--all", action="store_true", help="read every picture, not 64 of them")
 
-    for name, run, about in (("train", train, "train recipes, and the parts that they need"), ("evaluate", evaluate, "train what is not trained yet, restore the test faces, and print mean scores")):
+    for name, run, about in (
+        ("train", train, "train recipes, and the parts that they need"),
+        ("evaluate", evaluate, "train what is not trained yet, restore the test faces, and print mean scores"),
+    ):
         sub = add(name, run, about)
         sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="rows of docs/recipes.md")
-        sub.add_argument("--faces", required=True, type=place, help="a folder of pictures, of shards, or a faces.safetensors")
-        sub.add_argument("--out", required=True, type=place, help="folder for everything that is made; a second run goes on there")
+        sub.add_argument(
+            "--faces", required=True, type=place, help="a folder of pictures, of shards, or a faces.safetensors"
+        )
+        sub.add_argument(
+            "--out", required=True, type=place, help="folder for everything that is made; a second run goes on there"
+        )
         sub.add_argument("--profile", help="demo, real or paper")
-        sub.add_argument("--params", metavar="FILE", type=place, help="a YAML file with parameters that differ from params.yaml")
-        sub.add_argument("--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint")
+        sub.add_argument(
+            "--params", metavar="FILE", type=place, help="a YAML file with parameters that differ from params.yaml"
+        )
+        sub.add_argument(
+            "--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint"
+        )
         sub.add_argument("--size", type=int, default=128, help="side of the faces (128)")
 
-    add("models", models, "list the trained systems that are here: what each restores, what it was trained on, its score")
+    add(
+        "models",
+        models,
+        "list the trained systems that are here: what each restores, what it was trained on, its score",
+    )
     add("weights", weights, "list the pretrained weights of other networks: where they are looked for, what is found")
-    add("completion", completion, "print what makes the Tab key complete commands: facelab completion bash >> ~/.bashrc").add_argument("shell", choices=["bash", "zsh", "tcsh"])
+    add(
+        "completion", completion, "print what makes the Tab key complete commands: facelab completion bash >> ~/.bashrc"
+    ).add_argument("shell", choices=["bash", "zsh", "tcsh"])
     return main
 
 

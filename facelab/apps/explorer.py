@@ -30,7 +30,15 @@ from ..faces.drawn import draw_faces
 from ..base.params import project_root
 from ..faces.sets import open_faces
 from .. import FacelabError
-from ..base.images import astronaut, open_image, show, tensor_of, to_float, to_uint8, write_image
+from facelab.base.images import (
+    astronaut,
+    open_image,
+    show,
+    tensor_of,
+    to_float,
+    to_uint8,
+    write_image,
+)
 from ..evaluation.metrics import as_convention, psnr, ssim
 from ..training.recipes import load_degradations
 from ..training.models import load_model, restore
@@ -44,44 +52,52 @@ ASTRONAUT_68 = """45 84 45 95 45.5 107 46.5 118 49 129 53 139.5 60.5 149 71 156 
 66.5 120.5 74 120.6 82 119.9 88 120.9 94 120.1 102 121 109 121.6 103 128.6 97 133.4 88 135.6 79 133.2 72 128
 68.5 121.2 79 123.3 88 124.7 97 123.6 107 122.3 98 129 88 130.6 79 129"""  # x y in the crop of 176 pixels that `astronaut` takes
 
+
 def astronaut_landmarks(
     size=128,  # side of the picture
 ):
     "The 68 points of `astronaut(size)`, (1,68,2)."
-    return torch.tensor([float(v) for v in ASTRONAUT_68.split()]).view(1, 68, 2)*(size/176)
+    return torch.tensor([float(v) for v in ASTRONAUT_68.split()]).view(1, 68, 2) * (size / 176)
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c009
 @dataclass(frozen=True)
 class Source:
     "Where a face comes from."
-    kind: str = "drawn"   # drawn, astronaut, picture (a file or an upload), set
-    path: str = ""        # picture: the file, or the name of the upload; set: what `open_faces` takes
+
+    kind: str = "drawn"  # drawn, astronaut, picture (a file or an upload), set
+    path: str = ""  # picture: the file, or the name of the upload; set: what `open_faces` takes
     content: bytes = b""  # picture: the bytes of an upload
-    points: tuple = ()    # picture: (x, y) of left eye, right eye, nose, left and right mouth corner, as shares of the side; (): unknown
-    part: str = ""        # set: train, val or test; empty: all of it
+    points: tuple = ()  # picture: (x, y) of left eye, right eye, nose, left and right mouth corner, as shares of the side; (): unknown
+    part: str = ""  # set: train, val or test; empty: all of it
+
 
 class Face(NamedTuple):
     "One face and what is known about it."
+
     name: str
     image: torch.Tensor  # float (1,3,S,S)
-    labels: dict         # landmarks, parsing, ... as `FaceSet.batch` gives them
-    count: int           # how many faces its source has; 0: no end
+    labels: dict  # landmarks, parsing, ... as `FaceSet.batch` gives them
+    count: int  # how many faces its source has; 0: no end
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c011
 class _Upload(BytesIO):
     "Bytes that messages call by the name of their file."
+
     def __init__(self, source):
         super().__init__(source.content)
         self.path = source.path
-    def __str__(self): return self.path
+
+    def __str__(self):
+        return self.path
+
 
 def _picture(source, size):
     "A picture file or upload: the square in its middle, at `size`."
     picture = open_image(_Upload(source) if source.content else source.path)
     side = min(picture.size)
-    left, top = ((length - side)/2 for length in picture.size)
+    left, top = ((length - side) / 2 for length in picture.size)
     picture = picture.resize((size, size), Image.LANCZOS, box=(left, top, left + side, top + side))
-    labels = dict(landmarks=torch.tensor([source.points])*size) if source.points else {}
+    labels = dict(landmarks=torch.tensor([source.points]) * size) if source.points else {}
     return Face(Path(source.path).name, to_float(tensor_of(picture)[None]), labels, 1)
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c012
@@ -90,13 +106,18 @@ def _set(path, part, size, stamp):
     faces = open_faces(path, size, too_small="leave out")
     return faces.part(part) if part else faces
 
+
 def _of_set(source, index, size, stamp):
     "Face `index` of a set."
     faces = _set(source.path, source.part, size, stamp)
     if not 0 <= index < len(faces):
         of = f"the part {source.part} of {source.path}" if source.part else source.path
-        if not len(faces): raise FacelabError(f"there are no faces in {of}: choose another part")
-        raise FacelabError(f"face {index} is asked for, but there are {len(faces)} in {of}: give a number from 0 to {len(faces) - 1}")
+        if not len(faces):
+            raise FacelabError(f"there are no faces in {of}: choose another part")
+        raise FacelabError(
+            f"face {index} is asked for, but there are {len(faces)} in {of}: give a number from 0"
+            f" to {len(faces) - 1}"
+        )
     batch = faces.batch([index])
     return Face(faces.names[index], batch.pop("image"), batch, len(faces))
 
@@ -105,22 +126,32 @@ def _of_set(source, index, size, stamp):
 def _open(source, index, size, stamp):
     if source.kind == "drawn":
         drawn = draw_faces([index], size)
-        labels = {name: drawn[name] for name in ("parsing", "depth", "foreground")} | dict(landmarks=drawn["landmarks_81"])
+        labels = {name: drawn[name] for name in ("parsing", "depth", "foreground")} | dict(
+            landmarks=drawn["landmarks_81"]
+        )
         return Face(f"drawn face {index}", drawn["image"], labels, 0)
-    if source.kind == "astronaut": return Face("astronaut", astronaut(size), dict(landmarks=astronaut_landmarks(size)), 1)
-    if source.kind == "picture": return _picture(source, size)
-    if source.kind == "set": return _of_set(source, index, size, stamp)
-    raise FacelabError(f"faces of kind {source.kind!r} are not known: choose drawn, astronaut, picture or set")
+    if source.kind == "astronaut":
+        return Face("astronaut", astronaut(size), dict(landmarks=astronaut_landmarks(size)), 1)
+    if source.kind == "picture":
+        return _picture(source, size)
+    if source.kind == "set":
+        return _of_set(source, index, size, stamp)
+    raise FacelabError(
+        f"faces of kind {source.kind!r} are not known: choose drawn, astronaut, picture or set"
+    )
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c014
 def open_face(
     source=Source(),  # where from
-    index=0,          # which: of drawn faces and sets
-    size=128,         # side in pixels
+    index=0,  # which: of drawn faces and sets
+    size=128,  # side in pixels
 ) -> Face:
     "One face of a source; opened once, unless its file changes. `FacelabError` if it cannot be read."
     if source.kind in ("picture", "set") and not source.path:
-        raise FacelabError("there is no picture yet: upload one, or give the path of a file or of a folder of faces")
+        raise FacelabError(
+            "there is no picture yet: upload one, or give the path of a file or of a folder of"
+            " faces"
+        )
     path = Path(source.path)
     stamp = path.stat().st_mtime_ns if source.path and not source.content and path.exists() else 0
     return _open(source, index if source.kind in ("drawn", "set") else 0, size, stamp)
@@ -129,76 +160,100 @@ def open_face(
 @dataclass(frozen=True)
 class State:
     "What is looked at."
+
     source: Source = Source()
-    index: int = 0             # which face, and which row of dice
-    size: int = 128            # side of the face
-    steps: tuple = ()          # the chain, each step as a recipe writes it
-    seed: int = 0              # of the random numbers
-    convention: str = "rgb"    # of PSNR and SSIM
-    name: str = "my_chain"     # what the recipe will call the chain
-    models: tuple = ()         # names of trained models that restore it
+    index: int = 0  # which face, and which row of dice
+    size: int = 128  # side of the face
+    steps: tuple = ()  # the chain, each step as a recipe writes it
+    seed: int = 0  # of the random numbers
+    convention: str = "rgb"  # of PSNR and SSIM
+    name: str = "my_chain"  # what the recipe will call the chain
+    models: tuple = ()  # names of trained models that restore it
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c018
 @dataclass(frozen=True)
 class View:
     "What there is to see; where something went wrong, `error` says what, and the rest is missing."
+
     state: State
     error: str = ""
-    chain: object = None                           # the `Chain`
-    recipe: str = ""                               # YAML
-    face: object = None                            # the `Face`
-    degraded: object = None                        # float (3,h,w)
-    enlarged: object = None                        # float (3,H,W): bicubic
-    maps: dict = field(default_factory=dict)       # name -> tensor, of this face
-    pictures: dict = field(default_factory=dict)   # name -> `Picture`
-    numbers: dict = field(default_factory=dict)    # psnr, ssim, and what was thrown for this face
-    equation: tuple = ()                           # lines of LaTeX
-    restored: tuple = ()                           # `Restored`s
+    chain: object = None  # the `Chain`
+    recipe: str = ""  # YAML
+    face: object = None  # the `Face`
+    degraded: object = None  # float (3,h,w)
+    enlarged: object = None  # float (3,H,W): bicubic
+    maps: dict = field(default_factory=dict)  # name -> tensor, of this face
+    pictures: dict = field(default_factory=dict)  # name -> `Picture`
+    numbers: dict = field(default_factory=dict)  # psnr, ssim, and what was thrown for this face
+    equation: tuple = ()  # lines of LaTeX
+    restored: tuple = ()  # `Restored`s
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c020
 class Picture(NamedTuple):
     "Pixels, and what their colours mean."
+
     pixels: np.ndarray  # uint8 (h,w,3)
-    colours: str = ""   # name of the colour map; "direction" for vectors, "path" for a line; empty: the colours are the picture's own
-    low: float = 0.     # what the two ends of the colours stand for
-    high: float = 1.
+    colours: str = (  # name of the colour map; "direction" for vectors, "path" for a line; empty: the colours are the picture's own
+        ""
+    )
+    low: float = 0.0  # what the two ends of the colours stand for
+    high: float = 1.0
+
 
 def ceiling(
     value,  # not negative
 ):
     "The smallest of ..., .1, .2, .5, 1, 2, 5, ... that is not below value; 1 for 0."
-    if not value > 0: return 1.
-    power = 10.**math.floor(math.log10(value))
-    return next(float(f"{m*power:.1g}") for m in (1, 2, 5, 10) if value <= m*power*(1 + 1e-6))
+    if not value > 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(value))
+    return next(float(f"{m * power:.1g}") for m in (1, 2, 5, 10) if value <= m * power * (1 + 1e-6))
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c022
 @cache
 def palette(name):
     "A matplotlib colour map as uint8 (256,3)."
     from matplotlib import colormaps
+
     return colormaps[name](np.arange(256), bytes=True)[:, :3].copy()
+
 
 def scalar(x, colours="viridis") -> Picture:
     "A map (h,w): from 0 to its `ceiling`, or around 0 where it has negative values."
     x = np.asarray(x, np.float32)
     high = ceiling(float(np.abs(x).max()))
-    low, colours = (-high, "coolwarm") if x.min() < 0 else (0., colours)
-    return Picture(palette(colours)[np.clip((x - low)*(255.999/(high - low)), 0, 255).astype(np.uint8)], colours, low, high)
+    low, colours = (-high, "coolwarm") if x.min() < 0 else (0.0, colours)
+    return Picture(
+        palette(colours)[np.clip((x - low) * (255.999 / (high - low)), 0, 255).astype(np.uint8)],
+        colours,
+        low,
+        high,
+    )
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c023
 def vectors(u, v) -> Picture:
     "Vectors in pixels, u to the right and v down (h,w): hue is the direction, strength the length."
     u, v = (torch.as_tensor(x).float()[None, None] for x in (u, v))
     high = ceiling(float(torch.hypot(u, v).max()))
-    return Picture(to_uint8(colour_field(u, v, high))[0].permute(1, 2, 0).numpy(), "direction", 0., high)
+    return Picture(
+        to_uint8(colour_field(u, v, high))[0].permute(1, 2, 0).numpy(), "direction", 0.0, high
+    )
+
 
 def path(points) -> Picture:
     "Points (K,2) around 0, in pixels, as a line from light to dark."
     high, side = ceiling(float(points.abs().max())), 192
     picture = Image.new("RGB", (side, side), "white")
-    draw, at = ImageDraw.Draw(picture), [tuple((side/2*(1 + .9*p/high)).tolist()) for p in points.float()]
-    draw.line([(side/2, 0), (side/2, side)], fill="#ddd", width=2), draw.line([(0, side/2), (side, side/2)], fill="#ddd", width=2)
-    for k, ends in enumerate(zip(at, at[1:])): draw.line(ends, fill=tuple(palette("viridis")[255 - 255*k//len(at)].tolist()), width=5)
+    draw, at = (
+        ImageDraw.Draw(picture),
+        [tuple((side / 2 * (1 + 0.9 * p / high)).tolist()) for p in points.float()],
+    )
+    (
+        draw.line([(side / 2, 0), (side / 2, side)], fill="#ddd", width=2),
+        draw.line([(0, side / 2), (side, side / 2)], fill="#ddd", width=2),
+    )
+    for k, ends in enumerate(zip(at, at[1:])):
+        draw.line(ends, fill=tuple(palette("viridis")[255 - 255 * k // len(at)].tolist()), width=5)
     return Picture(np.asarray(picture), "path", -high, high)
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c026
@@ -206,40 +261,66 @@ def _image(x):
     "Pixels of an image (3,h,w)."
     return to_uint8(x.float()).permute(1, 2, 0).contiguous().numpy()
 
+
 def map_picture(x) -> Picture:
     "One map as a picture; None if it is no single one."
     x = x.detach().float()
-    while x.ndim > 2 and len(x) == 1: x = x[0]
-    if x.ndim == 2: return path(x) if x.shape[1] == 2 else scalar(x)
-    if x.ndim == 3 and len(x) == 2: return vectors(*x)
-    if x.ndim != 3 or len(x) != 3: return None
+    while x.ndim > 2 and len(x) == 1:
+        x = x[0]
+    if x.ndim == 2:
+        return path(x) if x.shape[1] == 2 else scalar(x)
+    if x.ndim == 3 and len(x) == 2:
+        return vectors(*x)
+    if x.ndim != 3 or len(x) != 3:
+        return None
     high, signed = ceiling(float(x.abs().max())), bool(x.min() < -1e-6)
-    return Picture(_image((x/high + 1)/2 if signed else x/high), "" if high == 1 and not signed else "gray", -high if signed else 0., high)
+    return Picture(
+        _image((x / high + 1) / 2 if signed else x / high),
+        "" if high == 1 and not signed else "gray",
+        -high if signed else 0.0,
+        high,
+    )
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c028
 def map_pictures(
     maps: dict,  # name -> tensor of one face
-) -> dict:       # name -> `Picture`
+) -> dict:  # name -> `Picture`
     "Every map that has height and width, as something to look at."
     maps = {name: x for name, x in maps.items() if x.ndim >= 2}
-    partners = {name: f"{name[:-1]}v" for name in maps if name.split(" ")[-1] == "u" and f"{name[:-1]}v" in maps}
+    partners = {
+        name: f"{name[:-1]}v"
+        for name in maps
+        if name.split(" ")[-1] == "u" and f"{name[:-1]}v" in maps
+    }
     out = {}
     for name, x in maps.items():
-        if name in partners.values(): continue
-        if name in partners: name, x = f"{name}, v", torch.cat([m.view(1, *m.shape[-2:]) for m in (x, maps[partners[name]])])
+        if name in partners.values():
+            continue
+        if name in partners:
+            name, x = (
+                f"{name}, v",
+                torch.cat([m.view(1, *m.shape[-2:]) for m in (x, maps[partners[name]])]),
+            )
         picture = map_picture(x)
-        if picture is None: out |= map_pictures({f"{name} {k + 1}": layer for k, layer in enumerate(x[:4])})
-        else: out[name] = picture
+        if picture is None:
+            out |= map_pictures({f"{name} {k + 1}": layer for k, layer in enumerate(x[:4])})
+        else:
+            out[name] = picture
     return out
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c031
 def as_recipe(
-    chain,             # a `Chain`
-    name="my_chain",   # what to call it
+    chain,  # a `Chain`
+    name="my_chain",  # what to call it
 ):
     "YAML that `load_degradations` gives back as the same chain."
     label = ", ".join(step for step, _ in chain.named()) or "nothing"
-    return yaml.safe_dump({"degradations": {name: dict(label=label, steps=chain.spec)}}, sort_keys=False, default_flow_style=None, width=1000)
+    return yaml.safe_dump(
+        {"degradations": {name: dict(label=label, steps=chain.spec)}},
+        sort_keys=False,
+        default_flow_style=None,
+        width=1000,
+    )
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c034
 def render(
@@ -250,12 +331,23 @@ def render(
     try:
         chain = Chain([dict(step) for step in state.steps])
         view = replace(view, chain=chain, recipe=as_recipe(chain, state.name))
-        face = open_face(state.source, state.index, state.size - state.size % chain.multiple or state.size)
+        face = open_face(
+            state.source, state.index, state.size - state.size % chain.multiple or state.size
+        )
         view = replace(view, face=face, pictures={"face": Picture(_image(face.image[0]))})
         return _seen(view)
     except FacelabError as error:
-        blind = view.face is not None and state.source.kind == "picture" and not state.source.points and "landmarks" in " ".join(view.chain.needs)
-        return replace(view, error=" ".join(str(error).split()) + (", or point at its eyes, nose and mouth" if blind else ""))
+        blind = (
+            view.face is not None
+            and state.source.kind == "picture"
+            and not state.source.points
+            and "landmarks" in " ".join(view.chain.needs)
+        )
+        return replace(
+            view,
+            error=" ".join(str(error).split())
+            + (", or point at its eyes, nose and mouth" if blind else ""),
+        )
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c036
 def _seen(view):
@@ -267,42 +359,72 @@ def _seen(view):
     if out.input.shape != hr.shape:
         enlarged = resize(out.input, hr.shape[-2:]).clamp(0, 1)
         pictures["enlarged"] = Picture(_image(enlarged[0]))
-    pictures |= {"difference": scalar((enlarged - hr)[0].abs().mean(0), "inferno")} | map_pictures(maps)
-    numbers = {measure.__name__: measure(enlarged, hr, state.convention).item() for measure in (psnr, ssim)}
+    pictures |= {"difference": scalar((enlarged - hr)[0].abs().mean(0), "inferno")} | map_pictures(
+        maps
+    )
+    numbers = {
+        measure.__name__: measure(enlarged, hr, state.convention).item() for measure in (psnr, ssim)
+    }
     numbers |= {name: value.item() for name, value in maps.items() if value.ndim == 0}
     equation = tuple(filter(None, view.chain.latex(out.maps, 0).split("\n")))
-    return replace(view, degraded=out.input[0], enlarged=enlarged[0], maps=maps, pictures=pictures, numbers=numbers, equation=equation)
+    return replace(
+        view,
+        degraded=out.input[0],
+        enlarged=enlarged[0],
+        maps=maps,
+        pictures=pictures,
+        numbers=numbers,
+        equation=equation,
+    )
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c042
 KINDS = ("number", "between", "one", "several", "switch", "colour")
 
+
 def _offers(found, module):
     "Is this a degradation of that module, with fields that can be moved?"
     own = isinstance(found, type) and issubclass(found, Degradation) and found.__module__ == module
-    return own and not found.__name__.startswith("_") and found.degrade is not Degradation.degrade and all(f.metadata.get("kind") in KINDS for f in fields(found))
+    return (
+        own
+        and not found.__name__.startswith("_")
+        and found.degrade is not Degradation.degrade
+        and all(f.metadata.get("kind") in KINDS for f in fields(found))
+    )
+
 
 @cache
 def degradation_classes() -> dict:
     "Name in a recipe -> class, in the order of the alphabet."
-    modules = [importlib.import_module(f"facelab.degradations.{module.name}") for module in pkgutil.iter_modules(facelab.degradations.__path__)]
-    found = [(f"{m.__name__.removeprefix('facelab.')}.{name}", cls) for m in modules for name, cls in vars(m).items() if _offers(cls, m.__name__)]
+    modules = [
+        importlib.import_module(f"facelab.degradations.{module.name}")
+        for module in pkgutil.iter_modules(facelab.degradations.__path__)
+    ]
+    found = [
+        (f"{m.__name__.removeprefix('facelab.')}.{name}", cls)
+        for m in modules
+        for name, cls in vars(m).items()
+        if _offers(cls, m.__name__)
+    ]
     return dict(sorted(found, key=lambda item: item[1].__name__))
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c047
 class Model(NamedTuple):
     "A trained model that takes pictures of the right scale."
+
     name: str
     label: str
     folder: Path
-    fits: bool       # trained for this very chain
-    learned: str     # what it was trained for
-    faces: str = ""        # what it was trained on
+    fits: bool  # trained for this very chain
+    learned: str  # what it was trained for
+    faces: str = ""  # what it was trained on
     shipped: bool = False  # comes with facelab; otherwise trained by whoever uses it
+
 
 class Restored(NamedTuple):
     "What a model made of a degraded face."
+
     model: Model
-    image: object    # float (3,H,W); None where it failed
+    image: object  # float (3,H,W); None where it failed
     psnr: float
     ssim: float
     problem: str = ""
@@ -313,41 +435,89 @@ def _recipe(path, stamp):
     "Label, chain and faces of a trained model; None for one that is no restorer, or that this version of the package cannot read."
     try:
         recipe = json.loads(path.read_text())
-        return (recipe["label"], Chain(recipe["degradation"]), recipe.get("faces", "")) if recipe["kind"] == "recipes" and (recipe["stages"] or recipe.get("begin")) else None
-    except (FacelabError, ValueError, KeyError, TypeError, OSError): return None
+        return (
+            (recipe["label"], Chain(recipe["degradation"]), recipe.get("faces", ""))
+            if recipe["kind"] == "recipes" and (recipe["stages"] or recipe.get("begin"))
+            else None
+        )
+    except (FacelabError, ValueError, KeyError, TypeError, OSError):
+        return None
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c049
 def models_for(
-    chain,      # a `Chain`
+    chain,  # a `Chain`
     root=None,  # the project; found by itself
-) -> list:      # of `Model`, those that fit first
+) -> list:  # of `Model`, those that fit first
     "Trained models for this chain, or for another one of the same scale."
-    try: root = root or project_root()
-    except FacelabError: pass   # outside of a project there are the shipped ones
-    found = {name: (folder, _recipe(folder/"recipe.json", (folder/"recipe.json").stat().st_mtime_ns)) for name, folder in find_models(root).items()}
-    out = [Model(name, label, folder, learned == chain, str(learned), faces, folder.is_relative_to(zoo.SHIPPED))
-           for name, (folder, said) in found.items() if said for label, learned, faces in [said] if shrinks(learned) == shrinks(chain)]
+    try:
+        root = root or project_root()
+    except FacelabError:
+        pass  # outside of a project there are the shipped ones
+    found = {
+        name: (folder, _recipe(folder / "recipe.json", (folder / "recipe.json").stat().st_mtime_ns))
+        for name, folder in find_models(root).items()
+    }
+    out = [
+        Model(
+            name,
+            label,
+            folder,
+            learned == chain,
+            str(learned),
+            faces,
+            folder.is_relative_to(zoo.SHIPPED),
+        )
+        for name, (folder, said) in found.items()
+        if said
+        for label, learned, faces in [said]
+        if shrinks(learned) == shrinks(chain)
+    ]
     return sorted(out, key=lambda model: not model.fits)
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c050
 @lru_cache(maxsize=4)
-def _network(folder, stamp): return load_model(folder)[0]
+def _network(folder, stamp):
+    return load_model(folder)[0]
+
 
 def _restored(view, model):
     "One restoration; a network that cannot take a picture of this size says so."
     try:
-        image = restore(_network(model.folder, (model.folder/"recipe.json").stat().st_mtime_ns), view.degraded[None], {name: x[None] for name, x in view.maps.items()})
-        if image.shape != view.face.image.shape: raise FacelabError(f"it gives {tuple(image.shape[-2:])} for a face of {tuple(view.face.image.shape[-2:])}")
-        return Restored(model, image[0], *(measure(image, view.face.image, view.state.convention).item() for measure in (psnr, ssim)))
+        image = restore(
+            _network(model.folder, (model.folder / "recipe.json").stat().st_mtime_ns),
+            view.degraded[None],
+            {name: x[None] for name, x in view.maps.items()},
+        )
+        if image.shape != view.face.image.shape:
+            raise FacelabError(
+                f"it gives {tuple(image.shape[-2:])} for a face of"
+                f" {tuple(view.face.image.shape[-2:])}"
+            )
+        return Restored(
+            model,
+            image[0],
+            *(
+                measure(image, view.face.image, view.state.convention).item()
+                for measure in (psnr, ssim)
+            ),
+        )
     except (FacelabError, RuntimeError, OSError) as error:
-        return Restored(model, None, math.nan, math.nan, f"{model.label} cannot restore this picture: {' '.join(str(error).split())}")
+        return Restored(
+            model,
+            None,
+            math.nan,
+            math.nan,
+            f"{model.label} cannot restore this picture: {' '.join(str(error).split())}",
+        )
 
+# %% ../../nbs/9_apps/01_explorer.ipynb #c050-1
 def with_restored(
     view: View,  # from `render`
-    root=None,   # the project; found by itself
+    root=None,  # the project; found by itself
 ) -> View:
     "The view, and what each model that its state names makes of the degraded face."
-    if view.degraded is None: return view
+    if view.degraded is None:
+        return view
     wanted = [model for model in models_for(view.chain, root) if model.name in view.state.models]
     return replace(view, restored=tuple(_restored(view, model) for model in wanted))
 
@@ -357,31 +527,66 @@ def told(
 ) -> dict:
     "The view's numbers and what they belong to, as JSON can hold them; a PSNR of identical pictures is null."
     plain = lambda v: v if not isinstance(v, float) or math.isfinite(v) else None
-    scales = {name: dict(colours=p.colours, low=p.low, high=p.high) for name, p in view.pictures.items() if p.colours}
-    restored = [dict(model=r.model.name, label=r.model.label, trained_for=r.model.learned, trained_on=r.model.faces, shipped=r.model.shipped, psnr=plain(r.psnr), ssim=plain(r.ssim))
-                for r in view.restored if r.image is not None]
-    return dict(face=view.face.name, index=view.state.index, size=view.face.image.shape[-1], seed=view.state.seed, chain=str(view.chain),
-                convention=str(as_convention(view.state.convention)), numbers={name: plain(v) for name, v in view.numbers.items()}, scales=scales, restored=restored)
+    scales = {
+        name: dict(colours=p.colours, low=p.low, high=p.high)
+        for name, p in view.pictures.items()
+        if p.colours
+    }
+    restored = [
+        dict(
+            model=r.model.name,
+            label=r.model.label,
+            trained_for=r.model.learned,
+            trained_on=r.model.faces,
+            shipped=r.model.shipped,
+            psnr=plain(r.psnr),
+            ssim=plain(r.ssim),
+        )
+        for r in view.restored
+        if r.image is not None
+    ]
+    return dict(
+        face=view.face.name,
+        index=view.state.index,
+        size=view.face.image.shape[-1],
+        seed=view.state.seed,
+        chain=str(view.chain),
+        convention=str(as_convention(view.state.convention)),
+        numbers={name: plain(v) for name, v in view.numbers.items()},
+        scales=scales,
+        restored=restored,
+    )
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c057
 def _write_pair(view, folder):
     from safetensors.torch import save_file
-    write_image(folder/"hr.png", view.face.image[0])
-    write_image(folder/"degraded.png", view.degraded)
-    for name, picture in view.pictures.items(): write_image(folder/"pictures"/f"{name}.png", torch.from_numpy(picture.pixels.copy()).permute(2, 0, 1))
+
+    write_image(folder / "hr.png", view.face.image[0])
+    write_image(folder / "degraded.png", view.degraded)
+    for name, picture in view.pictures.items():
+        write_image(
+            folder / "pictures" / f"{name}.png",
+            torch.from_numpy(picture.pixels.copy()).permute(2, 0, 1),
+        )
     for r in view.restored:
-        if r.image is not None: write_image(folder/"restored"/f"{r.model.name}.png", r.image)
-    if view.maps: save_file({name: value.contiguous().clone() for name, value in view.maps.items()}, folder/"maps.safetensors")
-    (folder/"recipe.yaml").write_text(view.recipe)
-    (folder/"numbers.json").write_text(json.dumps(told(view), indent=1) + "\n")
+        if r.image is not None:
+            write_image(folder / "restored" / f"{r.model.name}.png", r.image)
+    if view.maps:
+        save_file(
+            {name: value.contiguous().clone() for name, value in view.maps.items()},
+            folder / "maps.safetensors",
+        )
+    (folder / "recipe.yaml").write_text(view.recipe)
+    (folder / "numbers.json").write_text(json.dumps(told(view), indent=1) + "\n")
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c058
 def save(
     view: View,  # from `render`
-    folder,      # where the pairs are kept
-) -> Path:       # the new folder in it
+    folder,  # where the pairs are kept
+) -> Path:  # the new folder in it
     "Write `hr.png`, `degraded.png`, `pictures/*.png`, `maps.safetensors`, `recipe.yaml` and `numbers.json`; an earlier pair is never touched."
-    if view.degraded is None: raise FacelabError(f"there is nothing to save: {view.error or 'render a state first'}")
+    if view.degraded is None:
+        raise FacelabError(f"there is nothing to save: {view.error or 'render a state first'}")
     half = None
     try:
         Path(folder).mkdir(parents=True, exist_ok=True)
@@ -389,32 +594,51 @@ def save(
         _write_pair(view, half)
         half.chmod(0o755)
         return _moved(half, Path(folder))
-    except OSError as error: raise FacelabError(f"the pair cannot be written to {folder} ({error.strerror or error}): give another folder or make room") from None
+    except OSError as error:
+        raise FacelabError(
+            f"the pair cannot be written to {folder} ({error.strerror or error}): give another"
+            " folder or make room"
+        ) from None
     finally:
-        if half: shutil.rmtree(half, ignore_errors=True)
+        if half:
+            shutil.rmtree(half, ignore_errors=True)
+
 
 def _moved(half, folder):
     "The folder under the first free number; a rename onto a folder that holds something fails."
     for n in count(1):
-        place = folder/f"{n:04d}"
-        try: return half.rename(place)
+        place = folder / f"{n:04d}"
+        try:
+            return half.rename(place)
         except OSError:
-            if not place.exists(): raise
+            if not place.exists():
+                raise
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c061
 def preset_sheet(
-    index=1,    # which drawn face
-    size=128,   # its side
+    index=1,  # which drawn face
+    size=128,  # its side
     columns=6,  # pictures in a row
     root=None,  # the project; found by itself
 ):  # matplotlib Figure
     "A drawn face, and what each preset makes of it."
     families = {}
     for name, entry in load_degradations(root).items():
-        if entry["steps"]: families.setdefault(entry.get("one_of", name), State(index=index, size=size, steps=tuple(entry["steps"])))
+        if entry["steps"]:
+            families.setdefault(
+                entry.get("one_of", name),
+                State(index=index, size=size, steps=tuple(entry["steps"])),
+            )
     views = {name: render(state) for name, state in families.items()}
     for name, view in views.items():
-        if view.error: raise FacelabError(f"the preset {name} cannot be shown: {view.error}")
-    cells = [("face", open_face(index=index, size=size).image[0]), *((name.replace("_", " "), view.degraded) for name, view in views.items())]
-    rows = [cells[i:i + columns] for i in range(0, len(cells), columns)]
-    return show([[picture for _, picture in row] for row in rows], titles=[[name for name, _ in row] for row in rows])
+        if view.error:
+            raise FacelabError(f"the preset {name} cannot be shown: {view.error}")
+    cells = [
+        ("face", open_face(index=index, size=size).image[0]),
+        *((name.replace("_", " "), view.degraded) for name, view in views.items()),
+    ]
+    rows = [cells[i : i + columns] for i in range(0, len(cells), columns)]
+    return show(
+        [[picture for _, picture in row] for row in rows],
+        titles=[[name for name, _ in row] for row in rows],
+    )

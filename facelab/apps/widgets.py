@@ -19,7 +19,19 @@ from PIL import Image, ImageDraw
 
 from ..degradations.chain import as_step
 from ..base.params import project_root
-from .explorer import Source, State, ceiling, degradation_classes, models_for, open_face, palette, render, save, with_restored, _image
+from facelab.apps.explorer import (
+    Source,
+    State,
+    ceiling,
+    degradation_classes,
+    models_for,
+    open_face,
+    palette,
+    render,
+    save,
+    with_restored,
+    _image,
+)
 from ..faces.layouts import SPLITS
 from .. import FacelabError
 from ..evaluation.metrics import CONVENTIONS, as_convention
@@ -27,35 +39,55 @@ from ..training.recipes import load_degradations
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c006
 def slider_step(
-    low, high,  # the range
-    *values,    # numbers that must be reachable
+    low,
+    high,  # the range
+    *values,  # numbers that must be reachable
 ):
     "1, 2 or 5 times a power of ten: 100 to 250 steps in the range, or more where a value needs it."
-    step = ceiling((high - low)/250)
-    hit = lambda v: abs((v - low)/step - round((v - low)/step)) < 1e-6
-    while step > (high - low)/1e5 and not all(map(hit, (*values, high))): step = ceiling(step/2.5)
+    step = ceiling((high - low) / 250)
+    hit = lambda v: abs((v - low) / step - round((v - low) / step)) < 1e-6
+    while step > (high - low) / 1e5 and not all(map(hit, (*values, high))):
+        step = ceiling(step / 2.5)
     return step
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c009
 def _slider(about, value, default):
     import ipywidgets as w
+
     low, high, pair = about["low"], about["high"], isinstance(value, (tuple, list))
-    values = [*(value if pair else [value]), *(default if isinstance(default, tuple) else [default])]
+    values = [
+        *(value if pair else [value]),
+        *(default if isinstance(default, tuple) else [default]),
+    ]
     if all(isinstance(v, int) for v in (low, high, *values)) and (not pair or high - low >= 5):
         return (w.IntRangeSlider if pair else w.IntSlider)(value=value, min=low, max=high)
     step = slider_step(low, high, *values)
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
-    return (w.FloatRangeSlider if pair else w.FloatSlider)(value=value, min=low, max=high, step=step, readout_format=f".{digits}f")
+    return (w.FloatRangeSlider if pair else w.FloatSlider)(
+        value=value, min=low, max=high, step=step, readout_format=f".{digits}f"
+    )
+
 
 def _parts(about, value, default):
     "The widgets of one parameter."
     import ipywidgets as w
-    if about["kind"] in ("number", "between"): return [_slider(about, value, default)]
-    if about["kind"] == "one": return [w.Dropdown(options=[(str(o), o) for o in about["options"]], value=value)]
-    if about["kind"] == "several": return [w.ToggleButton(o in value, description=str(o), tooltip=str(o)) for o in about["options"]]
-    if about["kind"] == "switch": return [w.Checkbox(value, indent=False)]
+
+    if about["kind"] in ("number", "between"):
+        return [_slider(about, value, default)]
+    if about["kind"] == "one":
+        return [w.Dropdown(options=[(str(o), o) for o in about["options"]], value=value)]
+    if about["kind"] == "several":
+        return [
+            w.ToggleButton(o in value, description=str(o), tooltip=str(o)) for o in about["options"]
+        ]
+    if about["kind"] == "switch":
+        return [w.Checkbox(value, indent=False)]
     random = w.Checkbox(value == "random", description="random", indent=False)
-    colour = w.ColorPicker(value="#3060a0" if random.value else value, disabled=random.value, layout=w.Layout(width="150px"))
+    colour = w.ColorPicker(
+        value="#3060a0" if random.value else value,
+        disabled=random.value,
+        layout=w.Layout(width="150px"),
+    )
     w.jslink((random, "value"), (colour, "disabled"))
     return [colour, random]
 
@@ -65,29 +97,40 @@ def named(widget, label):
     widget.description, widget.description_allow_html = label, True
     return widget.add_class("fl-control")
 
+
 class Control:
     "The widgets of one parameter; `value` is what a recipe would say."
-    def __init__(self,
-        f,      # the dataclass field
+
+    def __init__(
+        self,
+        f,  # the dataclass field
         value,  # where it stands
     ):
         import ipywidgets as w
+
         self.name, self.about, self.parts = f.name, f.metadata, _parts(f.metadata, value, f.default)
         unit = f" <i>({escape(f.metadata['unit'])})</i>" if f.metadata.get("unit") else ""
         label = f"<b>{f.name}</b> {escape(f.metadata['what'])}{unit}"
-        if len(self.parts) == 1: self.box = named(self.parts[0], label)
-        else: self.box = w.VBox([w.HTML(label), w.Box(self.parts).add_class("fl-chips")]).add_class("fl-control")
+        if len(self.parts) == 1:
+            self.box = named(self.parts[0], label)
+        else:
+            self.box = w.VBox([w.HTML(label), w.Box(self.parts).add_class("fl-chips")]).add_class(
+                "fl-control"
+            )
 
     @property
     def value(self):
         first = self.parts[0].value
         tidy = lambda v: float(f"{v:.10g}") if isinstance(v, float) else v
-        if self.about["kind"] == "several": return [option for option, part in zip(self.about["options"], self.parts) if part.value]
-        if self.about["kind"] == "colour": return "random" if self.parts[1].value else first
+        if self.about["kind"] == "several":
+            return [option for option, part in zip(self.about["options"], self.parts) if part.value]
+        if self.about["kind"] == "colour":
+            return "random" if self.parts[1].value else first
         return [tidy(v) for v in first] if isinstance(first, tuple) else tidy(first)
 
     def observe(self, call):
-        for part in self.parts: part.observe(call, "value")
+        for part in self.parts:
+            part.observe(call, "value")
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c016
 def png(pixels) -> bytes:
@@ -96,28 +139,41 @@ def png(pixels) -> bytes:
     Image.fromarray(pixels).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
+
 def legend(picture):
     "What the colours mean, as HTML: a bar with its two ends, a wheel of directions, or the size."
-    if picture.colours == "path": return f"±{picture.high:g} px"
-    if picture.colours == "direction": return f'<span class="fl-wheel"></span> to {picture.high:g} px'
-    if not picture.colours: return f"{picture.pixels.shape[1]}×{picture.pixels.shape[0]}"
+    if picture.colours == "path":
+        return f"±{picture.high:g} px"
+    if picture.colours == "direction":
+        return f'<span class="fl-wheel"></span> to {picture.high:g} px'
+    if not picture.colours:
+        return f"{picture.pixels.shape[1]}×{picture.pixels.shape[0]}"
     stops = ",".join("#%02x%02x%02x" % tuple(c) for c in palette(picture.colours)[::51])
-    return f'{picture.low:g} <span class="fl-bar" style="background:linear-gradient(90deg,{stops})"></span> {picture.high:g}'
+    return (
+        f'{picture.low:g} <span class="fl-bar"'
+        f' style="background:linear-gradient(90deg,{stops})"></span> {picture.high:g}'
+    )
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c017
 class Gallery:
     "Pictures with captions, side by side, as many in a line as fit."
+
     def __init__(self):
         import ipywidgets as w
+
         self.box, self.slots = w.Box().add_class("fl-gallery"), {}
 
     def _slot(self, name):
         import ipywidgets as w
+
         if name not in self.slots:
-            self.slots[name] = w.VBox([w.HTML(), w.Image(format="png").add_class("fl-picture")]).add_class("fl-slot")
+            self.slots[name] = w.VBox(
+                [w.HTML(), w.Image(format="png").add_class("fl-picture")]
+            ).add_class("fl-slot")
         return self.slots[name]
 
-    def show(self,
+    def show(
+        self,
         pictures: dict,  # name -> (png bytes, HTML beside the name)
     ):
         "Show these pictures and no others."
@@ -125,67 +181,152 @@ class Gallery:
             caption, image = self._slot(name).children
             caption.value, image.value = f"<b>{escape(name)}</b> <span>{note}</span>", content
         children = tuple(self.slots[name] for name in pictures)
-        if self.box.children != children: self.box.children = children
+        if self.box.children != children:
+            self.box.children = children
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c020
-POINTS = {"left eye": (.377, .47), "right eye": (.623, .47), "nose": (.5, .6), "left mouth corner": (.42, .72), "right mouth corner": (.58, .72)}
+POINTS = {
+    "left eye": (0.377, 0.47),
+    "right eye": (0.623, 0.47),
+    "nose": (0.5, 0.6),
+    "left mouth corner": (0.42, 0.72),
+    "right mouth corner": (0.58, 0.72),
+}
 DRAWN = 200  # drawn faces that the slider offers
+
 
 def point_sliders(
     points=(),  # (x, y) of the five points, as shares of the side; (): those of an aligned face
 ):
     "Ten sliders, x and y of each point."
     import ipywidgets as w
+
     at = zip(POINTS, points or POINTS.values())
-    return [named(w.FloatSlider(value, min=0, max=1, step=.001, readout_format=".3f"), f"<b>{name}</b> {axis}") for name, xy in at for value, axis in zip(xy, "xy")]
+    return [
+        named(
+            w.FloatSlider(value, min=0, max=1, step=0.001, readout_format=".3f"),
+            f"<b>{name}</b> {axis}",
+        )
+        for name, xy in at
+        for value, axis in zip(xy, "xy")
+    ]
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c021
 class FaceBox:
     "Chooses a face; `source`, `index` and `size` say which."
+
     def __init__(self, source, index, size):
         import ipywidgets as w
-        kinds = [("drawn", "drawn"), ("astronaut", "astronaut"), ("upload", "upload"), ("file or folder", "path")]
-        self.kind = w.ToggleButtons(options=kinds, value="path" if source.path else source.kind).add_class("fl-chips")
+
+        kinds = [
+            ("drawn", "drawn"),
+            ("astronaut", "astronaut"),
+            ("upload", "upload"),
+            ("file or folder", "path"),
+        ]
+        self.kind = w.ToggleButtons(
+            options=kinds, value="path" if source.path else source.kind
+        ).add_class("fl-chips")
         self.index = named(w.IntSlider(index, 0, max(DRAWN - 1, index)), "<b>face</b> which one")
         self.upload = w.FileUpload(accept="image/*", description="choose a picture …")
-        self.path = named(w.Text(source.path, continuous_update=False), "<b>path</b> of a picture, or of a folder of faces")
-        self.part = named(w.Dropdown(options=[("all", ""), *((s, s) for s in SPLITS)], value=source.part), "<b>part</b> of the set")
-        self.size = named(w.Dropdown(options=sorted({64, 96, 128, 192, 256, size}), value=size), "<b>size</b> side of the face <i>(pixels)</i>")
-        self.point = w.Checkbox(bool(source.points), description="point at eyes, nose and mouth, for degradations that must know where they are", indent=False)
+        self.path = named(
+            w.Text(source.path, continuous_update=False),
+            "<b>path</b> of a picture, or of a folder of faces",
+        )
+        self.part = named(
+            w.Dropdown(options=[("all", ""), *((s, s) for s in SPLITS)], value=source.part),
+            "<b>part</b> of the set",
+        )
+        self.size = named(
+            w.Dropdown(options=sorted({64, 96, 128, 192, 256, size}), value=size),
+            "<b>size</b> side of the face <i>(pixels)</i>",
+        )
+        self.point = w.Checkbox(
+            bool(source.points),
+            description=(
+                "point at eyes, nose and mouth, for degradations that must know where they are"
+            ),
+            indent=False,
+        )
         self.points = point_sliders(source.points)
         self.marks = w.Box(self.points).add_class("fl-points")
-        self.box = w.VBox([self.kind, self.upload, self.path, self.part, self.index, self.size, self.point, self.marks])
-        for part in (self.kind, self.point, self.path, self.part): part.observe(lambda _: _fit(self), "value")
+        self.box = w.VBox(
+            [
+                self.kind,
+                self.upload,
+                self.path,
+                self.part,
+                self.index,
+                self.size,
+                self.point,
+                self.marks,
+            ]
+        )
+        for part in (self.kind, self.point, self.path, self.part):
+            part.observe(lambda _: _fit(self), "value")
         _fit(self)
 
     @property
-    def a_set(self): return self.kind.value == "path" and (Path(self.path.value).is_dir() or self.path.value.endswith(".safetensors"))
+    def a_set(self):
+        return self.kind.value == "path" and (
+            Path(self.path.value).is_dir() or self.path.value.endswith(".safetensors")
+        )
 
     @property
-    def source(self): return _source(self)
+    def source(self):
+        return _source(self)
 
     def observe(self, call):
-        for part in (self.kind, self.upload, self.path, self.part, self.index, self.size, self.point, *self.points): part.observe(call, "value")
+        for part in (
+            self.kind,
+            self.upload,
+            self.path,
+            self.part,
+            self.index,
+            self.size,
+            self.point,
+            *self.points,
+        ):
+            part.observe(call, "value")
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c022
 def _source(box):
     "The `Source` that a `FaceBox` says."
     kind, path = box.kind.value, box.path.value.strip()
-    if kind in ("drawn", "astronaut"): return Source(kind)
-    if box.a_set: return Source("set", path, part=box.part.value)
-    points = tuple(zip(*[iter(slider.value for slider in box.points)]*2)) if box.point.value else ()
-    if kind == "path": return Source("picture", path, points=points)
+    if kind in ("drawn", "astronaut"):
+        return Source(kind)
+    if box.a_set:
+        return Source("set", path, part=box.part.value)
+    points = (
+        tuple(zip(*[iter(slider.value for slider in box.points)] * 2)) if box.point.value else ()
+    )
+    if kind == "path":
+        return Source("picture", path, points=points)
     upload = box.upload.value[0] if box.upload.value else dict(name="", content=b"")
     return Source("picture", upload["name"], bytes(upload["content"]), points)
+
 
 def _fit(box):
     "Show what belongs to the kind of face; the slider ends where the set does."
     kind, own = box.kind.value, box.kind.value in ("upload", "path") and not box.a_set
-    shown = {box.upload: kind == "upload", box.path: kind == "path", box.part: box.a_set, box.index: kind == "drawn" or box.a_set,
-             box.point: own, box.marks: own and box.point.value}
-    for part, there in shown.items(): part.layout.display = None if there else "none"
-    try: box.index.max = max(0, open_face(box.source, 0, box.size.value).count - 1) if box.a_set else max(DRAWN - 1, box.index.value)
-    except FacelabError: pass   # what is wrong with the set is told where the face is opened
+    shown = {
+        box.upload: kind == "upload",
+        box.path: kind == "path",
+        box.part: box.a_set,
+        box.index: kind == "drawn" or box.a_set,
+        box.point: own,
+        box.marks: own and box.point.value,
+    }
+    for part, there in shown.items():
+        part.layout.display = None if there else "none"
+    try:
+        box.index.max = (
+            max(0, open_face(box.source, 0, box.size.value).count - 1)
+            if box.a_set
+            else max(DRAWN - 1, box.index.value)
+        )
+    except FacelabError:
+        pass  # what is wrong with the set is told where the face is opened
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c025
 def first_words(cls):
@@ -194,42 +335,66 @@ def first_words(cls):
     line = re.sub(r"\bhr \(N,[\w,]*\)( in \[0,1\])?", "the picture", line).rstrip(".")
     return re.sub("`(.*?)`", r"<code>\1</code>", escape(line[:1].upper() + line[1:])) + "."
 
+
 def button(text, tip, **kwargs):
     "A button as wide as its text."
     import ipywidgets as w
+
     return w.Button(description=text, tooltip=tip, layout=w.Layout(width="auto"), **kwargs)
 
+# %% ../../nbs/9_apps/02_widgets.ipynb #c025-1
 class StepBox:
     "The controls of one degradation; `spec` is the line of a recipe."
+
     def __init__(self, spec):
         import ipywidgets as w
+
         made = as_step(spec)
         self.use, self.title = spec["use"], type(made).__name__
         self.controls = [Control(f, getattr(made, f.name)) for f in fields(made)]
-        self.up, self.down = button("↑ earlier", f"{self.title} one step earlier"), button("↓ later", f"{self.title} one step later")
+        self.up, self.down = (
+            button("↑ earlier", f"{self.title} one step earlier"),
+            button("↓ later", f"{self.title} one step later"),
+        )
         self.out = button("✕ remove", f"take {self.title} out of the chain")
         about = w.HTML(f'<p class="fl-about">{first_words(type(made))}</p>')
-        self.box = w.VBox([about, *(c.box for c in self.controls), w.Box([self.up, self.down, self.out]).add_class("fl-chips").add_class("fl-moves")])
+        self.box = w.VBox(
+            [
+                about,
+                *(c.box for c in self.controls),
+                w.Box([self.up, self.down, self.out]).add_class("fl-chips").add_class("fl-moves"),
+            ]
+        )
 
     @property
-    def spec(self): return dict(use=self.use, **{c.name: c.value for c in self.controls})
+    def spec(self):
+        return dict(use=self.use, **{c.name: c.value for c in self.controls})
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c028
 class ChainBox:
     "A list of steps that can be added, moved and taken away; `steps` is what a recipe says."
-    def __init__(self,
+
+    def __init__(
+        self,
         changed,  # called after every change
     ):
         import ipywidgets as w
+
         self.changed, self.parts, self.accordion = changed, [], w.Accordion().add_class("fl-steps")
-        self.choice = named(w.Dropdown(options=[(cls.__name__, use) for use, cls in degradation_classes().items()]), "<b>another step</b>")
+        self.choice = named(
+            w.Dropdown(options=[(cls.__name__, use) for use, cls in degradation_classes().items()]),
+            "<b>another step</b>",
+        )
         self.add = button("+ add", "add this degradation at the end of the chain")
-        self.add.on_click(lambda _: self._arrange([*self.parts, self._part(dict(use=self.choice.value))]))
+        self.add.on_click(
+            lambda _: self._arrange([*self.parts, self._part(dict(use=self.choice.value))])
+        )
         self.box = w.VBox([self.accordion, w.Box([self.choice, self.add]).add_class("fl-add")])
 
     def _part(self, spec):
         part = StepBox(spec)
-        for c in part.controls: c.observe(lambda _: self.changed())
+        for c in part.controls:
+            c.observe(lambda _: self.changed())
         part.up.on_click(lambda _: self._move(part, -1))
         part.down.on_click(lambda _: self._move(part, 1))
         part.out.on_click(lambda _: self._arrange([p for p in self.parts if p is not part]))
@@ -243,68 +408,138 @@ class ChainBox:
 
     def _arrange(self, parts, open=None):
         self.parts = parts
-        self.accordion.children, self.accordion.titles = [p.box for p in parts], [f"{k + 1}  {p.title}" for k, p in enumerate(parts)]
-        self.accordion.selected_index = (len(parts) - 1 if open is None else open) if parts else None
-        for k, p in enumerate(parts): p.up.disabled, p.down.disabled = k == 0, k == len(parts) - 1
+        self.accordion.children, self.accordion.titles = (
+            [p.box for p in parts],
+            [f"{k + 1}  {p.title}" for k, p in enumerate(parts)],
+        )
+        self.accordion.selected_index = (
+            (len(parts) - 1 if open is None else open) if parts else None
+        )
+        for k, p in enumerate(parts):
+            p.up.disabled, p.down.disabled = k == 0, k == len(parts) - 1
         self.changed()
 
     @property
-    def steps(self): return tuple(p.spec for p in self.parts)
+    def steps(self):
+        return tuple(p.spec for p in self.parts)
+
     @steps.setter
     def steps(self, specs):
         parts = [self._part(dict(spec)) for spec in specs]
-        self._arrange(parts, max(range(len(parts)), key=lambda k: len(parts[k].controls), default=None))   # open: the one with most to move
+        self._arrange(
+            parts, max(range(len(parts)), key=lambda k: len(parts[k].controls), default=None)
+        )  # open: the one with most to move
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c031
-def error_html(error): return f'<div class="fl-error" role="alert">{escape(str(error))}</div>' if error else ""
+def error_html(error):
+    return f'<div class="fl-error" role="alert">{escape(str(error))}</div>' if error else ""
+
 
 def thrown(view):
     "(name, number, unit) of each range that this face drew from."
-    known = {f.name: f.metadata.get("unit", "") for step in view.chain.steps for f in fields(step) if f.metadata["kind"] == "between"}
-    return [(name, value, known[name.split(" ")[-1]]) for name, value in view.numbers.items() if name.split(" ")[-1] in known]
+    known = {
+        f.name: f.metadata.get("unit", "")
+        for step in view.chain.steps
+        for f in fields(step)
+        if f.metadata["kind"] == "between"
+    }
+    return [
+        (name, value, known[name.split(" ")[-1]])
+        for name, value in view.numbers.items()
+        if name.split(" ")[-1] in known
+    ]
+
 
 def numbers_html(view):
     "PSNR and SSIM with the name of their convention, and what was thrown for this face."
-    if view.degraded is None: return ""
+    if view.degraded is None:
+        return ""
     what = "enlarged against face" if "enlarged" in view.pictures else "degraded against face"
-    threw = " ".join(f"<span>{escape(name)} <b>{value:.3g}</b>{'' if unit == '°' else ' '}{escape(unit)}</span>" for name, value, unit in thrown(view))
-    measured = f'<big>PSNR <b>{view.numbers["psnr"]:.2f}</b> dB</big> <big>SSIM <b>{view.numbers["ssim"]:.4f}</b></big>'
+    threw = " ".join(
+        f"<span>{escape(name)} <b>{value:.3g}</b>{'' if unit == '°' else ' '}{escape(unit)}</span>"
+        for name, value, unit in thrown(view)
+    )
+    measured = (
+        f"<big>PSNR <b>{view.numbers['psnr']:.2f}</b> dB</big> <big>SSIM"
+        f" <b>{view.numbers['ssim']:.4f}</b></big>"
+    )
     drawn = f'<div class="fl-drawn">thrown for this face: {threw}</div>' if threw else ""
-    return f'<div class="fl-numbers">{measured} <span>{what}, {escape(view.state.convention)}</span></div>' + drawn
+    return (
+        f'<div class="fl-numbers">{measured} <span>{what},'
+        f" {escape(view.state.convention)}</span></div>" + drawn
+    )
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c033
 def asked_html(models, view):
     "Which trained models are asked, whose they are, and what each learned."
-    if view.degraded is None: return ""
-    if not models: return "No trained model takes such pictures yet: <code>dvc repro</code> trains those of the recipes, a recipe of your own adds one for this chain."
-    learned = lambda m: "was trained for this chain" if m.fits else f"was trained for another one: {escape(m.learned)}"
-    whose = lambda m: f'<b>{escape(m.label)}</b> (<code>{escape(m.name)}</code>, {"shipped" if m.shipped else "yours"})'
-    asked = [f"{whose(m)} {learned(m)}{f', on {escape(m.faces)}' if m.faces else ''}" for m in models if m.name in view.state.models]
-    return "<br>".join([*(asked or ["None is asked: choose one above."]), *(escape(r.problem) for r in view.restored if r.problem)])
+    if view.degraded is None:
+        return ""
+    if not models:
+        return (
+            "No trained model takes such pictures yet: <code>dvc repro</code> trains those of the"
+            " recipes, a recipe of your own adds one for this chain."
+        )
+    learned = lambda m: (
+        "was trained for this chain"
+        if m.fits
+        else f"was trained for another one: {escape(m.learned)}"
+    )
+    whose = lambda m: (
+        f"<b>{escape(m.label)}</b> (<code>{escape(m.name)}</code>,"
+        f" {'shipped' if m.shipped else 'yours'})"
+    )
+    asked = [
+        f"{whose(m)} {learned(m)}{f', on {escape(m.faces)}' if m.faces else ''}"
+        for m in models
+        if m.name in view.state.models
+    ]
+    return "<br>".join(
+        [
+            *(asked or ["None is asked: choose one above."]),
+            *(escape(r.problem) for r in view.restored if r.problem),
+        ]
+    )
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c036
 CLIP = """<button class="lm-Widget jupyter-button" style="width:auto" onclick="const t=this.closest('.fl-explorer').querySelector('.fl-code textarea');
 t.select(); navigator.clipboard && navigator.clipboard.writeText(t.value); this.textContent='copied'; setTimeout(()=>this.textContent='to the clipboard',1500)">to the clipboard</button>"""
 
+
 class KeepBox:
     "The recipe to copy and the pair to save."
+
     def __init__(self, explorer):
         import ipywidgets as w
+
         self.explorer, self.said = explorer, w.HTML()
         self.name = named(w.Text("my_chain"), "<b>name</b> of the chain in the recipe")
         self.folder = named(w.Text("data/explored"), "<b>folder</b> where pairs are kept")
         self.copy = button("Copy as recipe", "show the chain as YAML", icon="copy")
-        self.save = button("Save", "write face, degraded face, maps, recipe and numbers", icon="save")
+        self.save = button(
+            "Save", "write face, degraded face, maps, recipe and numbers", icon="save"
+        )
         self.code = w.Textarea(layout=w.Layout(width="100%")).add_class("fl-code")
         self.yaml = w.VBox([self.name, self.code, w.HTML(CLIP)], layout=w.Layout(display="none"))
-        self.copy.on_click(self._copy), self.save.on_click(self._save), self.name.observe(explorer.update, "value")
-        self.box = w.VBox([w.Box([self.copy, self.save]).add_class("fl-chips"), self.said, self.yaml, self.folder])
+        (
+            self.copy.on_click(self._copy),
+            self.save.on_click(self._save),
+            self.name.observe(explorer.update, "value"),
+        )
+        self.box = w.VBox(
+            [w.Box([self.copy, self.save]).add_class("fl-chips"), self.said, self.yaml, self.folder]
+        )
 
-    def _copy(self, _): self.yaml.layout.display = None if self.yaml.layout.display else "none"
+    def _copy(self, _):
+        self.yaml.layout.display = None if self.yaml.layout.display else "none"
 
     def _save(self, _):
-        try: self.said.value = f"saved in <code>{escape(str(save(self.explorer.view, self.explorer.root/self.folder.value)))}</code>"
-        except FacelabError as error: self.said.value = error_html(error)
+        try:
+            self.said.value = (
+                "saved in"
+                f" <code>{escape(str(save(self.explorer.view, self.explorer.root / self.folder.value)))}</code>"
+            )
+        except FacelabError as error:
+            self.said.value = error_html(error)
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c039
 NAMES = """
@@ -337,7 +572,9 @@ if (box && !box.named) {
 """
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c040
-STYLE = f'<style onload="{NAMES}">' + """
+STYLE = (
+    f'<style onload="{NAMES}">'
+    + """
 .fl-explorer {container-type:inline-size; color:var(--jp-ui-font-color1,#222); max-width:1500px}
 .jp-OutputArea:has(.fl-explorer), .jp-OutputArea :has(.fl-explorer), .fl-explorer, .fl-explorer .widget-box, .fl-explorer .widget-vbox {overflow:visible; min-width:0}
 .fl-page {display:grid; grid-template:"controls main" auto "controls rest" 1fr / minmax(270px,min(380px,32%)) minmax(0,1fr); gap:0 28px; align-items:start}
@@ -368,68 +605,156 @@ STYLE = f'<style onload="{NAMES}">' + """
 .fl-error {padding:8px 12px; margin-bottom:8px; border-left:4px solid #c43; background:#fdecea; color:#611; border-radius:3px}
 .fl-code textarea {font-family:monospace; white-space:pre; overflow-x:auto; height:150px}
 </style>"""
+)
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c042
 class Explorer:
     "Everything: `state` is what the controls say, `view` what is shown, `box` the widget."
-    def __init__(self,
-        preset="",        # a chain of recipes/*.yaml; empty: the first that does something
+
+    def __init__(
+        self,
+        preset="",  # a chain of recipes/*.yaml; empty: the first that does something
         source=Source(),  # whose face
-        index=0,          # which face
-        size=128,         # its side
-        seed=0,           # of the random numbers
-        root=None,        # the project; found by itself
+        index=0,  # which face
+        size=128,  # its side
+        seed=0,  # of the random numbers
+        root=None,  # the project; found by itself
     ):
         import ipywidgets as w
+
         self.root, self.view, self.quiet, self.chips = Path(root or project_root()), None, True, {}
         self.presets = load_degradations(self.root)
-        if preset and preset not in self.presets: raise FacelabError(f"there is no preset {preset!r} in recipes/*.yaml: choose one of {', '.join(self.presets)}")
+        if preset and preset not in self.presets:
+            raise FacelabError(
+                f"there is no preset {preset!r} in recipes/*.yaml: choose one of"
+                f" {', '.join(self.presets)}"
+            )
         options = [(f"{name}: {entry['label']}", name) for name, entry in self.presets.items()]
-        self.preset = named(w.Dropdown(options=options, value=preset or next(n for n, e in self.presets.items() if e["steps"])), "<b>preset</b> a chain to start from")
+        self.preset = named(
+            w.Dropdown(
+                options=options,
+                value=preset or next(n for n, e in self.presets.items() if e["steps"]),
+            ),
+            "<b>preset</b> a chain to start from",
+        )
         self.again = button("again", "the preset as it was", icon="undo")
-        self.seed = named(w.IntSlider(seed, 0, max(99, seed)), "<b>seed</b> other random numbers, same face")
-        self.convention = named(w.Dropdown(options=list(CONVENTIONS)), "<b>convention</b> of PSNR and SSIM")
-        self.face, self.chain, self.keep = FaceBox(source, index, size), ChainBox(self.update), KeepBox(self)
-        self.main, self.first, self.maps, self.restored, self.models = *(Gallery() for _ in range(4)), w.Box().add_class("fl-chips")
-        self.error, self.numbers, self.meant, self.asked, self.equation = w.HTML(), w.HTML(), w.HTML().add_class("fl-about"), w.HTML(), w.HTMLMath().add_class("fl-math")
+        self.seed = named(
+            w.IntSlider(seed, 0, max(99, seed)), "<b>seed</b> other random numbers, same face"
+        )
+        self.convention = named(
+            w.Dropdown(options=list(CONVENTIONS)), "<b>convention</b> of PSNR and SSIM"
+        )
+        self.face, self.chain, self.keep = (
+            FaceBox(source, index, size),
+            ChainBox(self.update),
+            KeepBox(self),
+        )
+        self.main, self.first, self.maps, self.restored, self.models = (
+            *(Gallery() for _ in range(4)),
+            w.Box().add_class("fl-chips"),
+        )
+        self.error, self.numbers, self.meant, self.asked, self.equation = (
+            w.HTML(),
+            w.HTML(),
+            w.HTML().add_class("fl-about"),
+            w.HTML(),
+            w.HTMLMath().add_class("fl-math"),
+        )
         self.box = _page(self)
-        self.preset.observe(self.load, "value"), self.again.on_click(self.load), self.face.observe(self.update)
+        (
+            self.preset.observe(self.load, "value"),
+            self.again.on_click(self.load),
+            self.face.observe(self.update),
+        )
         self.seed.observe(self.update, "value"), self.convention.observe(self.update, "value")
         self.load()
 
     @property
     def state(self):
         asked = tuple(name for name, chip in self.chips.items() if chip.value)
-        return State(self.face.source, self.face.index.value, self.face.size.value, self.chain.steps, self.seed.value, self.convention.value, self.keep.name.value.strip() or "my_chain", asked)
+        return State(
+            self.face.source,
+            self.face.index.value,
+            self.face.size.value,
+            self.chain.steps,
+            self.seed.value,
+            self.convention.value,
+            self.keep.name.value.strip() or "my_chain",
+            asked,
+        )
 
-    def load(self, *_): _load(self)
-    def update(self, *_): _update(self)
-    def _repr_mimebundle_(self, **kwargs): return self.box._repr_mimebundle_(**kwargs)
+    def load(self, *_):
+        _load(self)
+
+    def update(self, *_):
+        _update(self)
+
+    def _repr_mimebundle_(self, **kwargs):
+        return self.box._repr_mimebundle_(**kwargs)
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c043
 def _page(e):
     "The boxes of an explorer in their places."
     import ipywidgets as w
+
     title = lambda text: w.HTML(f"<h3>{text}</h3>")
     e.way, e.cure = title("On the way"), title("Restored")
-    main = w.VBox([e.error, w.Box([e.main.box, e.first.box.add_class("fl-first")]).add_class("fl-row"), e.numbers]).add_class("fl-main")
-    chosen = [title("Face"), e.face.box, title("Degradation"), w.Box([e.preset, e.again]).add_class("fl-add"), e.seed, e.chain.box, title("Measure"), e.convention, e.meant]
-    rest = w.VBox([e.equation, e.way, e.maps.box, e.cure, e.models, e.asked, e.restored.box, title("Take it away"), e.keep.box]).add_class("fl-rest")
-    return w.VBox([w.HTML(STYLE), w.Box([main, w.VBox(chosen).add_class("fl-controls"), rest]).add_class("fl-page")]).add_class("fl-explorer")
+    main = w.VBox(
+        [
+            e.error,
+            w.Box([e.main.box, e.first.box.add_class("fl-first")]).add_class("fl-row"),
+            e.numbers,
+        ]
+    ).add_class("fl-main")
+    chosen = [
+        title("Face"),
+        e.face.box,
+        title("Degradation"),
+        w.Box([e.preset, e.again]).add_class("fl-add"),
+        e.seed,
+        e.chain.box,
+        title("Measure"),
+        e.convention,
+        e.meant,
+    ]
+    rest = w.VBox(
+        [
+            e.equation,
+            e.way,
+            e.maps.box,
+            e.cure,
+            e.models,
+            e.asked,
+            e.restored.box,
+            title("Take it away"),
+            e.keep.box,
+        ]
+    ).add_class("fl-rest")
+    return w.VBox(
+        [
+            w.HTML(STYLE),
+            w.Box([main, w.VBox(chosen).add_class("fl-controls"), rest]).add_class("fl-page"),
+        ]
+    ).add_class("fl-explorer")
 
+# %% ../../nbs/9_apps/02_widgets.ipynb #c043-1
 def _load(e):
     "Put the preset's steps into the controls; a preset that cannot be made says why and leaves the chain empty."
     e.quiet, trouble = True, ""
-    try: e.chain.steps = e.presets[e.preset.value]["steps"]
-    except FacelabError as error: e.chain.steps, trouble = (), str(error)
+    try:
+        e.chain.steps = e.presets[e.preset.value]["steps"]
+    except FacelabError as error:
+        e.chain.steps, trouble = (), str(error)
     e.quiet = False
     e.update()
-    if trouble: e.error.value = error_html(trouble)
+    if trouble:
+        e.error.value = error_html(trouble)
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c045
 def _update(e):
     "Render the state and show it."
-    if e.quiet: return
+    if e.quiet:
+        return
     view = e.view = render(e.state)
     e.error.value = error_html(view.error)
     _show_pictures(e, view)
@@ -438,40 +763,66 @@ def _update(e):
     e.keep.code.value = view.recipe
     _ask_models(e, view)
 
+
 MAIN = ("face", "degraded", "enlarged", "difference")
+
 
 def _show_pictures(e, view):
     "Face, degraded face and difference above, what lies between them below."
-    marked = lambda name, pixels: _marked(pixels, view.state.source.points) if name == "face" else pixels
-    shown = {name: (png(marked(name, picture.pixels)), legend(picture)) for name, picture in view.pictures.items()}
+    marked = lambda name, pixels: (
+        _marked(pixels, view.state.source.points) if name == "face" else pixels
+    )
+    shown = {
+        name: (png(marked(name, picture.pixels)), legend(picture))
+        for name, picture in view.pictures.items()
+    }
     e.main.show({name: shown[name] for name in MAIN if name in shown})
     e.maps.show({name: content for name, content in shown.items() if name not in MAIN})
     e.way.layout.display = None if e.maps.box.children else "none"
 
+# %% ../../nbs/9_apps/02_widgets.ipynb #c045-1
 def _marked(pixels, points):
     "Crosses where the five points are."
     picture, side = Image.fromarray(pixels), len(pixels)
     for x, y in points:
-        for line in ((x*side - 3, y*side, x*side + 3, y*side), (x*side, y*side - 3, x*side, y*side + 3)): ImageDraw.Draw(picture).line(line, fill=(0, 255, 80))
+        for line in (
+            (x * side - 3, y * side, x * side + 3, y * side),
+            (x * side, y * side - 3, x * side, y * side + 3),
+        ):
+            ImageDraw.Draw(picture).line(line, fill=(0, 255, 80))
     return np.asarray(picture)
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c046
 def _offer_models(e, view):
     "One chip a model; those trained for this chain are asked at once, another only where there is none."
     import ipywidgets as w
+
     offered = models_for(view.chain, e.root) if view.degraded is not None else []
     if [m.name for m in offered] != list(e.chips):
-        e.chips = {m.name: w.ToggleButton(m.fits or k == 0, description=m.label, tooltip=f"trained for: {m.learned}") for k, m in enumerate(offered)}
-        for chip in e.chips.values(): chip.observe(e.update, "value")
+        e.chips = {
+            m.name: w.ToggleButton(
+                m.fits or k == 0, description=m.label, tooltip=f"trained for: {m.learned}"
+            )
+            for k, m in enumerate(offered)
+        }
+        for chip in e.chips.values():
+            chip.observe(e.update, "value")
         e.models.children = list(e.chips.values())
     return offered
+
 
 def _ask_models(e, view):
     "What the chosen models make of the degraded face."
     offered = _offer_models(e, view)
     view = e.view = with_restored(replace(view, state=e.state), e.root)
-    shown = {r.model.name: (png(_image(r.image)), f"{r.psnr:.2f} dB, {r.ssim:.4f}") for r in view.restored if r.image is not None}
+    shown = {
+        r.model.name: (png(_image(r.image)), f"{r.psnr:.2f} dB, {r.ssim:.4f}")
+        for r in view.restored
+        if r.image is not None
+    }
     e.restored.show(shown)
-    e.first.show({"restored": (content, note.split(",")[0]) for content, note in list(shown.values())[:1]})
+    e.first.show(
+        {"restored": (content, note.split(",")[0]) for content, note in list(shown.values())[:1]}
+    )
     e.asked.value = asked_html(offered, view)
     e.cure.layout.display = None if e.asked.value else "none"

@@ -21,12 +21,14 @@ def pick_device(
     if device not in ("auto", "cpu", "cuda"):
         raise FacelabError(f"unknown train.device {device!r}: choose auto, cpu or cuda")
     if device == "cuda" and not cuda:
-        raise FacelabError("train.device is cuda, but torch sees no GPU: choose auto or cpu in params.yaml")
+        raise FacelabError(
+            "train.device is cuda, but torch sees no GPU: choose auto or cpu in params.yaml"
+        )
     return torch.device("cuda" if cuda and device != "cpu" else "cpu")
 
 # %% ../../nbs/0_base/03_devices.ipynb #c006
 def make_fabric(
-    device: str = "auto",     # auto, cpu or cuda
+    device: str = "auto",  # auto, cpu or cuda
     precision: str = "auto",  # auto: bf16 where a GPU has it, else float32; or "32-true", "bf16-mixed"
 ):
     "Fabric on one device, or, in a process that `torchrun` or `fabric run` started, on its share of them."
@@ -36,8 +38,18 @@ def make_fabric(
     if precision == "auto":
         precision = "bf16-mixed" if kind == "cuda" and torch.cuda.is_bf16_supported() else "32-true"
     if precision not in ("32-true", "bf16-mixed"):
-        raise FacelabError(f"unknown train.precision {precision!r}: choose auto, 32-true or bf16-mixed")
-    here, all_of_them = (int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE"))
-    fabric = Fabric(accelerator=kind, devices=here, num_nodes=all_of_them // here, strategy="ddp" if all_of_them > 1 else "auto", precision=precision)
+        raise FacelabError(
+            f"unknown train.precision {precision!r}: choose auto, 32-true or bf16-mixed"
+        )
+    here, all_of_them = (
+        int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
+    )
+    fabric = Fabric(
+        accelerator=kind,
+        devices=here,
+        num_nodes=all_of_them // here,
+        strategy="ddp" if all_of_them > 1 else "auto",
+        precision=precision,
+    )
     fabric.launch()
     return fabric

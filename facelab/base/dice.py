@@ -20,36 +20,46 @@ def mix(x):
 # %% ../../nbs/0_base/02_dice.ipynb #c009
 def seed_of(
     *name,  # anything printable: a seed, what the numbers are for, a step
-) -> int:   # 56 bits
+) -> int:  # 56 bits
     "A seed that is a function of a name."
-    return int.from_bytes(hashlib.blake2b("/".join(map(str, name)).encode(), digest_size=7).digest(), "big")
+    return int.from_bytes(
+        hashlib.blake2b("/".join(map(str, name)).encode(), digest_size=7).digest(), "big"
+    )
 
 # %% ../../nbs/0_base/02_dice.ipynb #c012
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
+# %% ../../nbs/0_base/02_dice.ipynb #c012-1
 class Dice:
     "Random columns for a list of `numbers`: row i depends on (`seed`, `stream`, `numbers[i]`) alone, never on its neighbours."
-    def __init__(self,
-                 seed: int,         # whole number
-                 stream: int | str, # a whole number or a name: separates uses of one seed
-                 numbers,           # (N,) whole numbers: identities, picture indices
-                 ):
+
+    def __init__(
+        self,
+        seed: int,  # whole number
+        stream: int | str,  # a whole number or a name: separates uses of one seed
+        numbers,  # (N,) whole numbers: identities, picture indices
+    ):
         stream = stream if isinstance(stream, (int, np.integer)) else seed_of(stream)
         with np.errstate(over="ignore"):
             start = mix(np.array([seed, stream], dtype=np.int64).astype(np.uint64) + GOLDEN)
-            self.key = mix(np.asarray(numbers, dtype=np.int64).astype(np.uint64) + start[0] + mix(start[1:]))
+            self.key = mix(
+                np.asarray(numbers, dtype=np.int64).astype(np.uint64) + start[0] + mix(start[1:])
+            )
         self.thrown = 0
 
-    def __len__(self): return len(self.key)
+    def __len__(self):
+        return len(self.key)
 
-    def uniform(self, low=0., high=1.):
+    def uniform(self, low=0.0, high=1.0):
         "(N,) float64 spread evenly over [low, high)."
         self.thrown += 1
         with np.errstate(over="ignore"):
             bits = mix(self.key + np.uint64(self.thrown) * GOLDEN)
-        return low + (high - low) * torch.from_numpy((bits >> np.uint64(11)).astype(np.float64) * 2. ** -53)
+        return low + (high - low) * torch.from_numpy(
+            (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
+        )
 
-    def normal(self, mean=0., sd=1.):
+    def normal(self, mean=0.0, sd=1.0):
         "(N,) normal numbers, cut at 2.2 standard deviations."
         return mean + sd * torch.special.ndtri(self.uniform(1e-9, 1 - 1e-9)).clamp(-2.2, 2.2)
 
@@ -63,9 +73,14 @@ class Dice:
         edges = weights.cumsum(1) / weights.sum(1, keepdim=True)
         return (self.uniform()[:, None] >= edges[:, :-1]).sum(1)
 
-    def named(self, name): return _named(self, name)
-    def even_field(self, *shape, device="cpu"): return _even(self, shape, device)
-    def normal_field(self, *shape, device="cpu"): return _normal(self, shape, device)
+    def named(self, name):
+        return _named(self, name)
+
+    def even_field(self, *shape, device="cpu"):
+        return _even(self, shape, device)
+
+    def normal_field(self, *shape, device="cpu"):
+        return _normal(self, shape, device)
 
 # %% ../../nbs/0_base/02_dice.ipynb #c018
 def _named(dice, name):
@@ -79,6 +94,7 @@ def _named(dice, name):
 # %% ../../nbs/0_base/02_dice.ipynb #c021
 PIECE = 1 << 16  # numbers at once on a CPU
 
+
 def _hash32(x):
     "Scramble int32 in place; all arithmetic modulo 2^32."
     x ^= (x >> 16) & 0xFFFF
@@ -88,6 +104,7 @@ def _hash32(x):
     x ^= (x >> 16) & 0xFFFF
     return x
 
+
 def _even(dice, shape, device):
     "(N, *shape) float32 spread evenly over [0, 1): multiples of 2^-24, the same on every device."
     key = torch.from_numpy((dice.key >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(device)
@@ -96,8 +113,8 @@ def _even(dice, shape, device):
     rows = max(1, PIECE // max(n, 1)) if torch.device(device).type == "cpu" else len(dice)
     out = torch.empty(len(dice), n, device=device)
     for i in range(0, len(dice), rows):
-        bits = _hash32(key[i:i + rows, None] + at)
-        torch.mul((bits >> 8) & 0xFFFFFF, 2. ** -24, out=out[i:i + rows])
+        bits = _hash32(key[i : i + rows, None] + at)
+        torch.mul((bits >> 8) & 0xFFFFFF, 2.0**-24, out=out[i : i + rows])
     return out.view(len(dice), *shape)
 
 # %% ../../nbs/0_base/02_dice.ipynb #c028

@@ -89,7 +89,13 @@ def answer(run):
     except BrokenPipeError:  # whoever read what we print is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as error:
-        say("facelab: " + " ".join(f"{error.filename or ''} {error.strerror or error}: check the path, the permissions and the free space".split()), sys.stderr)
+        say(
+            "facelab: "
+            + " ".join(
+                f"{error.filename or ''} {error.strerror or error}: check the path, the permissions and the free space".split()
+            ),
+            sys.stderr,
+        )
     except MemoryError:
         say("facelab: there is not enough memory: ask for less at once", sys.stderr)
     return 1

@@ -18,155 +18,266 @@ from .files import replacing
 
 # %% ../../nbs/0_base/01_images.ipynb #c012
 def to_float(
-    u8:torch.Tensor, # uint8, any shape
-)->torch.Tensor: # float32 in [0, 1], same shape and device
+    u8: torch.Tensor,  # uint8, any shape
+) -> torch.Tensor:  # float32 in [0, 1], same shape and device
     "`u8 / 255` as float32; refuses anything but uint8, so that nothing is divided twice."
-    if u8.dtype != torch.uint8: raise FacelabError(f"to_float got {u8.dtype}: give it uint8, or use the image as it is if it is float in [0, 1] already")
+    if u8.dtype != torch.uint8:
+        raise FacelabError(
+            f"to_float got {u8.dtype}: give it uint8, or use the image as it is if it is float in"
+            " [0, 1] already"
+        )
     return u8.float().div_(255)
 
+
 def to_uint8(
-    x:torch.Tensor, # float, any shape; what lies outside [0, 1] is clamped
-)->torch.Tensor: # uint8, same shape and device
+    x: torch.Tensor,  # float, any shape; what lies outside [0, 1] is clamped
+) -> torch.Tensor:  # uint8, same shape and device
     "`x` clamped to [0, 1], times 255, rounded (halves to even); refuses whole numbers, so that nothing is multiplied twice."
-    if not x.is_floating_point(): raise FacelabError(f"to_uint8 got {x.dtype}: give it float in [0, 1], or use the image as it is if it is uint8 already")
+    if not x.is_floating_point():
+        raise FacelabError(
+            f"to_uint8 got {x.dtype}: give it float in [0, 1], or use the image as it is if it is"
+            " uint8 already"
+        )
     return x.clamp(0, 1).mul(255).round().to(torch.uint8)
 
 # %% ../../nbs/0_base/01_images.ipynb #c016
 MAX_PIXELS = 2**26  # 8192 x 8192
 
+
 def _eight_bits(picture):
     "16-bit grey to 8 bits; floating-point pictures have no agreed range and are refused."
-    if picture.mode == "F": raise ValueError("floating-point pixels without a range")
-    if not picture.mode.startswith("I"): return picture
+    if picture.mode == "F":
+        raise ValueError("floating-point pixels without a range")
+    if not picture.mode.startswith("I"):
+        return picture
     grey = np.asarray(picture)
-    if grey.min() < 0 or grey.max() > 65535: raise ValueError("32-bit pixels")
+    if grey.min() < 0 or grey.max() > 65535:
+        raise ValueError("32-bit pixels")
     return Image.fromarray(((grey.astype(np.int32) + 128) // 257).astype(np.uint8))
+
 
 def _over_white(picture):
     "A picture with transparency, laid over white."
-    if not picture.has_transparency_data: return picture
+    if not picture.has_transparency_data:
+        return picture
     picture = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
 
 # %% ../../nbs/0_base/01_images.ipynb #c017
 def open_image(
-    path, # any format Pillow knows
-    mode:str="RGB", # "RGB", or "L" for grey (masks)
-)->Image.Image: # upright, 8 bits a channel
+    path,  # any format Pillow knows
+    mode: str = "RGB",  # "RGB", or "L" for grey (masks)
+) -> Image.Image:  # upright, 8 bits a channel
     "The decoded picture in `path`; whatever cannot be decoded whole raises a `FacelabError` that names the file."
     try:
-        if isinstance(path, (str, Path)) and not stat.S_ISREG(mode_of := os.stat(path).st_mode) and not stat.S_ISDIR(mode_of): raise ValueError("a pipe or a device")
+        if (
+            isinstance(path, (str, Path))
+            and not stat.S_ISREG(mode_of := os.stat(path).st_mode)
+            and not stat.S_ISDIR(mode_of)
+        ):
+            raise ValueError("a pipe or a device")
         with Image.open(path) as picture:
-            if picture.format == "EPS": raise ValueError("PostScript is a program")
-            if not picture.width * picture.height: raise ValueError("no pixels")
-            if picture.width * picture.height > MAX_PIXELS: raise ValueError(f"its header says {picture.width}x{picture.height} pixels, the limit is {MAX_PIXELS}")
+            if picture.format == "EPS":
+                raise ValueError("PostScript is a program")
+            if not picture.width * picture.height:
+                raise ValueError("no pixels")
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(
+                    f"its header says {picture.width}x{picture.height} pixels, the limit is"
+                    f" {MAX_PIXELS}"
+                )
             picture.load()
             return _over_white(_eight_bits(ImageOps.exif_transpose(picture))).convert(mode)
-    except FileNotFoundError: raise FacelabError(f"{path} does not exist: check the path") from None
-    except IsADirectoryError: raise FacelabError(f"{path} is a folder: give the path of an image file") from None
-    except UnidentifiedImageError: raise FacelabError(f"{path} is not an image in a format that Pillow knows: replace the file or remove it") from None
-    except Exception as e: raise FacelabError(f"{path} cannot be read as an image ({' '.join(str(getattr(e, 'strerror', '') or e).split()) or type(e).__name__}): replace the file or remove it") from None
+    except FileNotFoundError:
+        raise FacelabError(f"{path} does not exist: check the path") from None
+    except IsADirectoryError:
+        raise FacelabError(f"{path} is a folder: give the path of an image file") from None
+    except UnidentifiedImageError:
+        raise FacelabError(
+            f"{path} is not an image in a format that Pillow knows: replace the file or remove it"
+        ) from None
+    except Exception as e:
+        raise FacelabError(
+            f"{path} cannot be read as an image"
+            f" ({' '.join(str(getattr(e, 'strerror', '') or e).split()) or type(e).__name__}):"
+            " replace the file or remove it"
+        ) from None
 
 # %% ../../nbs/0_base/01_images.ipynb #c018
 def tensor_of(
-    picture, # of PIL, RGB
-)->torch.Tensor: # uint8 (3, H, W)
+    picture,  # of PIL, RGB
+) -> torch.Tensor:  # uint8 (3, H, W)
     "The pixels of a picture."
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
+
 def read_image(
-    path, # any format Pillow knows
-    size=None, # refuse a picture of another size: the side of a square, or (height, width)
-)->torch.Tensor: # uint8 (3, H, W), RGB
+    path,  # any format Pillow knows
+    size=None,  # refuse a picture of another size: the side of a square, or (height, width)
+) -> torch.Tensor:  # uint8 (3, H, W), RGB
     "Read a picture as a uint8 tensor (3, H, W); raises `FacelabError` for an unreadable file or another size than asked for."
     picture = open_image(path)
     wanted = (size, size) if isinstance(size, int) else size
     if wanted and (picture.height, picture.width) != tuple(wanted):
-        raise FacelabError(f"{path} is {picture.width}x{picture.height} (width x height) but {wanted[1]}x{wanted[0]} is needed: resize the file or change the size asked for")
+        raise FacelabError(
+            f"{path} is {picture.width}x{picture.height} (width x height) but"
+            f" {wanted[1]}x{wanted[0]} is needed: resize the file or change the size asked for"
+        )
     return tensor_of(picture)
 
 # %% ../../nbs/0_base/01_images.ipynb #c025
 def write_image(
-    path, # where to; must end in .png
-    image:torch.Tensor, # (3, H, W), uint8 or float in [0, 1]
-): # the path
+    path,  # where to; must end in .png
+    image: torch.Tensor,  # (3, H, W), uint8 or float in [0, 1]
+):  # the path
     "Write one image as PNG without metadata, atomically; refuses other shapes, other suffixes and values that are not finite."
     path = Path(path)
-    if path.suffix.lower() != ".png": raise FacelabError(f"{path} would be written with loss or not at all: choose a name that ends in .png")
-    seen = f"a tensor of shape {tuple(image.shape)} and type {image.dtype}" if torch.is_tensor(image) else type(image).__name__
-    if not torch.is_tensor(image) or image.ndim != 3 or len(image) != 3 or not image.numel() or not (image.dtype == torch.uint8 or image.is_floating_point()): raise FacelabError(f"{path} cannot hold {seen}: write one image (3, H, W), uint8 or float, at a time")
-    if not torch.isfinite(image).all(): raise FacelabError(f"{path} would hold values that are not finite: look at what made the image")
-    if image.dtype != torch.uint8: image = to_uint8(image)
+    if path.suffix.lower() != ".png":
+        raise FacelabError(
+            f"{path} would be written with loss or not at all: choose a name that ends in .png"
+        )
+    seen = (
+        f"a tensor of shape {tuple(image.shape)} and type {image.dtype}"
+        if torch.is_tensor(image)
+        else type(image).__name__
+    )
+    if (
+        not torch.is_tensor(image)
+        or image.ndim != 3
+        or len(image) != 3
+        or not image.numel()
+        or not (image.dtype == torch.uint8 or image.is_floating_point())
+    ):
+        raise FacelabError(
+            f"{path} cannot hold {seen}: write one image (3, H, W), uint8 or float, at a time"
+        )
+    if not torch.isfinite(image).all():
+        raise FacelabError(
+            f"{path} would hold values that are not finite: look at what made the image"
+        )
+    if image.dtype != torch.uint8:
+        image = to_uint8(image)
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
-    with replacing(path) as temporary: picture.save(temporary, compress_level=6)
+    with replacing(path) as temporary:
+        picture.save(temporary, compress_level=6)
     return path
 
 # %% ../../nbs/0_base/01_images.ipynb #c028
 def astronaut(
-    size:int=128, # side in pixels; the photograph itself has 176
-)->torch.Tensor: # float32 (1, 3, size, size)
+    size: int = 128,  # side in pixels; the photograph itself has 176
+) -> torch.Tensor:  # float32 (1, 3, size, size)
     "The face of scikit-image's `astronaut`, cropped and scaled (Lanczos) to a square of side `size`."
-    try: from skimage.data import astronaut as photograph
-    except ImportError: raise FacelabError("the astronaut portrait ships with scikit-image, which is missing: pip install scikit-image") from None
-    picture = Image.fromarray(photograph()).resize((size, size), Image.LANCZOS, box=(136, 19, 312, 195))
+    try:
+        from skimage.data import astronaut as photograph
+    except ImportError:
+        raise FacelabError(
+            "the astronaut portrait ships with scikit-image, which is missing: pip install"
+            " scikit-image"
+        ) from None
+    picture = Image.fromarray(photograph()).resize(
+        (size, size), Image.LANCZOS, box=(136, 19, 312, 195)
+    )
     return to_float(tensor_of(picture)[None])
 
 # %% ../../nbs/0_base/01_images.ipynb #c031
-_DPI, _GAP, _LINE, _FONT = 100, 4, 14, 8  # pixels an inch, pixels between cells, pixels a line of text, points
+_DPI, _GAP, _LINE, _FONT = (
+    100,
+    4,
+    14,
+    8,
+)  # pixels an inch, pixels between cells, pixels a line of text, points
 
-def _array(x): return x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
+
+def _array(x):
+    return x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
+
 
 def _split(row):
     "The pictures of one row: (H, W) maps and (H, W, 3) images."
-    if isinstance(row, (list, tuple)): return [p for item in row for p in _split(item)]
+    if isinstance(row, (list, tuple)):
+        return [p for item in row for p in _split(item)]
     x = _array(row)
-    if x.ndim == 4: return [p for item in x for p in _split(item)]
-    if x.ndim == 3 and len(x) == 3: return [x.transpose(1, 2, 0)]
-    if x.ndim == 3: return list(x)
-    if x.ndim == 2: return [x]
-    raise FacelabError(f"show got an array of shape {x.shape}: give (N, 3, H, W), (N, 1, H, W), (3, H, W) or (H, W)")
+    if x.ndim == 4:
+        return [p for item in x for p in _split(item)]
+    if x.ndim == 3 and len(x) == 3:
+        return [x.transpose(1, 2, 0)]
+    if x.ndim == 3:
+        return list(x)
+    if x.ndim == 2:
+        return [x]
+    raise FacelabError(
+        f"show got an array of shape {x.shape}: give (N, 3, H, W), (N, 1, H, W), (3, H, W) or"
+        " (H, W)"
+    )
+
 
 def _rows(rows):
     "A batch is one row, and so is a list of single pictures; any other list holds rows."
-    single = not isinstance(rows, (list, tuple)) or all(not isinstance(r, (list, tuple)) and r.ndim < 4 for r in rows)
+    single = not isinstance(rows, (list, tuple)) or all(
+        not isinstance(r, (list, tuple)) and r.ndim < 4 for r in rows
+    )
     return [_split(rows)] if single else [_split(r) for r in rows]
 
 # %% ../../nbs/0_base/01_images.ipynb #c032
 def _coloured(row, cmap, limits):
     "The row as uint8 (H, W, 3) arrays; its maps share one colour scale."
     from matplotlib import colormaps
-    maps = np.concatenate([p[np.isfinite(p)].astype(float) for p in row if p.ndim == 2] or [np.zeros(1)])
-    low, high = limits or ((0., 1.) if maps.min() >= 0 and maps.max() <= 1 else (maps.min(), maps.max()))
+
+    maps = np.concatenate(
+        [p[np.isfinite(p)].astype(float) for p in row if p.ndim == 2] or [np.zeros(1)]
+    )
+    low, high = limits or (
+        (0.0, 1.0) if maps.min() >= 0 and maps.max() <= 1 else (maps.min(), maps.max())
+    )
+
     def rgb(p):
-        if p.ndim == 2: return colormaps[cmap]((p.astype(float) - low) / ((high - low) or 1), bytes=True)[..., :3]
-        return p if p.dtype == np.uint8 else to_uint8(torch.from_numpy(p.astype(np.float32))).numpy()
+        if p.ndim == 2:
+            return colormaps[cmap]((p.astype(float) - low) / ((high - low) or 1), bytes=True)[
+                ..., :3
+            ]
+        return (
+            p if p.dtype == np.uint8 else to_uint8(torch.from_numpy(p.astype(np.float32))).numpy()
+        )
+
     return [rgb(p) for p in row]
+
 
 def _width(line):
     from matplotlib.textpath import TextPath
-    return TextPath((0, 0), line, size=_FONT).get_extents().width * 1.05 * _DPI / 72 if line.strip() else 0  # hinting widens letters
 
+    return (
+        TextPath((0, 0), line, size=_FONT).get_extents().width * 1.05 * _DPI / 72
+        if line.strip()
+        else 0
+    )  # hinting widens letters
+
+# %% ../../nbs/0_base/01_images.ipynb #c032-1
 def _fitted(text, width):
     "`text` broken into the longest lines that fit `width` pixels."
     text = str(text)
     for n in range(max(len(text), 1), 0, -1):
         lines = textwrap.wrap(text, n) or [""]
-        if n == 1 or max(map(_width, lines)) <= width: return lines
+        if n == 1 or max(map(_width, lines)) <= width:
+            return lines
 
 # %% ../../nbs/0_base/01_images.ipynb #c033
 def show(
-    rows, # (N, 3, H, W) or (N, 1, H, W) batch, or a list of such rows, or a list of single pictures; uint8 or float in [0, 1]
-    titles=None, # one text a column, or one list of texts a row
-    row_titles=None, # one text a row
-    zoom:float=1., # screen pixels an image pixel of the largest picture; whole numbers stay crisp
-    limits=None, # (low, high) of the colour scale of maps
-    cmap:str="viridis", # colour map of maps
-): # matplotlib Figure; its axes span 0..W and 0..H, so landmarks can be drawn on them as they are
+    rows,  # (N, 3, H, W) or (N, 1, H, W) batch, or a list of such rows, or a list of single pictures; uint8 or float in [0, 1]
+    titles=None,  # one text a column, or one list of texts a row
+    row_titles=None,  # one text a row
+    zoom: float = 1.0,  # screen pixels an image pixel of the largest picture; whole numbers stay crisp
+    limits=None,  # (low, high) of the colour scale of maps
+    cmap: str = "viridis",  # colour map of maps
+):  # matplotlib Figure; its axes span 0..W and 0..H, so landmarks can be drawn on them as they are
     "A grid of pictures, crisp and uncut, as a matplotlib Figure."
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
+
     cells = _rows(rows)
-    if not cells or not all(r and all(p.size for p in r) for r in cells): raise FacelabError("show got nothing to show in a row: give at least one picture with pixels")
+    if not cells or not all(r and all(p.size for p in r) for r in cells):
+        raise FacelabError(
+            "show got nothing to show in a row: give at least one picture with pixels"
+        )
     rows = [_coloured(r, cmap, limits) for r in cells]
     h, w = (max(1, round(zoom * max(p.shape[k] for r in rows for p in r))) for k in (0, 1))
     titles = [] if titles is None else [titles] if isinstance(titles[0], str) else titles
@@ -174,22 +285,38 @@ def show(
     sides = [_fitted(t, 160) for t in row_titles or []]
     left = _GAP + round(max([_width(t) + 2 * _GAP for lines in sides for t in lines], default=0))
     tops = [_GAP + _LINE * max(map(len, head), default=0) for head in heads]
-    spare = [max(0, _LINE * len(lines) - h) // 2 for lines in sides] + [0] * (len(rows) - len(sides))  # room for tall row titles
-    W, H = left + max(map(len, rows)) * (w + _GAP), sum(tops) + 2 * sum(spare) + len(rows) * h + _GAP
+    spare = [max(0, _LINE * len(lines) - h) // 2 for lines in sides] + [0] * (
+        len(rows) - len(sides)
+    )  # room for tall row titles
+    W, H = (
+        left + max(map(len, rows)) * (w + _GAP),
+        sum(tops) + 2 * sum(spare) + len(rows) * h + _GAP,
+    )
     fig = Figure(figsize=(W / _DPI, H / _DPI), dpi=_DPI)
-    fig.add_artist(Rectangle((0, 0), 1, 1, transform=fig.transFigure, fill=False, lw=0))  # keeps the margins whole when a viewer trims
-    text = lambda x, y, lines, **kw: fig.text(x / W, 1 - y / H, "\n".join(lines), fontsize=_FONT, linespacing=1.1, **kw)
+    fig.add_artist(
+        Rectangle((0, 0), 1, 1, transform=fig.transFigure, fill=False, lw=0)
+    )  # keeps the margins whole when a viewer trims
+    text = lambda x, y, lines, **kw: fig.text(
+        x / W, 1 - y / H, "\n".join(lines), fontsize=_FONT, linespacing=1.1, **kw
+    )
     y = 0
     for r, (row, head, top) in enumerate(zip(rows, heads, tops)):
         y += top + spare[r]
-        if r < len(sides): text(left - 2 * _GAP, y + h / 2, sides[r], ha="right", va="center")
+        if r < len(sides):
+            text(left - 2 * _GAP, y + h / 2, sides[r], ha="right", va="center")
         for c, picture in enumerate(row):
             x, scale = left + c * (w + _GAP), min(h / picture.shape[0], w / picture.shape[1])
             ph, pw = round(scale * picture.shape[0]), round(scale * picture.shape[1])
             ax = fig.add_axes([x / W, 1 - (y + ph) / H, pw / W, ph / H])
-            ax.imshow(picture, interpolation="nearest", aspect="auto", extent=(0, picture.shape[1], picture.shape[0], 0))
+            ax.imshow(
+                picture,
+                interpolation="nearest",
+                aspect="auto",
+                extent=(0, picture.shape[1], picture.shape[0], 0),
+            )
             ax.set_axis_off()
-            if c < len(head): text(x + w / 2, y - spare[r] - 2, head[c], ha="center", va="bottom")
+            if c < len(head):
+                text(x + w / 2, y - spare[r] - 2, head[c], ha="center", va="bottom")
         y += h + spare[r]
     fig._repr_png_ = lambda: _png(fig)
     return fig
@@ -197,21 +324,39 @@ def show(
 # %% ../../nbs/0_base/01_images.ipynb #c034
 def _png(fig):
     from io import BytesIO
+
     file = BytesIO()
     fig.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()
 
 # %% ../../nbs/0_base/01_images.ipynb #c040
-LABEL_COLOURS = ("000000 e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 801a00 0000ff "
-                 "80ffff 4d1a99 4d4d66 b34dff cccc99 b33300 ccffb3 1a4dcc 666666 b3cce6").split()
+LABEL_COLOURS = (
+    "000000 e69f00 56b4e9 009e73 f0e442 0072b2 d55e00 cc79a7 801a00 0000ff "
+    "80ffff 4d1a99 4d4d66 b34dff cccc99 b33300 ccffb3 1a4dcc 666666 b3cce6"
+).split()
+
 
 def colour_labels(
-    labels:torch.Tensor, # integer (N, H, W), values 0..n-1
-    n:int, # number of classes, at most 20
-)->torch.Tensor: # float32 (N, 3, H, W)
+    labels: torch.Tensor,  # integer (N, H, W), values 0..n-1
+    n: int,  # number of classes, at most 20
+) -> torch.Tensor:  # float32 (N, 3, H, W)
     "Colour each label; label 0 is black. A label outside 0..n-1 raises `FacelabError`."
-    if n > len(LABEL_COLOURS): raise FacelabError(f"colour_labels knows {len(LABEL_COLOURS)} colours but n is {n}: merge classes first")
-    if labels.ndim != 3 or labels.is_complex(): raise FacelabError(f"colour_labels got {tuple(labels.shape)} of {labels.dtype}: give label maps (N, H, W)")
-    if labels.numel() and not 0 <= labels.min() <= labels.max() < n: raise FacelabError(f"label maps hold values {labels.min()}..{labels.max()} but n={n} allows 0..{n-1}: pass the right n or look at the maps")
-    palette = torch.tensor([[int(c[k:k+2], 16) for k in (0, 2, 4)] for c in LABEL_COLOURS], dtype=torch.uint8, device=labels.device)
+    if n > len(LABEL_COLOURS):
+        raise FacelabError(
+            f"colour_labels knows {len(LABEL_COLOURS)} colours but n is {n}: merge classes first"
+        )
+    if labels.ndim != 3 or labels.is_complex():
+        raise FacelabError(
+            f"colour_labels got {tuple(labels.shape)} of {labels.dtype}: give label maps (N, H, W)"
+        )
+    if labels.numel() and not 0 <= labels.min() <= labels.max() < n:
+        raise FacelabError(
+            f"label maps hold values {labels.min()}..{labels.max()} but n={n} allows 0..{n - 1}:"
+            " pass the right n or look at the maps"
+        )
+    palette = torch.tensor(
+        [[int(c[k : k + 2], 16) for k in (0, 2, 4)] for c in LABEL_COLOURS],
+        dtype=torch.uint8,
+        device=labels.device,
+    )
     return to_float(palette[labels.long()].permute(0, 3, 1, 2).contiguous())

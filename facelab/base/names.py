@@ -12,13 +12,13 @@ import inspect
 import pkgutil
 
 import facelab
-from .. import FacelabError
+from .. import FacelabError, moved
 
 # %% ../../nbs/0_base/05_names.ipynb #c006
 def near(
-    name,   # what was written
+    name,  # what was written
     known,  # what there is
-) -> str:   # the end of a message
+) -> str:  # the end of a message
     "`did you mean ...?` when a known name is close to `name`, else the list of what there is."
     close = difflib.get_close_matches(str(name), list(known), n=1)
     return f"did you mean {close[0]!r}?" if close else "there is " + ", ".join(map(str, known))
@@ -37,25 +37,38 @@ def check_keys(
 # %% ../../nbs/0_base/05_names.ipynb #c011
 PLUMBING = ("pipeline", "fleet", "apps")  # no recipe names anything there
 
+
 def locate(
     use: str,  # address inside the package, such as "losses.pixel.mse"
 ):
     "The object that a recipe names; an unknown name is answered with the nearest known one."
-    module, _, name = str(use).rpartition(".")
-    known = sorted(m.name.removeprefix("facelab.") for m in pkgutil.walk_packages(facelab.__path__, "facelab.") if m.name.split(".")[1] not in PLUMBING)
+    module, _, name = moved.current(use).rpartition(".")
+    known = sorted(
+        m.name.removeprefix("facelab.")
+        for m in pkgutil.walk_packages(facelab.__path__, "facelab.")
+        if m.name.split(".")[1] not in PLUMBING
+    )
     if module not in known:
-        raise FacelabError(f"unknown name {use!r}: facelab has no module {module!r}; {near(module, known)}")
+        raise FacelabError(
+            f"unknown name {use!r}: facelab has no module {module!r}; {near(module, known)}"
+        )
     found = importlib.import_module(f"facelab.{module}")
     if not hasattr(found, name):
-        public = [n for n, o in vars(found).items() if callable(o) and getattr(o, "__module__", "") == found.__name__]
-        raise FacelabError(f"unknown name {use!r}: facelab.{module} has no {name!r}; {near(name, public)}")
+        public = [
+            n
+            for n, o in vars(found).items()
+            if callable(o) and getattr(o, "__module__", "") == found.__name__
+        ]
+        raise FacelabError(
+            f"unknown name {use!r}: facelab.{module} has no {name!r}; {near(name, public)}"
+        )
     return getattr(found, name)
 
 # %% ../../nbs/0_base/05_names.ipynb #c015
 def call(
-    make,        # a class or function
-    given: dict, # its arguments
-    who: str,    # how a message calls it
+    make,  # a class or function
+    given: dict,  # its arguments
+    who: str,  # how a message calls it
 ):
     "`make(**given)`; FacelabError on an argument that it does not have."
     known = inspect.signature(make).parameters
@@ -66,7 +79,9 @@ def call(
 # %% ../../nbs/0_base/05_names.ipynb #c016
 def build(
     spec: dict,  # `use` and the arguments
-    **extra,     # more arguments, which win
+    **extra,  # more arguments, which win
 ):
     "Call what `spec` names with the arguments it gives; an argument that does not exist is told by name."
-    return call(locate(spec["use"]), {**{k: v for k, v in spec.items() if k != "use"}, **extra}, spec["use"])
+    return call(
+        locate(spec["use"]), {**{k: v for k, v in spec.items() if k != "use"}, **extra}, spec["use"]
+    )

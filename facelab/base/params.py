@@ -18,7 +18,9 @@ def project_root(start="."):
     for folder in (here, *here.parents):
         if (folder / "dvc.yaml").exists() and (folder / "params.yaml").exists():
             return folder
-    raise FacelabError(f"no facelab project at {here} or above it (dvc.yaml and params.yaml are missing): run this inside a clone")
+    raise FacelabError(
+        f"no facelab project at {here} or above it (dvc.yaml and params.yaml are missing): run this inside a clone"
+    )
 
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, where PyYAML was built with it
@@ -40,7 +42,7 @@ def read_yaml(path):
     return data
 
 
-WHOLE = ("instead",)   # a profile replaces these; other sections are put over the demo's value by value
+WHOLE = ("instead",)  # a profile replaces these; other sections are put over the demo's value by value
 
 
 def merge(base, change, where="profile"):
@@ -98,5 +100,7 @@ def committed_params(root):
         return shown.stdout
     here = (root / "params.yaml").read_text()
     if yaml.safe_load(here).get("profile") != "demo":
-        raise FacelabError("params.yaml is not the demo's and git has no committed one: restore it before choosing a profile")
+        raise FacelabError(
+            "params.yaml is not the demo's and git has no committed one: restore it before choosing a profile"
+        )
     return here

@@ -11,11 +11,35 @@ SECTIONS = {
     "seed": int,
     "data": {"source": str, "size": int, "unseen": str, "parsing": str, "landmarks": str, "labeller": str | None},
     "draw": {"train": int, "val": int, "test": int, "unseen": int},
-    "train": {"steps": int | None, "seconds": NUMBER | None, "batch": int | None, "width": NUMBER, "depth": NUMBER, "optimiser": str | None, "lr": NUMBER | None, "warmup": int,
-              "schedule": str, "start": str, "clip": NUMBER | None, "ema": NUMBER, "validate": int, "threads": int, "device": str, "precision": str, "compile": bool,
-              "checkpoint_seconds": NUMBER, "log_every": int},
+    "train": {
+        "steps": int | None,
+        "seconds": NUMBER | None,
+        "batch": int | None,
+        "width": NUMBER,
+        "depth": NUMBER,
+        "optimiser": str | None,
+        "lr": NUMBER | None,
+        "warmup": int,
+        "schedule": str,
+        "start": str,
+        "clip": NUMBER | None,
+        "ema": NUMBER,
+        "validate": int,
+        "threads": int,
+        "device": str,
+        "precision": str,
+        "compile": bool,
+        "checkpoint_seconds": NUMBER,
+        "log_every": int,
+    },
     "instead": dict,
-    "perceptual": {"source": str, "network": str, "layers": list, "file": str | None, "scale": NUMBER | str | dict | None},
+    "perceptual": {
+        "source": str,
+        "network": str,
+        "layers": list,
+        "file": str | None,
+        "scale": NUMBER | str | dict | None,
+    },
     "evaluate": {"batch": int, "more": int | None, "bootstrap": int, "convention": str | None},
     "figures": {"faces": int, "dpi": int, "photos": str | None},
 }
@@ -51,7 +75,15 @@ def check_kind(value, kind, where):
     """A value of another kind is refused: the text "false" would count as true, and YAML reads 1e-3 as text."""
     if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return
-    said = {bool: "true or false", int: "a whole number", float: "a number", str: "text", list: "a list", dict: "a mapping", type(None): "null"}
+    said = {
+        bool: "true or false",
+        int: "a whole number",
+        float: "a number",
+        str: "text",
+        list: "a list",
+        dict: "a mapping",
+        type(None): "null",
+    }
     kinds = getattr(kind, "__args__", (kind,))
     wanted = [said[k] for k in kinds if not (k is int and float in kinds)]
     hint = ": write 0.001 for 1e-3" if isinstance(value, str) and re.fullmatch(r"-?\d+e-?\d+", value) else ""

@@ -21,21 +21,33 @@ class Unavailable(FacelabError):
 
 # %% ../../nbs/0_base/04_weights.ipynb #c007
 def find_weights(
-    file,         # a path, or the name of a file in one of the folders
+    file,  # a path, or the name of a file in one of the folders
     folder=None,  # looked into first
 ):
     "Path of a weight file: as given, in `folder`, $FACELAB_WEIGHTS or torch's download folder; x-0123abcd.pth is checked by SHA-256"
-    folders = [".", folder, os.environ.get("FACELAB_WEIGHTS"), Path(torch.hub.get_dir()) / "checkpoints"]
+    folders = [
+        ".",
+        folder,
+        os.environ.get("FACELAB_WEIGHTS"),
+        Path(torch.hub.get_dir()) / "checkpoints",
+    ]
     places = list(dict.fromkeys(Path(f) / file for f in folders if f))
-    for path in filter(Path.is_file, places): return _undamaged(path)
-    raise Unavailable(f"{Path(file).name} was not found in {', '.join(str(p.parent) for p in places)}; "
-                      "put the file into one of these folders or name its folder in FACELAB_WEIGHTS.")
+    for path in filter(Path.is_file, places):
+        return _undamaged(path)
+    raise Unavailable(
+        f"{Path(file).name} was not found in {', '.join(str(p.parent) for p in places)}; "
+        "put the file into one of these folders or name its folder in FACELAB_WEIGHTS."
+    )
+
 
 def _undamaged(path):
     wanted = re.search(r"-([0-9a-f]{8,})\.", path.name)
     with open(path, "rb") as f:
         if wanted and not hashlib.file_digest(f, "sha256").hexdigest().startswith(wanted[1]):
-            raise FacelabError(f"{path} is damaged: its SHA-256 does not begin with {wanted[1]}; delete it and get it again.")
+            raise FacelabError(
+                f"{path} is damaged: its SHA-256 does not begin with {wanted[1]}; delete it and get"
+                " it again."
+            )
     return path
 
 # %% ../../nbs/0_base/04_weights.ipynb #c008
@@ -45,7 +57,17 @@ def load_weights(
     "State dict of a .safetensors or .pth file, on the CPU; nothing but tensors is ever unpickled"
     try:
         from safetensors.torch import load_file
-        state = load_file(path) if Path(path).suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)
-        if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())): raise ValueError("it holds something else than named tensors")
+
+        state = (
+            load_file(path)
+            if Path(path).suffix == ".safetensors"
+            else torch.load(path, map_location="cpu", weights_only=True)
+        )
+        if not isinstance(state, dict) or not all(map(torch.is_tensor, state.values())):
+            raise ValueError("it holds something else than named tensors")
         return state
-    except Exception as e: raise FacelabError(f"{path} cannot be read as weights ({(str(e) or type(e).__name__).strip().splitlines()[0]}); get it again.") from None
+    except Exception as e:
+        raise FacelabError(
+            f"{path} cannot be read as weights"
+            f" ({(str(e) or type(e).__name__).strip().splitlines()[0]}); get it again."
+        ) from None

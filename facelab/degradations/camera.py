@@ -15,112 +15,229 @@ from .degradation import Degradation, Degraded, Span, between, column, one_of
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c006
 def gaussian(
-    sigma,   # (N,) widths, pixels
+    sigma,  # (N,) widths, pixels
     radius,  # how many weights to each side
 ):
     "Weights (N, 2 radius + 1) that sum to one; a width of zero leaves the image as it is."
     i = torch.arange(-radius, radius + 1, dtype=torch.float64)
-    k = torch.exp(-.5*(i/sigma.double().clamp(min=.05)[:, None])**2)
-    k = torch.where(k < 1e-5, 0., k)   # products with subnormal numbers are a hundred times slower
-    return k/k.sum(1, keepdim=True)
+    k = torch.exp(-0.5 * (i / sigma.double().clamp(min=0.05)[:, None]) ** 2)
+    k = torch.where(k < 1e-5, 0.0, k)  # products with subnormal numbers are a hundred times slower
+    return k / k.sum(1, keepdim=True)
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c009
 def blurred(
-    x,                 # (N,C,H,W)
-    k,                 # (N, 2r+1) weights, r < H and W
-    edges="replicate", # or "reflect": what lies beyond the picture
+    x,  # (N,C,H,W)
+    k,  # (N, 2r+1) weights, r < H and W
+    edges="replicate",  # or "reflect": what lies beyond the picture
 ):
     "Every face of x filtered by its own row of k, along rows and columns."
     n, c, h, w = x.shape
-    r, k = k.shape[1]//2, k.to(x).repeat_interleave(c, 0)
-    y = F.pad(x, (r, r, r, r), mode=edges).view(1, n*c, h + 2*r, w + 2*r)
-    y = F.conv2d(y, k[:, None, :, None], groups=n*c)
-    return F.conv2d(y, k[:, None, None, :], groups=n*c).view(n, c, h, w)
+    r, k = k.shape[1] // 2, k.to(x).repeat_interleave(c, 0)
+    y = F.pad(x, (r, r, r, r), mode=edges).view(1, n * c, h + 2 * r, w + 2 * r)
+    y = F.conv2d(y, k[:, None, :, None], groups=n * c)
+    return F.conv2d(y, k[:, None, None, :], groups=n * c).view(n, c, h, w)
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c010
 @dataclass(frozen=True)
 class GaussianBlur(Degradation):
     "Out of focus: hr (N,3,H,W) in [0,1] filtered by a Gaussian (K of `heavy_rain`, Eq 9); maps: sigma (N,), K (N,k) its weights."
-    sigma: Span = between((.5, 3.), 0, 20, "width of the blur", "pixels")
-    edges: str = one_of("replicate", ("replicate", "reflect"), "what lies beyond the edge of the picture")
+
+    sigma: Span = between((0.5, 3.0), 0, 20, "width of the blur", "pixels")
+    edges: str = one_of(
+        "replicate", ("replicate", "reflect"), "what lies beyond the edge of the picture"
+    )
 
     def degrade(self, x, dice, labels):
         sigma = dice.named("sigma").uniform(*self.sigma)
-        k = gaussian(sigma, min(max(1, math.ceil(3*self.sigma[1])), min(x.shape[2:]) - 1))
-        return Degraded(blurred(x, k, self.edges).clamp_(0, 1), x, dict(sigma=column(sigma, x, 0), K=k.to(x)))
+        k = gaussian(sigma, min(max(1, math.ceil(3 * self.sigma[1])), min(x.shape[2:]) - 1))
+        return Degraded(
+            blurred(x, k, self.edges).clamp_(0, 1), x, dict(sigma=column(sigma, x, 0), K=k.to(x))
+        )
 
-    def latex(self, maps, i=0): return rf"J = H * K,\quad K \propto e^{{-r^2/2\sigma^2}},\quad \sigma = {maps['sigma'][i]:.2f}"
+    def latex(self, maps, i=0):
+        return (
+            rf"J = H * K,\quad K \propto e^{{-r^2/2\sigma^2}},\quad \sigma = {maps['sigma'][i]:.2f}"
+        )
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c016
 @dataclass(frozen=True)
 class GaussianNoise(Degradation):
     "Sensor noise, clamped to [0,1]: read noise sigma and, if wanted, shot noise that grows with the light; maps: sigma, shot (N,), n (N,3,H,W)."
-    sigma: Span = between((.02, .1), 0, 1, "deviation of the noise, 1 is white")
-    shot: Span = between((0., 0.), 0, 1, "deviation that white gets from counting photons")
+
+    sigma: Span = between((0.02, 0.1), 0, 1, "deviation of the noise, 1 is white")
+    shot: Span = between((0.0, 0.0), 0, 1, "deviation that white gets from counting photons")
 
     def degrade(self, x, dice, labels):
-        sigma, shot = (column(dice.named(name).uniform(*getattr(self, name)), x) for name in ("sigma", "shot"))
+        sigma, shot = (
+            column(dice.named(name).uniform(*getattr(self, name)), x) for name in ("sigma", "shot")
+        )
         n = dice.named("noise").normal_field(*x.shape[1:], device=x.device).to(x.dtype)
-        deviation = torch.addcmul(sigma*sigma, x, shot*shot).sqrt_() if self.shot[1] else sigma
-        return Degraded(torch.addcmul(x, n, deviation).clamp_(0, 1), x, dict(sigma=sigma.flatten(), shot=shot.flatten(), n=n))
+        deviation = torch.addcmul(sigma * sigma, x, shot * shot).sqrt_() if self.shot[1] else sigma
+        return Degraded(
+            torch.addcmul(x, n, deviation).clamp_(0, 1),
+            x,
+            dict(sigma=sigma.flatten(), shot=shot.flatten(), n=n),
+        )
 
     def latex(self, maps, i=0):
-        return rf"I = H + \sqrt{{\sigma^2 + \kappa^2 H}}\; n,\quad \sigma = {maps['sigma'][i]:.3f},\ \kappa = {maps['shot'][i]:.3f}"
+        return (
+            r"I = H + \sqrt{\sigma^2 + \kappa^2 H}\; n,\quad \sigma ="
+            rf" {maps['sigma'][i]:.3f},\ \kappa = {maps['shot'][i]:.3f}"
+        )
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c022
-LUMA = (.299, .587, .114)
+LUMA = (0.299, 0.587, 0.114)
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c023
 @dataclass(frozen=True)
 class Greyscale(Degradation):
     "Without colour: BT.601 luma in three equal channels (`sr_deblur_gan`, Fig 8); the three share their memory."
+
     def degrade(self, x, dice, labels):
         y = torch.matmul(x.new_tensor([LUMA]), x.flatten(2)).clamp_(max=1)
         return Degraded(y.view(-1, 1, *x.shape[2:]).expand_as(x), x, {})
 
-    def latex(self, maps, i=0): return "I = 0.299\\,R + 0.587\\,G + 0.114\\,B"
+    def latex(self, maps, i=0):
+        return "I = 0.299\\,R + 0.587\\,G + 0.114\\,B"
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c026
 def dct_matrix(size=8):
     "The orthonormal cosine transform: rows are cosines of growing frequency."
     k, i = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
-    d = (torch.pi*k*(2*i + 1)/(2*size)).cos()*(2/size)**.5
-    d[0] /= 2**.5
+    d = (torch.pi * k * (2 * i + 1) / (2 * size)).cos() * (2 / size) ** 0.5
+    d[0] /= 2**0.5
     return d
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c029
-TABLES = torch.tensor([
-    [16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55, 14, 13, 16, 24, 40, 57, 69, 56, 14, 17, 22, 29, 51, 87, 80, 62,
-     18, 22, 37, 56, 68, 109, 103, 77, 24, 35, 55, 64, 81, 104, 113, 92, 49, 64, 78, 87, 103, 121, 120, 101, 72, 92, 95, 98, 112, 100, 103, 99],
-    [17, 18, 24, 47, 99, 99, 99, 99, 18, 21, 26, 66, 99, 99, 99, 99, 24, 26, 56, 99, 99, 99, 99, 99, 47, 66] + [99]*38])
+TABLES = torch.tensor(
+    [
+        [
+            16,
+            11,
+            10,
+            16,
+            24,
+            40,
+            51,
+            61,
+            12,
+            12,
+            14,
+            19,
+            26,
+            58,
+            60,
+            55,
+            14,
+            13,
+            16,
+            24,
+            40,
+            57,
+            69,
+            56,
+            14,
+            17,
+            22,
+            29,
+            51,
+            87,
+            80,
+            62,
+            18,
+            22,
+            37,
+            56,
+            68,
+            109,
+            103,
+            77,
+            24,
+            35,
+            55,
+            64,
+            81,
+            104,
+            113,
+            92,
+            49,
+            64,
+            78,
+            87,
+            103,
+            121,
+            120,
+            101,
+            72,
+            92,
+            95,
+            98,
+            112,
+            100,
+            103,
+            99,
+        ],
+        [
+            17,
+            18,
+            24,
+            47,
+            99,
+            99,
+            99,
+            99,
+            18,
+            21,
+            26,
+            66,
+            99,
+            99,
+            99,
+            99,
+            24,
+            26,
+            56,
+            99,
+            99,
+            99,
+            99,
+            99,
+            47,
+            66,
+        ]
+        + [99] * 38,
+    ]
+)
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c030
 def quantisation(
-    quality, # (N,) whole numbers, 1 to 100
+    quality,  # (N,) whole numbers, 1 to 100
 ):
     "Steps (N,2,64), for luma and colours, as the IJG's library scales them."
     q = quality.long().view(-1, 1, 1)
-    scale = torch.where(q < 50, 5000//q, 200 - 2*q)
-    return ((TABLES*scale + 50)//100).clamp(1, 255)
+    scale = torch.where(q < 50, 5000 // q, 200 - 2 * q)
+    return ((TABLES * scale + 50) // 100).clamp(1, 255)
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c034
 def requantised(
     planes,  # (N,C,H,W) grey levels around zero, sides multiples of 8
-    steps,   # (N,64)
+    steps,  # (N,64)
 ):
     "The planes after cosine transform, rounding to multiples of the steps, and back; whole levels in [-128, 127]."
     n, c, h, w = planes.shape
     both = torch.kron(dct_matrix(), dct_matrix()).to(planes)
-    cells = planes.view(n, c, h//8, 8, w//8, 8).transpose(3, 4)
+    cells = planes.view(n, c, h // 8, 8, w // 8, 8).transpose(3, 4)
     q = steps.to(planes)[:, None]
-    eighths = (cells.reshape(n, -1, 64) @ (8*both.T)).round_()                 # as the library keeps them
-    coded = eighths.mul_((1 + 1e-6)/(8*q)).round_().mul_(q)                    # halves go away from zero
-    levels = (coded @ both).add_(.5001).floor_().clamp_(-128, 127)             # halves go up
+    eighths = (cells.reshape(n, -1, 64) @ (8 * both.T)).round_()  # as the library keeps them
+    coded = eighths.mul_((1 + 1e-6) / (8 * q)).round_().mul_(q)  # halves go away from zero
+    levels = (coded @ both).add_(0.5001).floor_().clamp_(-128, 127)  # halves go up
     return levels.view(cells.shape).transpose(3, 4).reshape(planes.shape)
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c037
-TO_YCC = torch.tensor([LUMA, (-.168735892, -.331264108, .5), (.5, -.418687589, -.081312411)])
-FROM_CC = torch.tensor([(0, 1.402), (-.344136286, -.714136286), (1.772, 0)])   # what the colours add to Y
+TO_YCC = torch.tensor([LUMA, (-0.168735892, -0.331264108, 0.5), (0.5, -0.418687589, -0.081312411)])
+FROM_CC = torch.tensor(
+    [(0, 1.402), (-0.344136286, -0.714136286), (1.772, 0)]
+)  # what the colours add to Y
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c038
 def _up_to(x, h, w):
@@ -132,31 +249,36 @@ def _up_to(x, h, w):
 def _halved(c):
     "Colours (N,2,H,W) at half the size: means of 2x2, rounded down and up in turn."
     c = c[:, :, ::2] + c[:, :, 1::2]
-    turn = torch.tensor([1., 2.], device=c.device).repeat(c.shape[3]//4)
-    return (c[..., ::2] + c[..., 1::2]).add_(turn).mul_(.25).floor_()
+    turn = torch.tensor([1.0, 2.0], device=c.device).repeat(c.shape[3] // 4)
+    return (c[..., ::2] + c[..., 1::2]).add_(turn).mul_(0.25).floor_()
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c040
 def _doubled(c):
     "The other way: linear between the centres, rounded up and down in turn."
-    turn = torch.tensor([.5, .4375], device=c.device).repeat(c.shape[3])
+    turn = torch.tensor([0.5, 0.4375], device=c.device).repeat(c.shape[3])
     return F.interpolate(c, scale_factor=2, mode="bilinear").add_(turn).floor_()
 
 # %% ../../nbs/2_degradations/03_camera.ipynb #c041
 def jpeg(
-    x,            # float (N,3,H,W) in [0,1]
-    quality,      # (N,) whole numbers, 1 to 100
-    halve=True,   # 4:2:0, colours at half the size; False: 4:4:4
-    out=None,     # where to write
+    x,  # float (N,3,H,W) in [0,1]
+    quality,  # (N,) whole numbers, 1 to 100
+    halve=True,  # 4:2:0, colours at half the size; False: 4:4:4
+    out=None,  # where to write
 ):
     "The images as their JPEG files show them: float (N,3,H,W), multiples of 1/255."
     n, _, h, w = x.shape
-    steps, half = quantisation(quality).to(x.device), torch.tensor([-127.5, .4999, .4999], device=x.device).view(3, 1)   # halves of Y go up, of colours down
-    levels = (x*255).round_().view(n, 3, -1)
+    steps, half = (
+        quantisation(quality).to(x.device),
+        torch.tensor([-127.5, 0.4999, 0.4999], device=x.device).view(3, 1),
+    )  # halves of Y go up, of colours down
+    levels = (x * 255).round_().view(n, 3, -1)
     ycc = torch.matmul(TO_YCC.to(x), levels).add_(half).floor_().view(x.shape)
     y, c = ycc.split((1, 2), 1)
-    if halve: c = _halved(_up_to(_up_to(c, 1, 16), 2, 1))
+    if halve:
+        c = _halved(_up_to(_up_to(c, 1, 16), 2, 1))
     y, c = (requantised(_up_to(p, 8, 8), steps[:, k]) for k, p in enumerate((y, c)))
-    if halve: c = _doubled(c[..., :(h + 1)//2, :(w + 1)//2])
+    if halve:
+        c = _doubled(c[..., : (h + 1) // 2, : (w + 1) // 2])
     rgb = torch.matmul(FROM_CC.to(x), c[..., :h, :w].reshape(n, 2, -1)).view(x.shape)
     return torch.div(rgb.add_(y[..., :h, :w]).add_(128).round_().clamp_(0, 255), 255, out=out)
 
@@ -167,15 +289,22 @@ PIECE = 8  # faces at once on a CPU: what its cache holds
 @dataclass(frozen=True)
 class JPEG(Degradation):
     "hr (N,3,H,W) in [0,1] saved as JPEG and read again, standard tables, by batched cosine transforms; maps: quality (N,)."
+
     quality: Span = between((20, 90), 1, 100, "quality, 100 is best")
-    colours: str = one_of("4:2:0", ("4:2:0", "4:4:4"), "4:2:0 halves the colour planes, 4:4:4 keeps them")
+    colours: str = one_of(
+        "4:2:0", ("4:2:0", "4:4:4"), "4:2:0 halves the colour planes, 4:4:4 keeps them"
+    )
 
     def degrade(self, x, dice, labels):
         low, high = self.quality
         quality = dice.named("quality").uniform(low, high + 1).floor().clamp(max=high)
         size, out = PIECE if x.device.type == "cpu" else len(x), torch.empty_like(x)
-        for piece in zip(x.split(size), quality.split(size), out.split(size)): jpeg(*piece[:2], self.colours == "4:2:0", piece[2])
+        for piece in zip(x.split(size), quality.split(size), out.split(size)):
+            jpeg(*piece[:2], self.colours == "4:2:0", piece[2])
         return Degraded(out, x, dict(quality=column(quality, x, 0)))
 
     def latex(self, maps, i=0):
-        return rf"\hat c = q \lfloor c/q \rceil,\quad c = D\,b\,D^\top,\quad \mathrm{{quality}}\ {int(maps['quality'][i])}"
+        return (
+            r"\hat c = q \lfloor c/q \rceil,\quad c = D\,b\,D^\top,\quad"
+            rf" \mathrm{{quality}}\ {int(maps['quality'][i])}"
+        )

@@ -19,63 +19,95 @@ from ..base.names import build, locate
 # %% ../../nbs/2_degradations/09_chain.ipynb #c005
 def shrunk(
     labels: dict,  # as `FaceSet.batch` gives them; None where absent
-    scale: int,    # how many times smaller
+    scale: int,  # how many times smaller
 ) -> dict:
     "The labels of a picture that is `scale` times smaller."
+
     def one(name, value):
-        if value is None or name not in ("landmarks", "parsing", "foreground", "depth"): return value
-        if name == "landmarks": return value/scale
-        return value[:, scale//2::scale, scale//2::scale] if name == "parsing" else F.avg_pool2d(value[:, None], scale)[:, 0]
+        if value is None or name not in ("landmarks", "parsing", "foreground", "depth"):
+            return value
+        if name == "landmarks":
+            return value / scale
+        return (
+            value[:, scale // 2 :: scale, scale // 2 :: scale]
+            if name == "parsing"
+            else F.avg_pool2d(value[:, None], scale)[:, 0]
+        )
+
     return {name: one(name, value) for name, value in labels.items()} if scale > 1 else labels
 
 # %% ../../nbs/2_degradations/09_chain.ipynb #c008
 @dataclass(frozen=True)
 class Chain(Degradation):
     "Degradations in order; `steps` as recipes write them (dicts with `use`), or degradations."
+
     steps: Sequence = field(default=(), metadata=dict(kind="steps", what="degradations in order"))
 
     def __post_init__(self):
-        if not isinstance(self.steps, (list, tuple)): raise FacelabError(f"a chain is a list of steps, but is {self.steps!r}: write each as {{use: degradations.occlusion.Block, ...}}")
+        if not isinstance(self.steps, (list, tuple)):
+            raise FacelabError(
+                f"a chain is a list of steps, but is {self.steps!r}: write each as {{use:"
+                " degradations.occlusion.Block, ...}"
+            )
         object.__setattr__(self, "steps", tuple(map(as_step, self.steps)))
 
     @property
-    def needs(self): return tuple(dict.fromkeys(need for step in self.steps for need in step.needs))
+    def needs(self):
+        return tuple(dict.fromkeys(need for step in self.steps for need in step.needs))
+
     @property
-    def multiple(self): return math.prod(step.multiple for step in self.steps)
+    def multiple(self):
+        return math.prod(step.multiple for step in self.steps)
+
     @property
-    def spec(self): return [step.spec for step in self.steps]
+    def spec(self):
+        return [step.spec for step in self.steps]
 
     def named(self):
         "(name, step) in order: the class, with a number from its second use on."
         names = [type(step).__name__ for step in self.steps]
-        return [(name + (f" {names[:i].count(name) + 1}" if name in names[:i] else ""), step) for i, (name, step) in enumerate(zip(names, self.steps))]
+        return [
+            (name + (f" {names[:i].count(name) + 1}" if name in names[:i] else ""), step)
+            for i, (name, step) in enumerate(zip(names, self.steps))
+        ]
 
     def walk(self, x, dice, labels):
         "Yields (name, step, what the step gave, the clean picture of that size)."
         clean = x
         for name, step in self.named():
             out = step.degrade(x, dice.named(name), labels)
-            if hasattr(step, "shrink"): clean, labels = step.shrink(clean), shrunk(labels, step.multiple)
+            if hasattr(step, "shrink"):
+                clean, labels = step.shrink(clean), shrunk(labels, step.multiple)
             x = out.input
             yield name, step, out, clean
 
     def refuse(self, x, labels):
-        for step in self.steps: step.refuse(x, labels)
+        for step in self.steps:
+            step.refuse(x, labels)
 
     def degrade(self, x, dice, labels):
         maps, out, clean, only = {}, Degraded(x, x, {}), x, True
         for name, step, out, clean in self.walk(x, dice, labels):
-            maps |= {(f"{name} {key}" if key in maps else key): value for key, value in out.maps.items()}
+            maps |= {
+                (f"{name} {key}" if key in maps else key): value for key, value in out.maps.items()
+            }
             only &= hasattr(step, "shrink")
-        if not only: maps |= dict(clean=clean, gamma=(out.input - clean).abs())
+        if not only:
+            maps |= dict(clean=clean, gamma=(out.input - clean).abs())
         return Degraded(out.input, x, maps)
 
-    def latex(self, maps, i=0): return "\n".join(filter(None, (step.latex(maps, i) for step in self.steps)))
+    def latex(self, maps, i=0):
+        return "\n".join(filter(None, (step.latex(maps, i) for step in self.steps)))
 
-    def __str__(self): return ", then ".join(map(str, self.steps)) or "nothing"
+    def __str__(self):
+        return ", then ".join(map(str, self.steps)) or "nothing"
 
     def _repr_markdown_(self):
-        rows = [(name, p, f"{getattr(step, p)} {unit}", what) for name, step in self.named() for p, _, _, unit, what in step.parameters()]
+        rows = [
+            (name, p, f"{getattr(step, p)} {unit}", what)
+            for name, step in self.named()
+            for p, _, _, unit, what in step.parameters()
+        ]
         return markdown_table(rows, ("step", "parameter", "value", ""))
 
 # %% ../../nbs/2_degradations/09_chain.ipynb #c010
@@ -83,23 +115,34 @@ def as_step(
     step,  # a degradation, or a dict with `use`
 ):
     "The degradation that a line of a recipe names."
-    if isinstance(step, Degradation): return step
-    if not isinstance(step, dict) or "use" not in step: raise FacelabError(f"a step of a chain should be like {{use: degradations.resample.Downsample, scale: 4}}, but is {step!r}")
+    if isinstance(step, Degradation):
+        return step
+    if not isinstance(step, dict) or "use" not in step:
+        raise FacelabError(
+            "a step of a chain should be like {use: degradations.resample.Downsample, scale: 4},"
+            f" but is {step!r}"
+        )
     found = locate(step["use"])
-    if not (isinstance(found, type) and issubclass(found, Degradation)): raise FacelabError(f"{step['use']} is no degradation: name a class of facelab.degradations")
+    if not (isinstance(found, type) and issubclass(found, Degradation)):
+        raise FacelabError(f"{step['use']} is no degradation: name a class of facelab.degradations")
     return build(step)
 
 # %% ../../nbs/2_degradations/09_chain.ipynb #c020
 def draw_chain(
-    chain,      # a `Chain`
-    hr,         # float (N,3,H,W) in [0,1]
+    chain,  # a `Chain`
+    hr,  # float (N,3,H,W) in [0,1]
     dice=None,  # one row a face
-    zoom=1.,    # screen pixels a pixel of hr
+    zoom=1.0,  # screen pixels a pixel of hr
     **labels,
 ):  # matplotlib Figure
     "The faces after every step."
     from facelab.base.images import show
-    chain(hr, dice, **labels)   # checks
+
+    chain(hr, dice, **labels)  # checks
     steps = list(chain.walk(hr, dice or Dice(0, "degrade", range(len(hr))), labels))
     columns = [hr, *(out.input for _, _, out, _ in steps)]
-    return show([[x[i] for x in columns] for i in range(len(hr))], titles=["target", *(str(step) for _, step, _, _ in steps)], zoom=zoom)
+    return show(
+        [[x[i] for x in columns] for i in range(len(hr))],
+        titles=["target", *(str(step) for _, step, _, _ in steps)],
+        zoom=zoom,
+    )

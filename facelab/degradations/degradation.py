@@ -20,35 +20,55 @@ from ..faces.parts import CLASSES_19
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c005
 class Degraded(NamedTuple):
     "What a degradation returns; images float (N,3,H,W), RGB, [0,1]."
+
     input: torch.Tensor  # what the network sees
-    target: torch.Tensor # what it should restore
-    maps: dict           # name -> tensor (N,...): what happened on the way; empty when there is nothing to tell
+    target: torch.Tensor  # what it should restore
+    maps: dict  # name -> tensor (N,...): what happened on the way; empty when there is nothing to tell
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c007
 def check_images(
-    x,                  # what should be a batch of images
-    name="the input",   # how the message calls it
-    multiple=1,         # height and width must be multiples of it
+    x,  # what should be a batch of images
+    name="the input",  # how the message calls it
+    multiple=1,  # height and width must be multiples of it
 ):
     "Returns x if it is float (N,3,H,W) in [0,1] with sides that are multiples of `multiple`; FacelabError otherwise."
     if isinstance(x, (list, tuple)) and len({tuple(getattr(i, "shape", ())) for i in x}) > 1:
-        raise FacelabError(f"{name} holds images of {len({tuple(getattr(i, 'shape', ())) for i in x})} sizes: resize them to one size and stack them")
-    if not isinstance(x, torch.Tensor) or not x.is_floating_point() or x.dim() != 4 or x.shape[1] != 3:
+        raise FacelabError(
+            f"{name} holds images of {len({tuple(getattr(i, 'shape', ())) for i in x})} sizes:"
+            " resize them to one size and stack them"
+        )
+    if (
+        not isinstance(x, torch.Tensor)
+        or not x.is_floating_point()
+        or x.dim() != 4
+        or x.shape[1] != 3
+    ):
         seen = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
         raise FacelabError(f"{name} should be a float tensor (N, 3, H, W), but is {seen}")
-    if x.numel() == 0: raise FacelabError(f"{name} is an empty batch {tuple(x.shape)}: give at least one image")
+    if x.numel() == 0:
+        raise FacelabError(f"{name} is an empty batch {tuple(x.shape)}: give at least one image")
     lo, hi = torch.aminmax(x.detach())
-    if not (lo >= 0 and hi <= 1): raise FacelabError(f"{name} should lie in [0, 1], but goes from {lo:.3g} to {hi:.3g}: divide bytes by 255, clamp what a network gave")
+    if not (lo >= 0 and hi <= 1):
+        raise FacelabError(
+            f"{name} should lie in [0, 1], but goes from {lo:.3g} to {hi:.3g}: divide bytes by 255,"
+            " clamp what a network gave"
+        )
     if x.shape[2] % multiple or x.shape[3] % multiple:
-        raise FacelabError(f"{name} is {x.shape[2]}x{x.shape[3]}, which does not divide by {multiple}: crop or resize it first")
+        raise FacelabError(
+            f"{name} is {x.shape[2]}x{x.shape[3]}, which does not divide by {multiple}: crop or"
+            " resize it first"
+        )
     return x
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c010
-LABEL_SHAPES = dict(landmarks="(N, K, 2)", parsing="(N, H, W)", foreground="(N, H, W)", depth="(N, H, W)")
+LABEL_SHAPES = dict(
+    landmarks="(N, K, 2)", parsing="(N, H, W)", foreground="(N, H, W)", depth="(N, H, W)"
+)
+
 
 def wanted_labels(
     needs: tuple,  # such as ("landmarks", "foreground|parsing")
-    have,          # names of the labels that there are
+    have,  # names of the labels that there are
     who="this degradation",
 ) -> tuple:
     "Which labels to take; FacelabError if one that is needed is missing."
@@ -56,49 +76,83 @@ def wanted_labels(
     for need in needs:
         found = [name for name in need.split("|") if name in have]
         if not found:
-            raise FacelabError(f"{who} needs {need.replace('|', ' or ')}, which the faces lack (they have: {', '.join(have) or 'images only'}): "
-                               "use a set that has it, such as drawn faces")
+            raise FacelabError(
+                f"{who} needs {need.replace('|', ' or ')}, which the faces lack (they have:"
+                f" {', '.join(have) or 'images only'}): use a set that has it, such as drawn faces"
+            )
         out.append(found[0])
     return tuple(dict.fromkeys(out))
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c012
 def check_labels(
     labels: dict,  # name -> tensor, None where absent
-    x,             # the images
+    x,  # the images
     who="this degradation",
 ):
     "Labels must fit the images: one row a face, maps of the same size, a face inside the picture, a foreground that is not empty."
     n, _, h, w = x.shape
     for name, value in labels.items():
-        right = len(value) == n and (value.dim() == 3 and value.shape[2] == 2 if name == "landmarks" else value.shape[1:] == (h, w))
-        if not right: raise FacelabError(f"{who} got {name} {tuple(value.shape)} for images {tuple(x.shape)}: give {LABEL_SHAPES[name].replace('H, W', f'{h}, {w}').replace('N', str(n))}")
+        right = len(value) == n and (
+            value.dim() == 3 and value.shape[2] == 2
+            if name == "landmarks"
+            else value.shape[1:] == (h, w)
+        )
+        if not right:
+            raise FacelabError(
+                f"{who} got {name} {tuple(value.shape)} for images {tuple(x.shape)}: give"
+                f" {LABEL_SHAPES[name].replace('H, W', f'{h}, {w}').replace('N', str(n))}"
+            )
     if "landmarks" in labels:
         p = labels["landmarks"]
-        inside = ((p >= 0) & (p <= p.new_tensor([w, h]))).all(2).float().mean(1)   # NaN is outside
-        if (inside < .5).any():
-            i = int((inside < .5).nonzero()[0, 0])
-            raise FacelabError(f"{who}: face {i} lies outside its {w}x{h} picture (landmarks from {p[i].amin(0).tolist()} to {p[i].amax(0).tolist()}): align the faces, or leave it out")
+        inside = ((p >= 0) & (p <= p.new_tensor([w, h]))).all(2).float().mean(1)  # NaN is outside
+        if (inside < 0.5).any():
+            i = int((inside < 0.5).nonzero()[0, 0])
+            raise FacelabError(
+                f"{who}: face {i} lies outside its {w}x{h} picture (landmarks from"
+                f" {p[i].amin(0).tolist()} to {p[i].amax(0).tolist()}): align the faces, or leave"
+                " it out"
+            )
     if "foreground" in labels and not labels["foreground"].flatten(1).any(1).all():
         i = int((~labels["foreground"].flatten(1).any(1)).nonzero()[0, 0])
-        raise FacelabError(f"{who}: the foreground of face {i} is empty: leave the face out, or use landmarks or parsing instead")
+        raise FacelabError(
+            f"{who}: the foreground of face {i} is empty: leave the face out, or use landmarks or"
+            " parsing instead"
+        )
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c015
-Span = float | Sequence[float]    # what `between` takes
-Several = str | Sequence[str]     # what `one_of` takes if its default is a tuple
+Span = float | Sequence[float]  # what `between` takes
+Several = str | Sequence[str]  # what `one_of` takes if its default is a tuple
+
 
 def number(default, low, high, what, unit=""):
     "A parameter that is the same for all faces; whole if its default is."
-    return field(default=default, metadata=dict(kind="number", low=low, high=high, what=what, unit=unit))
+    return field(
+        default=default, metadata=dict(kind="number", low=low, high=high, what=what, unit=unit)
+    )
+
 
 def between(default, low, high, what, unit=""):
     "A range (a, b) from which each face draws evenly; one number a means (a, a)."
-    return field(default=default, metadata=dict(kind="between", low=low, high=high, what=what, unit=unit))
+    return field(
+        default=default, metadata=dict(kind="between", low=low, high=high, what=what, unit=unit)
+    )
+
 
 def one_of(default, options, what):
     "One of `options`; if the default is a tuple, several, of which each face draws one."
-    return field(default=default, metadata=dict(kind="several" if isinstance(default, tuple) else "one", options=tuple(options), what=what))
+    return field(
+        default=default,
+        metadata=dict(
+            kind="several" if isinstance(default, tuple) else "one",
+            options=tuple(options),
+            what=what,
+        ),
+    )
 
-def switch(default, what): return field(default=default, metadata=dict(kind="switch", what=what))
+
+def switch(default, what):
+    return field(default=default, metadata=dict(kind="switch", what=what))
+
 
 def colour(default, what):
     "A colour as '#rrggbb', or 'random': each face draws its own."
@@ -107,49 +161,86 @@ def colour(default, what):
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c016
 def _checked(who, name, value, about):
     "The value in its plain form, or one sentence about the parameter and its range."
-    kind, is_number = about["kind"], lambda v: isinstance(v, (int, float)) and not isinstance(v, bool) and about["low"] <= v <= about["high"]
-    refuse = lambda should: FacelabError(f"{who}: {name} ({about['what']}) should be {should}, but is {value!r}")
+    kind, is_number = (
+        about["kind"],
+        lambda v: (
+            isinstance(v, (int, float))
+            and not isinstance(v, bool)
+            and about["low"] <= v <= about["high"]
+        ),
+    )
+    refuse = lambda should: FacelabError(
+        f"{who}: {name} ({about['what']}) should be {should}, but is {value!r}"
+    )
     if kind == "number":
         whole = isinstance(about["default"], int)
-        if not is_number(value) or whole and value != int(value): raise refuse(f"a {'whole ' if whole else ''}number in [{about['low']}, {about['high']}]")
+        if not is_number(value) or whole and value != int(value):
+            raise refuse(
+                f"a {'whole ' if whole else ''}number in [{about['low']}, {about['high']}]"
+            )
         return int(value) if whole else value
     if kind == "between":
         pair = (value, value) if isinstance(value, (int, float)) else value
-        good = isinstance(pair, (list, tuple)) and len(pair) == 2 and all(map(is_number, pair)) and pair[0] <= pair[1]
-        if not good: raise refuse(f"a number or a range [a, b] in [{about['low']}, {about['high']}]")
+        good = (
+            isinstance(pair, (list, tuple))
+            and len(pair) == 2
+            and all(map(is_number, pair))
+            and pair[0] <= pair[1]
+        )
+        if not good:
+            raise refuse(f"a number or a range [a, b] in [{about['low']}, {about['high']}]")
         return tuple(pair)
     if kind in ("one", "several"):
         chosen = list(value) if isinstance(value, (list, tuple)) and kind == "several" else [value]
-        if not chosen or any(v not in about["options"] for v in chosen): raise refuse(f"{'one or several' if kind == 'several' else 'one'} of {', '.join(map(str, about['options']))}")
+        if not chosen or any(v not in about["options"] for v in chosen):
+            raise refuse(
+                f"{'one or several' if kind == 'several' else 'one'} of"
+                f" {', '.join(map(str, about['options']))}"
+            )
         return tuple(chosen) if kind == "several" else value
     if kind == "colour":
-        if value != "random" and not re.fullmatch("#[0-9a-fA-F]{6}", str(value)): raise refuse("'random' or a colour such as '#3060a0'")
+        if value != "random" and not re.fullmatch("#[0-9a-fA-F]{6}", str(value)):
+            raise refuse("'random' or a colour such as '#3060a0'")
         return value
-    if not isinstance(value, bool): raise refuse("true or false")
+    if not isinstance(value, bool):
+        raise refuse("true or false")
     return value
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c018
 @dataclass(frozen=True)
 class Degradation:
     "Base of all degradations: subclasses are frozen dataclasses with `degrade(x, dice, labels) -> Degraded`."
-    needs: ClassVar[tuple] = ()   # labels that it must be given
-    multiple: ClassVar = 1        # sides of the picture must divide by it
+
+    needs: ClassVar[tuple] = ()  # labels that it must be given
+    multiple: ClassVar = 1  # sides of the picture must divide by it
 
     def __post_init__(self):
         for f in fields(self):
-            value = _checked(type(self).__name__, f.name, getattr(self, f.name), {**f.metadata, "default": f.default})
+            value = _checked(
+                type(self).__name__,
+                f.name,
+                getattr(self, f.name),
+                {**f.metadata, "default": f.default},
+            )
             object.__setattr__(self, f.name, value)
 
-    def __call__(self,
-        hr,        # float (N,3,H,W) in [0,1]
-        dice=None, # one row a face; None: seed 0, faces 0 to N-1
+    def __call__(
+        self,
+        hr,  # float (N,3,H,W) in [0,1]
+        dice=None,  # one row a face; None: seed 0, faces 0 to N-1
         **labels,  # landmarks (N,K,2), parsing, foreground, depth (N,H,W), as `FaceSet.batch` gives them; more than needed does no harm
     ) -> Degraded:
         "Check images and labels, then degrade."
         who = type(self).__name__
         check_images(hr, f"the image given to {who}", self.multiple)
-        if dice is not None and len(dice) != len(hr): raise FacelabError(f"{who} got dice for {len(dice)} faces but {len(hr)} images: give one row of dice a face")
-        take = wanted_labels(self.needs, [k for k, v in labels.items() if v is not None and k in LABEL_SHAPES], who)
+        if dice is not None and len(dice) != len(hr):
+            raise FacelabError(
+                f"{who} got dice for {len(dice)} faces but {len(hr)} images: give one row of dice a"
+                " face"
+            )
+        take = wanted_labels(
+            self.needs, [k for k, v in labels.items() if v is not None and k in LABEL_SHAPES], who
+        )
         check_labels({k: labels[k] for k in take}, hr, who)
         self.refuse(hr, labels)
         return self.degrade(hr, dice or Dice(0, "degrade", range(len(hr))), labels)
@@ -157,7 +248,8 @@ class Degradation:
     def refuse(self, x, labels):
         "Raise for faces that this degradation cannot handle; called before `degrade`, which itself never waits for a GPU."
 
-    def degrade(self, x, dice, labels): raise NotImplementedError(f"{type(self).__name__} lacks degrade")
+    def degrade(self, x, dice, labels):
+        raise NotImplementedError(f"{type(self).__name__} lacks degrade")
 
     def latex(self, maps, i=0):
         "A few lines of LaTeX: the equation with the numbers of face i filled in."
@@ -167,8 +259,14 @@ class Degradation:
     def spec(self):
         "The degradation as a recipe writes it: what differs from the defaults."
         plain = lambda v: list(map(plain, v)) if isinstance(v, tuple) else v
-        given = {f.name: plain(getattr(self, f.name)) for f in fields(self) if getattr(self, f.name) != f.default}
-        return dict(use=f"{type(self).__module__.removeprefix('facelab.')}.{type(self).__name__}", **given)
+        given = {
+            f.name: plain(getattr(self, f.name))
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        }
+        return dict(
+            use=f"{type(self).__module__.removeprefix('facelab.')}.{type(self).__name__}", **given
+        )
 
     def __str__(self):
         given = ", ".join(f"{k} {v}" for k, v in self.spec.items() if k != "use")
@@ -177,67 +275,103 @@ class Degradation:
     @classmethod
     def parameters(cls):
         "Table of parameters: (name, default, range, unit, what)."
-        span = lambda m: f"{m['low']} to {m['high']}" if "low" in m else ", ".join(map(str, m["options"])) if "options" in m else ""
-        return [(f.name, f.default, span(f.metadata), f.metadata.get("unit", ""), f.metadata["what"]) for f in fields(cls)]
+        span = lambda m: (
+            f"{m['low']} to {m['high']}"
+            if "low" in m
+            else ", ".join(map(str, m["options"]))
+            if "options" in m
+            else ""
+        )
+        return [
+            (f.name, f.default, span(f.metadata), f.metadata.get("unit", ""), f.metadata["what"])
+            for f in fields(cls)
+        ]
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c022
 def column(
-    values,     # (N,) float64, on the CPU
-    x,          # a batch of images
-    dims=3,     # how many axes to add
+    values,  # (N,) float64, on the CPU
+    x,  # a batch of images
+    dims=3,  # how many axes to add
 ):
     "Values as (N,1,1,1) (or `dims` ones), in the images' type and on their device."
-    return values.to(x.dtype).to(x.device, non_blocking=True).view(-1, *[1]*dims)
+    return values.to(x.dtype).to(x.device, non_blocking=True).view(-1, *[1] * dims)
+
 
 def among(
-    dice,       # one row a face
-    name,       # of the parameter
-    options,    # what it allows
-    known,      # all that there is, in order
+    dice,  # one row a face
+    name,  # of the parameter
+    options,  # what it allows
+    known,  # all that there is, in order
 ):
     "(N,) numbers: which of `known` each face gets; all options are equally likely."
-    return torch.tensor([list(known).index(o) for o in options])[dice.named(name).choose([1.]*len(options))]
+    return torch.tensor([list(known).index(o) for o in options])[
+        dice.named(name).choose([1.0] * len(options))
+    ]
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c026
 def fill_polygon(
-    points,     # (N,K,2), continuous pixels, closed by itself, its sides must not cross
-    size,       # (H, W)
-    rows=4,     # lines a pixel on which crossings are looked for
+    points,  # (N,K,2), continuous pixels, closed by itself, its sides must not cross
+    size,  # (H, W)
+    rows=4,  # lines a pixel on which crossings are looked for
 ):
     "Coverage (N,H,W) in [0,1] of polygons: exact along each line, the mean of `rows` lines down."
     (h, w), (x0, y0) = size, (points[..., k, None] for k in (0, 1))
     x1, y1 = x0.roll(-1, 1), y0.roll(-1, 1)
-    y = (torch.arange(h*rows, device=points.device) + .5)/rows
-    weight = (y1 <= y).to(points.dtype) - (y0 <= y).to(points.dtype)   # +1 upwards, -1 downwards, 0 no crossing
-    x = (x0 + (x1 - x0)*(y - y0)/torch.where(y1 == y0, 1., y1 - y0)).clamp_(0, w)
+    y = (torch.arange(h * rows, device=points.device) + 0.5) / rows
+    weight = (y1 <= y).to(points.dtype) - (y0 <= y).to(
+        points.dtype
+    )  # +1 upwards, -1 downwards, 0 no crossing
+    x = (x0 + (x1 - x0) * (y - y0) / torch.where(y1 == y0, 1.0, y1 - y0)).clamp_(0, w)
     left = x.floor()
-    at = (torch.arange(h*rows, device=points.device)//rows*(w + 2) + left.long()).flatten(1)
-    sums = x.new_zeros(len(points), h*(w + 2))
-    sums.scatter_add_(1, at, (weight*(1 - x + left)).flatten(1)).scatter_add_(1, at + 1, (weight*(x - left)).flatten(1))
+    at = (torch.arange(h * rows, device=points.device) // rows * (w + 2) + left.long()).flatten(1)
+    sums = x.new_zeros(len(points), h * (w + 2))
+    sums.scatter_add_(1, at, (weight * (1 - x + left)).flatten(1)).scatter_add_(
+        1, at + 1, (weight * (x - left)).flatten(1)
+    )
     return sums.view(-1, h, w + 2).cumsum(2)[..., :w].abs_().div_(rows).clamp_(0, 1)
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c029
-FACE = tuple(map(CLASSES_19.index, ("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip")))
+FACE = tuple(
+    map(
+        CLASSES_19.index,
+        ("skin", "nose", "eye_g", "l_eye", "r_eye", "l_brow", "r_brow", "mouth", "u_lip", "l_lip"),
+    )
+)
+
 
 def face_outline(
     landmarks,  # (N,K,2) with 68 or 81 points
 ):
     "The contour of the face (N,30,2): the jaw, then the hairline, or the arc that the rule of thirds puts in its place."
     p = landmarks
-    if p.shape[1] == 81: return torch.cat([p[:, :17], p[:, 68:].flip(1)], 1)
-    if p.shape[1] != 68: raise FacelabError(f"the outline of a face needs 68 or 81 landmarks, but there are {p.shape[1]}: use a set that has them, or one with parsing")
-    middle, half = (p[:, 0] + p[:, 16])/2, (p[:, 16] - p[:, 0])/2
+    if p.shape[1] == 81:
+        return torch.cat([p[:, :17], p[:, 68:].flip(1)], 1)
+    if p.shape[1] != 68:
+        raise FacelabError(
+            f"the outline of a face needs 68 or 81 landmarks, but there are {p.shape[1]}: use a set"
+            " that has them, or one with parsing"
+        )
+    middle, half = (p[:, 0] + p[:, 16]) / 2, (p[:, 16] - p[:, 0]) / 2
     brow = p[:, 17:27].mean(1)
-    top = brow + .8*(brow - p[:, 33])
+    top = brow + 0.8 * (brow - p[:, 33])
     angle = torch.linspace(0, torch.pi, 13, device=p.device, dtype=p.dtype).view(1, -1, 1)
-    return torch.cat([p[:, :17], middle[:, None] + angle.cos()*half[:, None] + angle.sin()*(top - middle)[:, None]], 1)
+    return torch.cat(
+        [
+            p[:, :17],
+            middle[:, None] + angle.cos() * half[:, None] + angle.sin() * (top - middle)[:, None],
+        ],
+        1,
+    )
 
+# %% ../../nbs/2_degradations/01_degradation.ipynb #c029-1
 def face_region(
     labels: dict,  # parsing (N,H,W), else landmarks (N,68 or 81,2)
-    size,          # (H, W)
+    size,  # (H, W)
 ):
     "Where the face is, float (N,H,W) in [0,1]."
     if (parsing := labels.get("parsing")) is not None:
-        of_face = torch.tensor([float(k in FACE) for k in range(len(CLASSES_19))], device=parsing.device)
+        of_face = torch.tensor(
+            [float(k in FACE) for k in range(len(CLASSES_19))], device=parsing.device
+        )
         return of_face.index_select(0, parsing.flatten().int()).view_as(parsing)
     return fill_polygon(face_outline(labels["landmarks"]), size)

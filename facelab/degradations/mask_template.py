@@ -19,29 +19,31 @@ from ..base.dice import Dice
 from ..faces.drawn_head import bump, ramp
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c005
-LEFT, TOP, SIDE = -1.25, -.25, 2.5   # the tile: its corner and its side
+LEFT, TOP, SIDE = -1.25, -0.25, 2.5  # the tile: its corner and its side
+
 
 def lattice(n):
     "Face coordinates u, v, both (n,n), of the centres of a tile's n x n texels."
-    at = (torch.arange(n) + .5)*SIDE/n
+    at = (torch.arange(n) + 0.5) * SIDE / n
     return (LEFT + at).expand(n, n), (TOP + at)[:, None].expand(n, n)
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c008
 def soft_min(r, *f):
     "Smallest of the tensors f, rounded with radius r where two of them are equal."
-    return -r*torch.logsumexp(torch.stack(torch.broadcast_tensors(*f))/-r, 0)
+    return -r * torch.logsumexp(torch.stack(torch.broadcast_tensors(*f)) / -r, 0)
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c009
 class Shape(NamedTuple):
     "Geometry of a kind of mask; a is |u|."
-    top: Callable     # upper edge: v at a
+
+    top: Callable  # upper edge: v at a
     bottom: Callable  # lower edge: v at a
-    side: Callable    # where it ends sideways: a at v
-    bulge: Callable   # height over the plane at (a, v)
-    corner: float     # radius of its corners
-    out: float        # how far it stands off the mouth
-    straps: tuple     # upper and lower strap: three control points (a, v) of a parabola each
-    thick: float      # half the thickness of a strap
+    side: Callable  # where it ends sideways: a at v
+    bulge: Callable  # height over the plane at (a, v)
+    corner: float  # radius of its corners
+    out: float  # how far it stands off the mouth
+    straps: tuple  # upper and lower strap: three control points (a, v) of a parabola each
+    thick: float  # half the thickness of a strap
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c010
 def outline(shape, u, v):
@@ -52,35 +54,48 @@ def outline(shape, u, v):
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c012
 def slopes(f):
     "Derivatives of f (n,n) along u and v."
-    dv, du = torch.gradient(f, spacing=SIDE/f.shape[-1])
+    dv, du = torch.gradient(f, spacing=SIDE / f.shape[-1])
     return du, dv
+
 
 def distance(f):
     "Signed distance to f = 0 in eye distances, good near the line."
     du, dv = slopes(f)
-    return f/(du*du + dv*dv).sqrt().clamp(min=.2)
+    return f / (du * du + dv * dv).sqrt().clamp(min=0.2)
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c015
-def dome(a, v, wide, middle, tall): return torch.exp(-(a/wide)**2.4 - ((v - middle)/tall).abs()**2.4)
+def dome(a, v, wide, middle, tall):
+    return torch.exp(-((a / wide) ** 2.4) - ((v - middle) / tall).abs() ** 2.4)
 
-def face_bulge(a, v): return .45*torch.exp(-(a/.95)**2) + .16*bump(a, .12)*bump(v - .50, .22) + .08*bump(a, .30)*bump(v - 1.50, .20)
+
+def face_bulge(a, v):
+    return (
+        0.45 * torch.exp(-((a / 0.95) ** 2))
+        + 0.16 * bump(a, 0.12) * bump(v - 0.50, 0.22)
+        + 0.08 * bump(a, 0.30) * bump(v - 1.50, 0.20)
+    )
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c017
 class Spot(NamedTuple):
     "Every texel (n,n) of a tile, seen from the mask."
+
     u: torch.Tensor
     v: torch.Tensor
-    a: torch.Tensor       # |u|
-    edge: torch.Tensor    # distance to the outline, positive inside
-    below: torch.Tensor   # distance to the upper edge, straight down
-    share: torch.Tensor   # 0 on the upper edge, 1 on the lower one
+    a: torch.Tensor  # |u|
+    edge: torch.Tensor  # distance to the outline, positive inside
+    below: torch.Tensor  # distance to the upper edge, straight down
+    share: torch.Tensor  # 0 on the upper edge, 1 on the lower one
     inward: torch.Tensor  # distance to the side, straight in
+
 
 def spots(shape, n):
     u, v = lattice(n)
     a, f = u.abs(), outline(shape, u, v)
     top, bottom = shape.top(a), shape.bottom(a)
-    return Spot(u, v, a, distance(f), v - top, (v - top)/(bottom - top).clamp(min=.05), shape.side(v) - a)
+    return Spot(
+        u, v, a, distance(f), v - top, (v - top) / (bottom - top).clamp(min=0.05), shape.side(v) - a
+    )
+
 
 def mottle(n, cells, seed):
     "Smooth noise (n,n), mean 0, deviation about 1, with `cells` lumps a side."
@@ -89,77 +104,121 @@ def mottle(n, cells, seed):
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c019
 surgical = Shape(
-    top=lambda a: .30 + .13*(1 - bump(a, .20)) + .055*a,
-    bottom=lambda a: 1.87 - .60*(a/.80)**2.3,
-    side=lambda v: .93 - .15*((v - .45)/.85).clamp(0, 1.2) - .03*bump(v - .85, .22),
-    bulge=lambda a, v: face_bulge(a, v) + .16*dome(a, v, .60, 1.02, .62),
-    corner=.03, out=.06, thick=.016,
-    straps=(((.88, .51), (1.00, .44), (1.10, .26)), ((.76, 1.22), (.98, 1.00), (1.07, .58))))
+    top=lambda a: 0.30 + 0.13 * (1 - bump(a, 0.20)) + 0.055 * a,
+    bottom=lambda a: 1.87 - 0.60 * (a / 0.80) ** 2.3,
+    side=lambda v: 0.93 - 0.15 * ((v - 0.45) / 0.85).clamp(0, 1.2) - 0.03 * bump(v - 0.85, 0.22),
+    bulge=lambda a, v: face_bulge(a, v) + 0.16 * dome(a, v, 0.60, 1.02, 0.62),
+    corner=0.03,
+    out=0.06,
+    thick=0.016,
+    straps=(((0.88, 0.51), (1.00, 0.44), (1.10, 0.26)), ((0.76, 1.22), (0.98, 1.00), (1.07, 0.58))),
+)
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c020
 def surgical_folds(s):
     "Pleats, wire, hem, and creases where the pleats are stitched together."
-    shade = 1 - .16*bump(s.edge - .055, .008)
-    for k, at in enumerate((.30, .46, .62)):
-        t = s.share - at - .008*torch.sin(5*s.u + 2*k)
-        lit, dark = ramp(-t, .012)*torch.exp(t.clamp(max=0)/.05), ramp(t, .012)*torch.exp(-t.clamp(min=0)/.035)
-        shade = shade*(1 + .07*lit - .30*dark*(1 - .4*bump(s.a, .25)))
-    wire = (bump(s.share - .055, .010) - bump(s.share - .085, .010))*ramp(.45 - s.a, .08)
-    gather = torch.sin(38*s.v + 3*torch.sin(9*s.v))*torch.exp(-s.inward.clamp(min=0)/.10)
-    return shade*(1 + .10*wire)*(1 + .05*gather)*(1 + .03*mottle(len(s.u), 7, 1))
+    shade = 1 - 0.16 * bump(s.edge - 0.055, 0.008)
+    for k, at in enumerate((0.30, 0.46, 0.62)):
+        t = s.share - at - 0.008 * torch.sin(5 * s.u + 2 * k)
+        lit, dark = (
+            ramp(-t, 0.012) * torch.exp(t.clamp(max=0) / 0.05),
+            ramp(t, 0.012) * torch.exp(-t.clamp(min=0) / 0.035),
+        )
+        shade = shade * (1 + 0.07 * lit - 0.30 * dark * (1 - 0.4 * bump(s.a, 0.25)))
+    wire = (bump(s.share - 0.055, 0.010) - bump(s.share - 0.085, 0.010)) * ramp(0.45 - s.a, 0.08)
+    gather = torch.sin(38 * s.v + 3 * torch.sin(9 * s.v)) * torch.exp(-s.inward.clamp(min=0) / 0.10)
+    return shade * (1 + 0.10 * wire) * (1 + 0.05 * gather) * (1 + 0.03 * mottle(len(s.u), 7, 1))
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c022
 def lit(shape, u, v):
     "Light on the bulge, about 1 where it faces the lamp, and how far it faces right; both (n,n)."
     du, dv = slopes(shape.bulge(u.abs(), v))
-    front = (1 + du*du + dv*dv).rsqrt()
-    return .50 + .60*(.42*dv + .88)*front, -du*front
+    front = (1 + du * du + dv * dv).rsqrt()
+    return 0.50 + 0.60 * (0.42 * dv + 0.88) * front, -du * front
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c025
 cloth = Shape(
-    top=lambda a: .27 + .22*(1 - bump(a, .28)) + .06*bump(a - .55, .22) - .03*a,
-    bottom=lambda a: 1.85 - .80*(a/.93)**2.2,
-    side=lambda v: .96 - .07*((v - .5)/.5).clamp(0, 1.2) - .02*bump(v - .75, .15),
-    bulge=lambda a, v: face_bulge(a, v) + .10*dome(a, v, .5, 1.0, .6) + .10*torch.exp(-a/.22)*bump(v - .95, .45),
-    corner=.03, out=.06, thick=.022,
-    straps=(((.93, .55), (1.02, .46), (1.10, .28)), ((.87, 1.02), (.98, .88), (1.06, .56))))
+    top=lambda a: 0.27 + 0.22 * (1 - bump(a, 0.28)) + 0.06 * bump(a - 0.55, 0.22) - 0.03 * a,
+    bottom=lambda a: 1.85 - 0.80 * (a / 0.93) ** 2.2,
+    side=lambda v: 0.96 - 0.07 * ((v - 0.5) / 0.5).clamp(0, 1.2) - 0.02 * bump(v - 0.75, 0.15),
+    bulge=lambda a, v: (
+        face_bulge(a, v)
+        + 0.10 * dome(a, v, 0.5, 1.0, 0.6)
+        + 0.10 * torch.exp(-a / 0.22) * bump(v - 0.95, 0.45)
+    ),
+    corner=0.03,
+    out=0.06,
+    thick=0.022,
+    straps=(((0.93, 0.55), (1.02, 0.46), (1.10, 0.28)), ((0.87, 1.02), (0.98, 0.88), (1.06, 0.56))),
+)
+
 
 def cloth_folds(s):
     "Seam, stitches of the hem, a crease from the nose to the cheek."
-    seam = 1 - .30*bump(s.u, .008) + .08*bump(s.a - .022, .010)
-    crease = bump(s.v - .62 - .28*s.a, .035)*ramp(s.a - .12, .1)*ramp(.6 - s.a, .3)
-    return seam*(1 - .14*bump(s.edge - .05, .007))*(1 - .07*crease)*(1 + .035*mottle(len(s.u), 6, 2))
+    seam = 1 - 0.30 * bump(s.u, 0.008) + 0.08 * bump(s.a - 0.022, 0.010)
+    crease = bump(s.v - 0.62 - 0.28 * s.a, 0.035) * ramp(s.a - 0.12, 0.1) * ramp(0.6 - s.a, 0.3)
+    return (
+        seam
+        * (1 - 0.14 * bump(s.edge - 0.05, 0.007))
+        * (1 - 0.07 * crease)
+        * (1 + 0.035 * mottle(len(s.u), 6, 2))
+    )
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c028
 n95 = Shape(
-    top=lambda a: .17 + .46*(a/.62)**1.45,
-    bottom=lambda a: 1.88 - .62*(a/.78)**2.2,
-    side=lambda v: .80 - .25*(v - .98)**2,
-    bulge=lambda a, v: .30*torch.exp(-(a/.9)**2) + .45*dome(a, v, .66, 1.05, .72) + .12*torch.exp(-a/.25)*bump(v - 1.0, .5),
-    corner=.07, out=.22, thick=.024,
-    straps=(((.66, .76), (.88, .52), (1.09, .20)), ((.70, 1.22), (.90, 1.03), (1.05, .76))))
+    top=lambda a: 0.17 + 0.46 * (a / 0.62) ** 1.45,
+    bottom=lambda a: 1.88 - 0.62 * (a / 0.78) ** 2.2,
+    side=lambda v: 0.80 - 0.25 * (v - 0.98) ** 2,
+    bulge=lambda a, v: (
+        0.30 * torch.exp(-((a / 0.9) ** 2))
+        + 0.45 * dome(a, v, 0.66, 1.05, 0.72)
+        + 0.12 * torch.exp(-a / 0.25) * bump(v - 1.0, 0.5)
+    ),
+    corner=0.07,
+    out=0.22,
+    thick=0.024,
+    straps=(((0.66, 0.76), (0.88, 0.52), (1.09, 0.20)), ((0.70, 1.22), (0.90, 1.03), (1.05, 0.76))),
+)
+
 
 def n95_folds(s):
     "Fold in the middle, dotted weld, rim, and the edge of the inner panel."
-    fold = 1 - .26*bump(s.u, .010) + .12*bump(s.a - .03, .016)
-    weld = 1 - .16*bump(s.edge - .07, .010)*(.6 + .4*torch.sin(70*(s.u + s.v))) - .10*bump(s.edge - .03, .008)
-    panel = 1 - .12*bump(s.v - .72 - .55*(s.a - .35), .012)*ramp(s.a - .05, .1)
-    return fold*weld*panel*(1 + .02*mottle(len(s.u), 8, 3))
+    fold = 1 - 0.26 * bump(s.u, 0.010) + 0.12 * bump(s.a - 0.03, 0.016)
+    weld = (
+        1
+        - 0.16 * bump(s.edge - 0.07, 0.010) * (0.6 + 0.4 * torch.sin(70 * (s.u + s.v)))
+        - 0.10 * bump(s.edge - 0.03, 0.008)
+    )
+    panel = 1 - 0.12 * bump(s.v - 0.72 - 0.55 * (s.a - 0.35), 0.012) * ramp(s.a - 0.05, 0.1)
+    return fold * weld * panel * (1 + 0.02 * mottle(len(s.u), 8, 3))
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c031
 duckbill = Shape(
-    top=lambda a: .20 + .26*(1 - bump(a, .24)) + .26*a**2,
-    bottom=lambda a: 1.82 - .66*(a/.76)**2.6,
-    side=lambda v: .80 + .05*bump(v - 1.16, .14) - .20*((v - 1.25)/.5).clamp(0, 1.2),
-    bulge=lambda a, v: .30*torch.exp(-(a/.9)**2) + .34*dome(a, v, .74, 1.12, .66) + .10*torch.exp(-a/.3)*bump(v - .7, .3),
-    corner=.04, out=.30, thick=.024,
-    straps=(((.78, .66), (.92, .50), (1.09, .22)), ((.74, 1.25), (.92, 1.05), (1.05, .78))))
+    top=lambda a: 0.20 + 0.26 * (1 - bump(a, 0.24)) + 0.26 * a**2,
+    bottom=lambda a: 1.82 - 0.66 * (a / 0.76) ** 2.6,
+    side=lambda v: 0.80 + 0.05 * bump(v - 1.16, 0.14) - 0.20 * ((v - 1.25) / 0.5).clamp(0, 1.2),
+    bulge=lambda a, v: (
+        0.30 * torch.exp(-((a / 0.9) ** 2))
+        + 0.34 * dome(a, v, 0.74, 1.12, 0.66)
+        + 0.10 * torch.exp(-a / 0.3) * bump(v - 0.7, 0.3)
+    ),
+    corner=0.04,
+    out=0.30,
+    thick=0.024,
+    straps=(((0.78, 0.66), (0.92, 0.50), (1.09, 0.22)), ((0.74, 1.25), (0.92, 1.05), (1.05, 0.78))),
+)
+
 
 def duckbill_folds(s):
     "The edge in front, the shadow under it, the weld of the rim."
-    under = s.v - 1.24 + .10*(s.u/.7)**2
-    edge = 1 - .26*bump(under, .012) + .12*bump(under + .032, .02)
-    return edge*(1 - .24*ramp(under, .03)*torch.exp(-under.clamp(min=0)/.26))*(1 - .16*bump(s.edge - .06, .010))*(1 + .025*mottle(len(s.u), 7, 4))
+    under = s.v - 1.24 + 0.10 * (s.u / 0.7) ** 2
+    edge = 1 - 0.26 * bump(under, 0.012) + 0.12 * bump(under + 0.032, 0.02)
+    return (
+        edge
+        * (1 - 0.24 * ramp(under, 0.03) * torch.exp(-under.clamp(min=0) / 0.26))
+        * (1 - 0.16 * bump(s.edge - 0.06, 0.010))
+        * (1 + 0.025 * mottle(len(s.u), 7, 4))
+    )
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c034
 SHAPES = dict(surgical=surgical, cloth=cloth, n95=n95, duckbill=duckbill)
@@ -170,87 +229,140 @@ KINDS = tuple(SHAPES)
 def weave(kind, u, v):
     "Factor on the light (n,n), about 1."
     n = len(u)
-    if kind == "cloth": return 1 + .035*torch.sin(2*torch.pi*32*u)*torch.sin(2*torch.pi*32*v) + .02*mottle(n, n, 5)
-    return 1 + .010*mottle(n, n, 6) + .012*mottle(n, max(2, n//3), 7)
+    if kind == "cloth":
+        return (
+            1
+            + 0.035 * torch.sin(2 * torch.pi * 32 * u) * torch.sin(2 * torch.pi * 32 * v)
+            + 0.02 * mottle(n, n, 5)
+        )
+    return 1 + 0.010 * mottle(n, n, 6) + 0.012 * mottle(n, max(2, n // 3), 7)
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c039
 TEXTURES = ("plain", "stripes", "checks", "dots", "floral")
 
-def stripes(u, v): return ramp(.06*torch.sin(2*torch.pi*(v + .25*u.abs())/.21), .02)
-def checks(u, v): return .5*sum(ramp(.07*torch.sin(2*torch.pi*x/.24), .02) for x in (u, v))
+
+def stripes(u, v):
+    return ramp(0.06 * torch.sin(2 * torch.pi * (v + 0.25 * u.abs()) / 0.21), 0.02)
+
+
+def checks(u, v):
+    return 0.5 * sum(ramp(0.07 * torch.sin(2 * torch.pi * x / 0.24), 0.02) for x in (u, v))
+
+
 def dots(u, v):
-    x, y = u/.2 + .5*((v/.2).floor() % 2), v/.2
-    return ramp(.055 - .2*((x % 1 - .5)**2 + (y % 1 - .5)**2).sqrt(), .02)
+    x, y = u / 0.2 + 0.5 * ((v / 0.2).floor() % 2), v / 0.2
+    return ramp(0.055 - 0.2 * ((x % 1 - 0.5) ** 2 + (y % 1 - 0.5) ** 2).sqrt(), 0.02)
+
+
 def floral(u, v):
     "Flowers of five petals, strewn."
     out = torch.zeros_like(u)
     for x, y, size, spin in Dice(8, "flowers", [0]).even_field(40, 4)[0].tolist():
-        du, dv, size = u + 1.1 - 2.2*x, v - .15 - 1.85*y, .055 + .06*size
-        r, angle = (du*du + dv*dv).sqrt(), torch.atan2(dv, du) + 6*spin
-        out = torch.maximum(out, ramp(size*(.72 + .28*torch.cos(5*angle)) - r, .02)*ramp(r - .22*size, .02))
+        du, dv, size = u + 1.1 - 2.2 * x, v - 0.15 - 1.85 * y, 0.055 + 0.06 * size
+        r, angle = (du * du + dv * dv).sqrt(), torch.atan2(dv, du) + 6 * spin
+        out = torch.maximum(
+            out,
+            ramp(size * (0.72 + 0.28 * torch.cos(5 * angle)) - r, 0.02)
+            * ramp(r - 0.22 * size, 0.02),
+        )
     return out
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c040
 def printed(kind, texture, u, v):
     "Share of the second colour (n,n); fleece bears a few letters."
-    if kind == "cloth": return dict(plain=lambda u, v: torch.zeros_like(u), stripes=stripes, checks=checks, dots=dots, floral=floral)[texture](u, v)
-    if kind != "n95": return torch.zeros_like(u)
-    letters = ramp(.02*torch.sin(2*torch.pi*(u + .62)/.055), .02)
-    return .7*letters*ramp(.02 - (v - 1.28).abs(), .012)*ramp(.13 - (u + .42).abs(), .012)
+    if kind == "cloth":
+        return dict(
+            plain=lambda u, v: torch.zeros_like(u),
+            stripes=stripes,
+            checks=checks,
+            dots=dots,
+            floral=floral,
+        )[texture](u, v)
+    if kind != "n95":
+        return torch.zeros_like(u)
+    letters = ramp(0.02 * torch.sin(2 * torch.pi * (u + 0.62) / 0.055), 0.02)
+    return (
+        0.7 * letters * ramp(0.02 - (v - 1.28).abs(), 0.012) * ramp(0.13 - (u + 0.42).abs(), 0.012)
+    )
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c043
-VALVE = .33, 1.12, .165   # centre and half its width
+VALVE = 0.33, 1.12, 0.165  # centre and half its width
+
 
 def clip(s, texel):
     "Coverage and shade of the nose clip."
-    bar = soft_min(.01, .026 - (s.below - .13).abs(), .30 - s.a)
-    return .75*ramp(bar, texel), 1 + .25*bump(s.below - .12, .012) - .25*bump(s.below - .155, .012)
+    bar = soft_min(0.01, 0.026 - (s.below - 0.13).abs(), 0.30 - s.a)
+    return 0.75 * ramp(bar, texel), 1 + 0.25 * bump(s.below - 0.12, 0.012) - 0.25 * bump(
+        s.below - 0.155, 0.012
+    )
+
 
 def valve_plate(s, texel):
     "Coverage and shade of the valve: a rim, a groove, slots."
     x, y = s.u - VALVE[0], s.v - VALVE[1]
-    r = (x.abs()**3 + y.abs()**3 + 1e-9)**(1/3)
-    rim = 1 + .16*bump(r - .145, .016)*(-(x + y)/.2).clamp(-1, 1) - .28*bump(r - .115, .009) - .20*bump(r - .172, .012)
-    slots = 1 - .28*ramp(.03*torch.sin(2*torch.pi*y/.062), .02)*ramp(.085 - r, .02)
-    return ramp(VALVE[2] - r, texel), rim*slots
+    r = (x.abs() ** 3 + y.abs() ** 3 + 1e-9) ** (1 / 3)
+    rim = (
+        1
+        + 0.16 * bump(r - 0.145, 0.016) * (-(x + y) / 0.2).clamp(-1, 1)
+        - 0.28 * bump(r - 0.115, 0.009)
+        - 0.20 * bump(r - 0.172, 0.012)
+    )
+    slots = 1 - 0.28 * ramp(0.03 * torch.sin(2 * torch.pi * y / 0.062), 0.02) * ramp(
+        0.085 - r, 0.02
+    )
+    return ramp(VALVE[2] - r, texel), rim * slots
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c044
 def hardware(kind, valve, s, texel):
     "Coverage of plastic and metal, their shade, and the shade that the valve throws on the fabric."
-    cover, gloss = clip(s, texel) if kind == "n95" else (torch.zeros_like(s.u), torch.ones_like(s.u))
-    if not valve: return cover, gloss, torch.ones_like(s.u)
+    cover, gloss = (
+        clip(s, texel) if kind == "n95" else (torch.zeros_like(s.u), torch.ones_like(s.u))
+    )
+    if not valve:
+        return cover, gloss, torch.ones_like(s.u)
     plate, relief = valve_plate(s, texel)
-    off = ((s.u - VALVE[0])**2 + (s.v - VALVE[1] - .03)**2).sqrt() - VALVE[2]
-    return torch.maximum(cover, plate), gloss*(1 - plate) + relief*plate, 1 - .30*(1 - plate)*torch.exp(-off.clamp(min=0)/.05)
+    off = ((s.u - VALVE[0]) ** 2 + (s.v - VALVE[1] - 0.03) ** 2).sqrt() - VALVE[2]
+    return (
+        torch.maximum(cover, plate),
+        gloss * (1 - plate) + relief * plate,
+        1 - 0.30 * (1 - plate) * torch.exp(-off.clamp(min=0) / 0.05),
+    )
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c047
 def curve_distance(curve, a, v, pieces=10):
     "Distance (n,n) to a quadratic Bezier curve, three control points (a, v), as a chain of straight pieces."
     t = torch.linspace(0, 1, pieces + 1)[:, None]
     p, q, r = torch.tensor(curve)
-    points = (1 - t)**2*p + 2*t*(1 - t)*q + t**2*r
-    best = torch.full_like(a, 9.)
+    points = (1 - t) ** 2 * p + 2 * t * (1 - t) * q + t**2 * r
+    best = torch.full_like(a, 9.0)
     for (x, y), (dx, dy) in zip(points[:-1].tolist(), points.diff(dim=0).tolist()):
-        s = (((a - x)*dx + (v - y)*dy)/(dx*dx + dy*dy)).clamp(0, 1)
-        best = torch.minimum(best, ((a - x - s*dx)**2 + (v - y - s*dy)**2).sqrt())
+        s = (((a - x) * dx + (v - y) * dy) / (dx * dx + dy * dy)).clamp(0, 1)
+        best = torch.minimum(best, ((a - x - s * dx) ** 2 + (v - y - s * dy) ** 2).sqrt())
     return best
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c050
 def skin(u, v):
     "1 where a shadow can fall."
-    face = 1 - (u.abs()/1.06)**2.2 - (v.clamp(min=0)/1.72)**1.75
-    neck = soft_min(.035, v - 1.35, .62 - u.abs())
-    return torch.maximum(ramp(face, .12), ramp(neck, .15))
+    face = 1 - (u.abs() / 1.06) ** 2.2 - (v.clamp(min=0) / 1.72) ** 1.75
+    neck = soft_min(0.035, v - 1.35, 0.62 - u.abs())
+    return torch.maximum(ramp(face, 0.12), ramp(neck, 0.15))
 
-def fade(d, reach): return (1 - d.clamp(min=0)/reach).clamp(min=0)**2
+
+def fade(d, reach):
+    return (1 - d.clamp(min=0) / reach).clamp(min=0) ** 2
+
 
 def shadow(shape, s, gap):
     "Share of the light that the mask and its straps take from the skin."
-    thrown = distance(outline(shape, s.u, s.v - .07))
-    return torch.maximum(torch.maximum(.30*fade(-s.edge, .07), .42*fade(-thrown, .17)), .25*fade(gap - shape.thick, .05))*skin(s.u, s.v)
+    thrown = distance(outline(shape, s.u, s.v - 0.07))
+    return torch.maximum(
+        torch.maximum(0.30 * fade(-s.edge, 0.07), 0.42 * fade(-thrown, 0.17)),
+        0.25 * fade(gap - shape.thick, 0.05),
+    ) * skin(s.u, s.v)
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c053
 CHANNELS = ("cover", "shadow", "fabric", "print", "trim", "lean", "strap")
+
 
 @lru_cache(8)
 def fabric(kind, n):
@@ -259,42 +371,77 @@ def fabric(kind, n):
     s = spots(shape, n)
     light, lean = lit(shape, s.u, s.v)
     gap = torch.minimum(*[curve_distance(c, s.a, s.v) for c in shape.straps])
-    cover = ramp(s.edge, SIDE/n)
-    return s, cover, light*FOLDS[kind](s)*weave(kind, s.u, s.v), light, lean*cover, shadow(shape, s, gap), ramp(shape.thick - gap, SIDE/n)*(1 - cover)
+    cover = ramp(s.edge, SIDE / n)
+    return (
+        s,
+        cover,
+        light * FOLDS[kind](s) * weave(kind, s.u, s.v),
+        light,
+        lean * cover,
+        shadow(shape, s, gap),
+        ramp(shape.thick - gap, SIDE / n) * (1 - cover),
+    )
 
+# %% ../../nbs/2_degradations/05_mask_template.ipynb #c053-1
 def tile(
-    kind,     # in KINDS
+    kind,  # in KINDS
     texture,  # in TEXTURES; only cloth is printed
-    valve,    # has it an exhalation valve?
-    n,        # texels a side
+    valve,  # has it an exhalation valve?
+    n,  # texels a side
 ):
     "A flat mask (7,n,n), see CHANNELS: coverage, share of light lost, light on three materials, how far the surface faces right, straps."
     s, cover, shade, light, lean, dark, straps = fabric(kind, n)
-    hard, gloss, thrown = hardware(kind, valve, s, SIDE/n)
-    soft, ink = cover*(1 - hard)*shade*thrown, printed(kind, texture, s.u, s.v)
-    return torch.stack([cover, dark, soft*(1 - ink), soft*ink, cover*hard*gloss*(.35 + .65*light), lean, straps])
+    hard, gloss, thrown = hardware(kind, valve, s, SIDE / n)
+    soft, ink = cover * (1 - hard) * shade * thrown, printed(kind, texture, s.u, s.v)
+    return torch.stack(
+        [
+            cover,
+            dark,
+            soft * (1 - ink),
+            soft * ink,
+            cover * hard * gloss * (0.35 + 0.65 * light),
+            lean,
+            straps,
+        ]
+    )
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c060
-STYLES = tuple((kind, texture, valve) for kind in KINDS for texture in (TEXTURES if kind == "cloth" else ("plain",))
-               for valve in ((False,) if kind == "surgical" else (False, True)))
-LARGEST, HALVINGS, COLUMNS = 320, 4, 4   # a face aligned in 512 pixels takes the largest tile, one in 32 pixels the smallest
+STYLES = tuple(
+    (kind, texture, valve)
+    for kind in KINDS
+    for texture in (TEXTURES if kind == "cloth" else ("plain",))
+    for valve in ((False,) if kind == "surgical" else (False, True))
+)
+LARGEST, HALVINGS, COLUMNS = (
+    320,
+    4,
+    4,
+)  # a face aligned in 512 pixels takes the largest tile, one in 32 pixels the smallest
+
 
 @lru_cache(4)
 def sheet(device="cpu"):
     "All tiles and their halves (1,7,4*320,4*480); the channels of a texel lie together in memory."
-    page = torch.zeros(1, len(CHANNELS), -(-len(STYLES)//COLUMNS)*LARGEST, COLUMNS*LARGEST*3//2)
+    page = torch.zeros(
+        1, len(CHANNELS), -(-len(STYLES) // COLUMNS) * LARGEST, COLUMNS * LARGEST * 3 // 2
+    )
     for i, style in enumerate(STYLES):
         level = tile(*style, LARGEST)[None]
         for k in range(HALVINGS + 1):
             x, y, size = (int(q) for q in place(torch.tensor(i), torch.tensor(k)))
-            page[..., y:y + size, x:x + size] = level
+            page[..., y : y + size, x : x + size] = level
             level = F.avg_pool2d(level, 2)
     return page.to(device).contiguous(memory_format=torch.channels_last)
+
 
 def place(
     style,  # (N,) which of STYLES
     level,  # (N,) how often halved
 ):
     "Where tiles stand on the sheet: left, top and side, each (N,), in texels."
-    size = LARGEST*.5**level
-    return style%COLUMNS*(LARGEST*1.5) + (level > 0)*float(LARGEST), style//COLUMNS*float(LARGEST) + (level > 0)*(LARGEST - 2*size), size
+    size = LARGEST * 0.5**level
+    return (
+        style % COLUMNS * (LARGEST * 1.5) + (level > 0) * float(LARGEST),
+        style // COLUMNS * float(LARGEST) + (level > 0) * (LARGEST - 2 * size),
+        size,
+    )

@@ -14,13 +14,36 @@ from dataclasses import dataclass
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
-from .degradation import Degradation, Degraded, Several, Span, among, between, colour, number, one_of
-from .mask_template import HALVINGS, KINDS, LARGEST, LEFT, SHAPES, SIDE, STYLES, TEXTURES, TOP, place, sheet
+from facelab.degradations.degradation import (
+    Degradation,
+    Degraded,
+    Several,
+    Span,
+    among,
+    between,
+    colour,
+    number,
+    one_of,
+)
+from facelab.degradations.mask_template import (
+    HALVINGS,
+    KINDS,
+    LARGEST,
+    LEFT,
+    SHAPES,
+    SIDE,
+    STYLES,
+    TEXTURES,
+    TOP,
+    place,
+    sheet,
+)
 from .resample import cubic_kernel
 from ..faces.parts import five_points
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c005
-EYES_NOSE_MOUTH = torch.tensor(((-.5, 0), (.5, 0), (0, .56), (0, 1.016)), dtype=torch.float64)
+EYES_NOSE_MOUTH = torch.tensor(((-0.5, 0), (0.5, 0), (0, 0.56), (0, 1.016)), dtype=torch.float64)
+
 
 def upright(
     five,  # (N,5,2) float64: eyes, nose, corners of the mouth
@@ -29,23 +52,46 @@ def upright(
     z = torch.view_as_complex(torch.stack([five[:, 0], five[:, 1], five[:, 3:].mean(1)], 1))
     rest = torch.view_as_complex(EYES_NOSE_MOUTH[[0, 1, 3]].to(five.device))
     off = z - z.mean(1, keepdim=True)
-    a = (off.conj()*(rest - rest.mean())).sum(1, keepdim=True)/off.abs().square().sum(1, keepdim=True).clamp(min=1e-9)
-    return a, rest.mean() - a*z.mean(1, keepdim=True)
+    a = (off.conj() * (rest - rest.mean())).sum(1, keepdim=True) / off.abs().square().sum(
+        1, keepdim=True
+    ).clamp(min=1e-9)
+    return a, rest.mean() - a * z.mean(1, keepdim=True)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c006
 def similar(points, a, b):
     "The points (N,K,2) after z -> a z + b."
-    return torch.view_as_real(a*torch.view_as_complex(points.contiguous()) + b)
+    return torch.view_as_real(a * torch.view_as_complex(points.contiguous()) + b)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c009
 def mirrored(half, u, v):
     "Rows (7,2) of one cheek, chin and nose as (11,2): ear to ear, bridge and base of the nose; `u`, `v`: signs on the other cheek."
     half = torch.tensor(half, dtype=torch.float64)
-    return torch.cat([half[:5], half[:4].flip(0)*torch.tensor([u, v]), half[5:]])
+    return torch.cat([half[:5], half[:4].flip(0) * torch.tensor([u, v]), half[5:]])
 
-REST = mirrored(((-1.10, -.01), (-1.08, .56), (-.90, 1.11), (-.53, 1.54), (0, 1.74), (0, -.01), (0, .75)), -1, 1)
-SIDEWAYS = mirrored(((-1.16, .05), (-1.03, .25), (-.84, .39), (-.39, .26), (-.03, 0), (.54, 0), (.66, 0)), 1, -1)
-DOWN = mirrored(((-.12, -.53), (-.10, -.41), (-.04, -.31), (-.02, -.13), (0, .10), (0, .33), (0, .71)), -1, 1)
+
+REST = mirrored(
+    ((-1.10, -0.01), (-1.08, 0.56), (-0.90, 1.11), (-0.53, 1.54), (0, 1.74), (0, -0.01), (0, 0.75)),
+    -1,
+    1,
+)
+SIDEWAYS = mirrored(
+    ((-1.16, 0.05), (-1.03, 0.25), (-0.84, 0.39), (-0.39, 0.26), (-0.03, 0), (0.54, 0), (0.66, 0)),
+    1,
+    -1,
+)
+DOWN = mirrored(
+    (
+        (-0.12, -0.53),
+        (-0.10, -0.41),
+        (-0.04, -0.31),
+        (-0.02, -0.13),
+        (0, 0.10),
+        (0, 0.33),
+        (0, 0.71),
+    ),
+    -1,
+    1,
+)
 ANCHORS = torch.cat([REST, EYES_NOSE_MOUTH])  # 15 points of the face at rest
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c010
@@ -54,19 +100,26 @@ def guessed(
 ):
     "Jaw (9 points), bridge and base of the nose (N,11,2), from where the nose is."
     s, t = (nose - EYES_NOSE_MOUTH[2].to(nose))[:, None].unbind(2)
-    return REST.to(nose) + s[..., None]*SIDEWAYS.to(nose) + t[..., None]*DOWN.to(nose)
+    return REST.to(nose) + s[..., None] * SIDEWAYS.to(nose) + t[..., None] * DOWN.to(nose)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c012
-JAW = {68: 17, 81: 17, 194: 41}                      # how many points from ear to ear, the first ones
-NOSE = {49: (10, 16), 68: (27, 33), 81: (27, 33)}    # bridge and base
+JAW = {68: 17, 81: 17, 194: 41}  # how many points from ear to ear, the first ones
+NOSE = {49: (10, 16), 68: (27, 33), 81: (27, 33)}  # bridge and base
+
 
 def evenly(line, count):
     "`count` points (N,count,2) at even steps along chains (N,K,2)."
     step = line.diff(dim=1)
     length = step.norm(dim=2)
     walked = F.pad(length.cumsum(1), (1, 0))
-    want = torch.linspace(0, 1, count, device=line.device, dtype=line.dtype)[:, None]*walked[:, None, -1:]
-    return line[:, :1] + ((want - walked[:, None, :-1])/length[:, None].clamp(min=1e-9)).clamp(0, 1)@step
+    want = (
+        torch.linspace(0, 1, count, device=line.device, dtype=line.dtype)[:, None]
+        * walked[:, None, -1:]
+    )
+    return (
+        line[:, :1]
+        + ((want - walked[:, None, :-1]) / length[:, None].clamp(min=1e-9)).clamp(0, 1) @ step
+    )
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c014
 def anchors(
@@ -80,24 +133,32 @@ def anchors(
     guess = guessed(points[:, 2])
     jaw, nose = guess[:, :9], guess[:, 9:]
     if k in JAW:
-        line, chin = similar(p[:, :JAW[k]], a, b), JAW[k]//2
-        jaw = torch.cat([evenly(line[:, :chin + 1], 5), evenly(line[:, chin:], 5)[:, 1:]], 1)
-    if k in NOSE: nose = similar(p[:, list(NOSE[k])], a, b)
-    return torch.cat([jaw, nose, points[:, :3], points[:, 3:].mean(1, keepdim=True)], 1), (a, b), points[:, 2, 0]
+        line, chin = similar(p[:, : JAW[k]], a, b), JAW[k] // 2
+        jaw = torch.cat([evenly(line[:, : chin + 1], 5), evenly(line[:, chin:], 5)[:, 1:]], 1)
+    if k in NOSE:
+        nose = similar(p[:, list(NOSE[k])], a, b)
+    return (
+        torch.cat([jaw, nose, points[:, :3], points[:, 3:].mean(1, keepdim=True)], 1),
+        (a, b),
+        points[:, 2, 0],
+    )
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c019
 def bending(r2):
     "r^2 log r from r^2, in place."
-    return r2.clamp_(min=1e-9).mul_(r2.log()).mul_(.5)
+    return r2.clamp_(min=1e-9).mul_(r2.log()).mul_(0.5)
+
 
 def thin_plate(
-    source,      # (N,15,2): where ANCHORS are
-    stiff=.05,   # 0 meets every anchor
+    source,  # (N,15,2): where ANCHORS are
+    stiff=0.05,  # 0 meets every anchor
 ):
     "Weights (N,18,2) of the spline that sends them to ANCHORS."
     k = source.shape[1]
-    corner = bending((source[:, :, None] - source[:, None]).square().sum(3)) + stiff*torch.eye(k, dtype=source.dtype, device=source.device)
-    affine = F.pad(source, (1, 0), value=1.)
+    corner = bending((source[:, :, None] - source[:, None]).square().sum(3)) + stiff * torch.eye(
+        k, dtype=source.dtype, device=source.device
+    )
+    affine = F.pad(source, (1, 0), value=1.0)
     system = torch.cat([torch.cat([corner, affine], 2), F.pad(affine.mT, (0, 3))], 1)
     return torch.linalg.solve_ex(system, F.pad(ANCHORS.to(source) - source, (0, 0, 0, 3)))[0]
 
@@ -105,128 +166,221 @@ def thin_plate(
 def bent(at, source, weights):
     "The spline at points (N,M,2)."
     k = source.shape[1]
-    r2 = at.square().sum(2, keepdim=True) + source.square().sum(2)[:, None] - 2*at@source.mT
-    return at + bending(r2)@weights[:, :k] + weights[:, k:k + 1] + at@weights[:, k + 1:]
+    r2 = at.square().sum(2, keepdim=True) + source.square().sum(2)[:, None] - 2 * at @ source.mT
+    return at + bending(r2) @ weights[:, :k] + weights[:, k : k + 1] + at @ weights[:, k + 1 :]
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c023
 NODES = 20
 
+
 @lru_cache(32)
 def spreading(
-    size,            # pixels
+    size,  # pixels
     device="cpu",
 ):
     "Where the nodes are along one side, in pixels, two beyond each border, and the matrix (size, NODES + 4) that interpolates between them."
-    nodes = (torch.arange(-2, NODES + 2, dtype=torch.float64) + .5)*size/NODES
-    return nodes.to(device), cubic_kernel((torch.arange(size)[:, None] + .5 - nodes)*NODES/size, -.5).float().to(device)
+    nodes = (torch.arange(-2, NODES + 2, dtype=torch.float64) + 0.5) * size / NODES
+    return nodes.to(device), cubic_kernel(
+        (torch.arange(size)[:, None] + 0.5 - nodes) * NODES / size, -0.5
+    ).float().to(device)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c025
 def on_nodes(
-    h, w,    # the picture
+    h,
+    w,  # the picture
     source,  # (N,15,2) anchors
-    a, b,    # similarity
+    a,
+    b,  # similarity
 ):
     "Coordinates u, v of the face at rest, each (N,NODES + 4,NODES + 4)."
     y, x = (spreading(s, str(source.device))[0] for s in (h, w))
     z = torch.complex(x.expand(len(y), -1), y[:, None].expand(-1, len(x))).flatten()
-    at = torch.view_as_real(a*z + b).float()
-    uv = bent(at, source.float(), thin_plate(source).float()).nan_to_num(9.).clamp(-9, 9)
+    at = torch.view_as_real(a * z + b).float()
+    uv = bent(at, source.float(), thin_plate(source).float()).nan_to_num(9.0).clamp(-9, 9)
     return uv.view(len(source), len(y), len(x), 2).unbind(3)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c030
 LOWERED = 1.42  # below the nose
 
+
 def put_on(u, v, kind, height, shift, tilt, turn):
     "Mask coordinates u, v at face coordinates (N,...), and how much of straps and shadow is seen there; the other arguments are (N,1,1)."
-    middle, cheek = torch.zeros(()), torch.tensor(.6)
-    top, chin, wide, out = torch.tensor([(s.top(middle), s.bottom(middle), s.side(cheek), s.out) for s in SHAPES.values()]).to(u)[kind].unbind(-1)
-    far = turn*u
-    v = chin - (chin - v)*(chin - top)/(chin + .01 - .57*height)
-    u, v = u - shift - tilt*(v - 1), v + tilt*u
-    u = u*(1 - (5 - 4.6*wide).clamp(0, .7)*far.clamp(0, .25)) - 1.7*out*turn*torch.exp(-(u/.7)**2 - ((v - 1)/.6)**2)
-    wave = 40*shift
-    return u + .012*torch.sin(3.1*v + wave), v + .012*torch.sin(3.7*u + 2*wave), (1.5 - far/.08).clamp(0, 1)
+    middle, cheek = torch.zeros(()), torch.tensor(0.6)
+    top, chin, wide, out = (
+        torch.tensor(
+            [(s.top(middle), s.bottom(middle), s.side(cheek), s.out) for s in SHAPES.values()]
+        )
+        .to(u)[kind]
+        .unbind(-1)
+    )
+    far = turn * u
+    v = chin - (chin - v) * (chin - top) / (chin + 0.01 - 0.57 * height)
+    u, v = u - shift - tilt * (v - 1), v + tilt * u
+    u = u * (
+        1 - (5 - 4.6 * wide).clamp(0, 0.7) * far.clamp(0, 0.25)
+    ) - 1.7 * out * turn * torch.exp(-((u / 0.7) ** 2) - ((v - 1) / 0.6) ** 2)
+    wave = 40 * shift
+    return (
+        u + 0.012 * torch.sin(3.1 * v + wave),
+        v + 0.012 * torch.sin(3.7 * u + 2 * wave),
+        (1.5 - far / 0.08).clamp(0, 1),
+    )
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c033
-FABRIC = dict(surgical=(0xa9cfe6, 0x9cc8e4, 0x8fbfe0, 0xeef1f1, 0xf2f3f3, 0xa8d5c8, 0xf0c3cf, 0x2b2c30), cloth=(0x23262b, 0x1c1d20, 0x3c4250, 0x27364f, 0x5b6470, 0x8b2f33, 0xd9d4ca, 0x486b58, 0xb98a9a, 0xcaa45a),
-              n95=(0xf1f1ee, 0xf4f4f2, 0xeceae4, 0x25272a, 0xc9dbe6), duckbill=(0xf1f2f0, 0xf3f4f3, 0xbfd9e6, 0xe9efe9))
-STRAY = dict(surgical=.04, cloth=.12, n95=.02, duckbill=.02)
-SECOND = (0xf2efe6, 0xe7d8b8, 0x1d1f24, 0x9fb7cf, 0xd98a86, 0xc9c9c9)
-TRIM = dict(surgical=(0xf1f1f1,), cloth=(0x1d1d1f, 0xefefef), n95=(0xe9e7e0, 0xdcd6c4, 0x3a3b3d), duckbill=(0xefefec, 0xf2f2ee, 0xe0d6b4))
+FABRIC = dict(
+    surgical=(0xA9CFE6, 0x9CC8E4, 0x8FBFE0, 0xEEF1F1, 0xF2F3F3, 0xA8D5C8, 0xF0C3CF, 0x2B2C30),
+    cloth=(
+        0x23262B,
+        0x1C1D20,
+        0x3C4250,
+        0x27364F,
+        0x5B6470,
+        0x8B2F33,
+        0xD9D4CA,
+        0x486B58,
+        0xB98A9A,
+        0xCAA45A,
+    ),
+    n95=(0xF1F1EE, 0xF4F4F2, 0xECEAE4, 0x25272A, 0xC9DBE6),
+    duckbill=(0xF1F2F0, 0xF3F4F3, 0xBFD9E6, 0xE9EFE9),
+)
+STRAY = dict(surgical=0.04, cloth=0.12, n95=0.02, duckbill=0.02)
+SECOND = (0xF2EFE6, 0xE7D8B8, 0x1D1F24, 0x9FB7CF, 0xD98A86, 0xC9C9C9)
+TRIM = dict(
+    surgical=(0xF1F1F1,),
+    cloth=(0x1D1D1F, 0xEFEFEF),
+    n95=(0xE9E7E0, 0xDCD6C4, 0x3A3B3D),
+    duckbill=(0xEFEFEC, 0xF2F2EE, 0xE0D6B4),
+)
+
 
 def rgb(colours):
     "(N,) whole numbers 0xrrggbb as (N,3) in [0,1]."
-    return torch.stack([colours >> s & 255 for s in (16, 8, 0)], 1)/255
+    return torch.stack([colours >> s & 255 for s in (16, 8, 0)], 1) / 255
+
 
 def packed(rgb):
     "(N,3) in [0,1] as (N,) whole numbers 0xrrggbb."
-    return ((rgb.clamp(0, 1)*255).round().long()*torch.tensor([1 << 16, 1 << 8, 1])).sum(1)
+    return ((rgb.clamp(0, 1) * 255).round().long() * torch.tensor([1 << 16, 1 << 8, 1])).sum(1)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c034
 def chosen(dice, palettes, kind):
     "(N,) one colour of each one's palette."
     longest = max(map(len, palettes))
-    table = torch.tensor([(list(p)*longest)[:longest] for p in palettes])
-    return table[kind, (dice.uniform()*torch.tensor(list(map(len, palettes)))[kind]).long()]
+    table = torch.tensor([(list(p) * longest)[:longest] for p in palettes])
+    return table[kind, (dice.uniform() * torch.tensor(list(map(len, palettes)))[kind]).long()]
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c036
 def colours(dice, kind, fixed):
     "Fabric, second colour and trim, each (N,): the second one differs from the first in brightness, dark masks have dark straps."
     d = dice.named("colour")
-    stray = torch.tensor(list(STRAY.values()), dtype=torch.float64)[kind, None]*torch.stack([d.uniform(-1, 1) for _ in range(3)], 1)
+    stray = torch.tensor(list(STRAY.values()), dtype=torch.float64)[kind, None] * torch.stack(
+        [d.uniform(-1, 1) for _ in range(3)], 1
+    )
     fabric = packed(rgb(chosen(d, list(FABRIC.values()), kind)) + stray)
-    if fixed != "random": fabric = torch.full_like(fabric, int(fixed[1:], 16))
-    second, trim = chosen(dice.named("second"), [SECOND]*len(KINDS), kind), chosen(dice.named("trim"), list(TRIM.values()), kind)
+    if fixed != "random":
+        fabric = torch.full_like(fabric, int(fixed[1:], 16))
+    second, trim = (
+        chosen(dice.named("second"), [SECOND] * len(KINDS), kind),
+        chosen(dice.named("trim"), list(TRIM.values()), kind),
+    )
     light = rgb(fabric).mean(1)
-    alike = (rgb(second).mean(1) - light).abs() < .25
-    second = torch.where(alike, torch.where(light < .5, 0xf0eee8, 0x2a2c32), second)
-    return fabric, second, torch.where((light < .3) & (kind < 3), 0x212123, trim)
+    alike = (rgb(second).mean(1) - light).abs() < 0.25
+    second = torch.where(alike, torch.where(light < 0.5, 0xF0EEE8, 0x2A2C32), second)
+    return fabric, second, torch.where((light < 0.3) & (kind < 3), 0x212123, trim)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c038
-CHEEKS = torch.zeros(4, 15, dtype=torch.float64)   # two spots on each cheek, as mixtures of anchors: jaw 0 to 8, eyes 11 and 12, mouth 14
+CHEEKS = torch.zeros(
+    4, 15, dtype=torch.float64
+)  # two spots on each cheek, as mixtures of anchors: jaw 0 to 8, eyes 11 and 12, mouth 14
 for k, (eye, jaw, low) in enumerate(((11, 1, 2), (12, 7, 6))):
-    CHEEKS[2*k, [eye, jaw, 14]], CHEEKS[2*k + 1, [eye, low, 14]] = torch.tensor([.55, .225, .225]).double(), torch.tensor([.45, .25, .3]).double()
+    CHEEKS[2 * k, [eye, jaw, 14]], CHEEKS[2 * k + 1, [eye, low, 14]] = (
+        torch.tensor([0.55, 0.225, 0.225]).double(),
+        torch.tensor([0.45, 0.25, 0.3]).double(),
+    )
+
 
 def lighting(x, source, a, b):
     "Colour of the light (N,3), about 1 in a well exposed picture, and how far it comes from the right (N,)."
-    at = similar(CHEEKS.to(source)@source, 1/a, -b/a)/torch.tensor([x.shape[3], x.shape[2]], device=x.device)*2 - 1
+    at = (
+        similar(CHEEKS.to(source) @ source, 1 / a, -b / a)
+        / torch.tensor([x.shape[3], x.shape[2]], device=x.device)
+        * 2
+        - 1
+    )
     patches = F.adaptive_avg_pool2d(x, 16)
-    skin = F.grid_sample(patches, at[:, None].to(x), padding_mode="border", align_corners=False)[:, :, 0].mean(1)
+    skin = F.grid_sample(patches, at[:, None].to(x), padding_mode="border", align_corners=False)[
+        :, :, 0
+    ].mean(1)
     lamp = patches.amax((2, 3))
-    lamp = .5*lamp + .5*lamp.mean(1, keepdim=True)
+    lamp = 0.5 * lamp + 0.5 * lamp.mean(1, keepdim=True)
     left, right = skin[:, :2].mean(1), skin[:, 2:].mean(1)
-    return ((skin.mean(1, keepdim=True)*lamp).sqrt()/.72).pow(.7).clamp(.25, 1.12), 1.2*((right - left)/(right + left + .1)).clamp(-.5, .5)
+    return ((skin.mean(1, keepdim=True) * lamp).sqrt() / 0.72).pow(0.7).clamp(0.25, 1.12), 1.2 * (
+        (right - left) / (right + left + 0.1)
+    ).clamp(-0.5, 0.5)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c041
 def window(u, v, h, w):
     "Rows and columns of pixels (top, bottom, left, right) that the batch's masks can touch; all of them on a GPU, which would have to wait for the answer."
-    if u.device.type != "cpu": return 0, h, 0, w
-    near = ((u.abs() < 1.25) & (v > -.1) & (v < 2.2)).any(0)
+    if u.device.type != "cpu":
+        return 0, h, 0, w
+    near = ((u.abs() < 1.25) & (v > -0.1) & (v < 2.2)).any(0)
+
     def span(line, size):
         at = line.nonzero().flatten().tolist() or [0, NODES + 3]
-        return max(0, math.floor((at[0] - 3)*size/NODES)), min(size, math.ceil((at[-1] - 1)*size/NODES) + 1)
+        return max(0, math.floor((at[0] - 3) * size / NODES)), min(
+            size, math.ceil((at[-1] - 1) * size / NODES) + 1
+        )
+
     return *span(near.any(1), h), *span(near.any(0), w)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c042
 def to_sheet(uv, style, pixels, height, width):
     "Mask coordinates (N,2,h,w), changed in place, as grid coordinates of the sheet: in the tile of the style whose size is nearest to the face's, with `pixels` (N,) an eye distance."
-    rim = .5*SIDE/(LARGEST >> HALVINGS)   # tiles are empty there
-    for k, low in enumerate((LEFT, TOP)): uv[:, k].clamp_(low + rim, low + SIDE - rim)
-    left, top, size = (q.to(uv.dtype)[:, None, None, None] for q in place(style, (LARGEST/(pixels*SIDE)).log2().round().clamp(0, HALVINGS)))
-    corner, scale = uv.new_tensor([LEFT, TOP]).view(1, 2, 1, 1), uv.new_tensor([2/width, 2/height]).view(1, 2, 1, 1)
-    return torch.addcmul((torch.cat([left, top], 1) - corner/SIDE*size)*scale - 1, uv, size/SIDE*scale)
+    rim = 0.5 * SIDE / (LARGEST >> HALVINGS)  # tiles are empty there
+    for k, low in enumerate((LEFT, TOP)):
+        uv[:, k].clamp_(low + rim, low + SIDE - rim)
+    left, top, size = (
+        q.to(uv.dtype)[:, None, None, None]
+        for q in place(style, (LARGEST / (pixels * SIDE)).log2().round().clamp(0, HALVINGS))
+    )
+    corner, scale = (
+        uv.new_tensor([LEFT, TOP]).view(1, 2, 1, 1),
+        uv.new_tensor([2 / width, 2 / height]).view(1, 2, 1, 1),
+    )
+    return torch.addcmul(
+        (torch.cat([left, top], 1) - corner / SIDE * size) * scale - 1, uv, size / SIDE * scale
+    )
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c044
 def _wear(mask, dice):
     "What each face wears and how: (N,) numbers by name."
     several = lambda name, all: among(dice, name, getattr(mask, name), all)
-    kind, low, askew = several("kind", KINDS), dice.named("lowered").chance(mask.lowered), dice.named("askew")
-    texture, valve = several("texture", TEXTURES)*(kind == 1), dice.named("valve").chance(mask.valve).long()*(kind > 0)
+    kind, low, askew = (
+        several("kind", KINDS),
+        dice.named("lowered").chance(mask.lowered),
+        dice.named("askew"),
+    )
+    texture, valve = (
+        several("texture", TEXTURES) * (kind == 1),
+        dice.named("valve").chance(mask.valve).long() * (kind > 0),
+    )
     fabric, second, trim = colours(dice, kind, mask.colour)
-    return dict(kind=kind, texture=texture, valve=valve, colour=fabric, second=second, trim=trim, lowered=low,
-                style=torch.tensor([[s[0] for s in STYLES].index(k) for k in KINDS])[kind] + 2*texture + valve,
-                height=dice.named("height").uniform(*mask.height)*(1 - low) + LOWERED*low,
-                shift=askew.uniform(-mask.askew, mask.askew), tilt=askew.uniform(-mask.askew, mask.askew))
+    return dict(
+        kind=kind,
+        texture=texture,
+        valve=valve,
+        colour=fabric,
+        second=second,
+        trim=trim,
+        lowered=low,
+        style=torch.tensor([[s[0] for s in STYLES].index(k) for k in KINDS])[kind]
+        + 2 * texture
+        + valve,
+        height=dice.named("height").uniform(*mask.height) * (1 - low) + LOWERED * low,
+        shift=askew.uniform(-mask.askew, mask.askew),
+        tilt=askew.uniform(-mask.askew, mask.askew),
+    )
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c046
 def sampled(planes, style, pixels, h, w):
@@ -235,11 +389,14 @@ def sampled(planes, style, pixels, h, w):
     page = sheet(device)
     rows, columns = (spreading(s, device)[1] for s in (h, w))
     top, bottom, left, right = frame = window(*planes[:, :2].unbind(1), h, w)
-    fine = rows[top:bottom]@planes@columns[left:right].T
+    fine = rows[top:bottom] @ planes @ columns[left:right].T
     grid = to_sheet(fine[:, :2], style, pixels, *page.shape[2:])
-    parts = F.grid_sample(page.expand(len(planes), -1, -1, -1), grid.permute(0, 2, 3, 1), align_corners=False)
+    parts = F.grid_sample(
+        page.expand(len(planes), -1, -1, -1), grid.permute(0, 2, 3, 1), align_corners=False
+    )
     visible = fine[:, 2].clamp_(0, 1)
-    for k in (1, 6): parts[:, k].mul_(visible)
+    for k in (1, 6):
+        parts[:, k].mul_(visible)
     return parts, frame
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c048
@@ -249,47 +406,93 @@ def laid_on(x, parts, paint, lean, depth, out):
     strap = parts[:, 6:]
     torch.add(parts[:, :1], strap, out=mask).clamp_(max=1)
     torch.mul(parts[:, 1:2], depth, out=shadow)
-    parts[:, 4:5] += .9*strap
-    glow = (paint@parts[:, 2:5].flatten(2)).view_as(x)
-    torch.minimum(glow.mul_(parts[:, 5:6]*lean.view(-1, 1, 1, 1) + 1), mask, out=layer)
-    torch.addcmul(layer, x, (1 - mask)*(1 - shadow), out=y)
+    parts[:, 4:5] += 0.9 * strap
+    glow = (paint @ parts[:, 2:5].flatten(2)).view_as(x)
+    torch.minimum(glow.mul_(parts[:, 5:6] * lean.view(-1, 1, 1, 1) + 1), mask, out=layer)
+    torch.addcmul(layer, x, (1 - mask) * (1 - shadow), out=y)
     torch.sub(y, x, out=gamma).abs_()
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c049
-PIECE = 16   # faces at once on a CPU: what they need stays in its cache
+PIECE = 16  # faces at once on a CPU: what they need stays in its cache
 
+# %% ../../nbs/2_degradations/06_masks.ipynb #c049-1
 @dataclass(frozen=True)
 class FaceMask(Degradation):
     "Put a face mask on every face (jdsr_gan, Fig 5); maps `mask` and `shadow` (N,1,H,W), `layer` and `gamma` (N,3,H,W), and what was drawn."
+
     kind: Several = one_of(KINDS, KINDS, "kind of mask")
     texture: Several = one_of(TEXTURES, TEXTURES, "print of a cloth mask")
     colour: str = colour("random", "colour of the fabric")
-    valve: float = number(.3, 0, 1, "share of masks with an exhalation valve; surgical ones have none")
-    height: Span = between((.2, .6), 0, 1, "upper edge, from the bridge of the nose (0) to its tip (1)")
-    lowered: float = number(0., 0, 1, "share of masks worn below the nose")
-    askew: float = number(.03, 0, .15, "largest shift and tilt", "eye distances, radians")
-    shadow: float = number(1., 0, 2, "depth of the shadow beside the mask", "x")
+    valve: float = number(
+        0.3, 0, 1, "share of masks with an exhalation valve; surgical ones have none"
+    )
+    height: Span = between(
+        (0.2, 0.6), 0, 1, "upper edge, from the bridge of the nose (0) to its tip (1)"
+    )
+    lowered: float = number(0.0, 0, 1, "share of masks worn below the nose")
+    askew: float = number(0.03, 0, 0.15, "largest shift and tilt", "eye distances, radians")
+    shadow: float = number(1.0, 0, 2, "depth of the shadow beside the mask", "x")
     needs = ("landmarks",)
 
-    def wear(self, dice): return _wear(self, dice)
+    def wear(self, dice):
+        return _wear(self, dice)
 
     def degrade(self, x, dice, labels):
         n, _, h, w = x.shape
         worn = {k: q.to(x.device) for k, q in self.wear(dice).items()}
         source, (a, b), turn = anchors(labels["landmarks"].to(x.device))
         light, lean = lighting(x, source, a, b)
-        paint = torch.stack([rgb(worn[k]) for k in ("colour", "second", "trim")], 2).float()*light[:, :, None]
-        planes = torch.stack(put_on(*on_nodes(h, w, source, a, b), worn["kind"].view(-1, 1, 1), *(q.float().view(-1, 1, 1) for q in (worn["height"], worn["shift"], worn["tilt"], turn))), 1)
+        paint = (
+            torch.stack([rgb(worn[k]) for k in ("colour", "second", "trim")], 2).float()
+            * light[:, :, None]
+        )
+        planes = torch.stack(
+            put_on(
+                *on_nodes(h, w, source, a, b),
+                worn["kind"].view(-1, 1, 1),
+                *(
+                    q.float().view(-1, 1, 1)
+                    for q in (worn["height"], worn["shift"], worn["tilt"], turn)
+                ),
+            ),
+            1,
+        )
         y, step = x.clone(), PIECE if x.device.type == "cpu" else n
-        maps = {k: x.new_zeros(n, c, h, w) for k, c in (("mask", 1), ("shadow", 1), ("layer", 3), ("gamma", 3))}
+        maps = {
+            k: x.new_zeros(n, c, h, w)
+            for k, c in (("mask", 1), ("shadow", 1), ("layer", 3), ("gamma", 3))
+        }
         for i in range(0, n, step):
             some = slice(i, i + step)
-            parts, (top, bottom, left, right) = sampled(planes[some], worn["style"][some], 1/a.abs()[some, 0], h, w)
+            parts, (top, bottom, left, right) = sampled(
+                planes[some], worn["style"][some], 1 / a.abs()[some, 0], h, w
+            )
             view = lambda q: q[some, :, top:bottom, left:right]
-            laid_on(view(x), *(q.to(x.dtype) for q in (parts, paint[some], lean[some])), self.shadow, [view(q) for q in (y, *maps.values())])
-        return Degraded(y, x, dict(**maps, light=light, lean=lean, **{k: q.float() if q.is_floating_point() else q for k, q in worn.items()}))
+            laid_on(
+                view(x),
+                *(q.to(x.dtype) for q in (parts, paint[some], lean[some])),
+                self.shadow,
+                [view(q) for q in (y, *maps.values())],
+            )
+        return Degraded(
+            y,
+            x,
+            dict(
+                **maps,
+                light=light,
+                lean=lean,
+                **{k: q.float() if q.is_floating_point() else q for k, q in worn.items()},
+            ),
+        )
 
     def latex(self, maps, i=0):
         at = lambda k: maps[k][i]
-        return "\n".join([r"I_M = (1 - m)(1 - s)\,I + L, \qquad \gamma = |I_M - I|",
-                          rf"\mathrm{{{KINDS[at('kind')]}}},\ \mathrm{{upper\ edge}}\ {at('height'):.2f},\ \overline{{m}} = {at('mask').mean():.3f},\ \overline{{\gamma}} = {at('gamma').mean():.3f}"])
+        return "\n".join(
+            [
+                r"I_M = (1 - m)(1 - s)\,I + L, \qquad \gamma = |I_M - I|",
+                (
+                    rf"\mathrm{{{KINDS[at('kind')]}}},\ \mathrm{{upper\ edge}}\ {at('height'):.2f},\ \overline{{m}}"
+                    rf" = {at('mask').mean():.3f},\ \overline{{\gamma}} = {at('gamma').mean():.3f}"
+                ),
+            ]
+        )

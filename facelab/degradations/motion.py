@@ -11,42 +11,55 @@ from dataclasses import dataclass
 import math
 import torch
 import torch.nn.functional as F
-from .degradation import Degradation, Degraded, Span, between, column, face_region, one_of
+from facelab.degradations.degradation import (
+    Degradation,
+    Degraded,
+    Span,
+    between,
+    column,
+    face_region,
+    one_of,
+)
 from .. import FacelabError
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c005
 def trajectory(
     length,  # (N,) pixels walked
-    angle,   # (N,) degrees, 0 to the right, 90 up
-    bend,    # (N,) degrees by which the heading wanders
+    angle,  # (N,) degrees, 0 to the right, 90 up
+    bend,  # (N,) degrees by which the heading wanders
     wander,  # (N,3) normal numbers
     points,  # how many points of time
 ):
     "Where the face is at evenly spaced times: (N,points,2) float64, pixels (right, down), mean 0."
-    t, k = (torch.arange(points, dtype=torch.float64) + .5)/points, torch.arange(1., 4, dtype=torch.float64)
-    heading = (angle[:, None] + bend[:, None]*((wander/k) @ (math.pi*k[:, None]*t).cos())).deg2rad()
-    step = torch.stack([heading.cos(), -heading.sin()], -1)*length[:, None, None]/points
-    path = step.cumsum(1) - step/2
+    t, k = (
+        (torch.arange(points, dtype=torch.float64) + 0.5) / points,
+        torch.arange(1.0, 4, dtype=torch.float64),
+    )
+    heading = (
+        angle[:, None] + bend[:, None] * ((wander / k) @ (math.pi * k[:, None] * t).cos())
+    ).deg2rad()
+    step = torch.stack([heading.cos(), -heading.sin()], -1) * length[:, None, None] / points
+    path = step.cumsum(1) - step / 2
     return path - path.mean(1, keepdim=True)
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c009
 def path_kernels(
     path,  # (N,P,2)
-    rx,    # reach of the kernel to the left and right
-    ry,    # and up and down
+    rx,  # reach of the kernel to the left and right
+    ry,  # and up and down
 ):
     "Kernels (N,2ry+1,2rx+1) float32, sum 1, to correlate with: the mean of a picture that is moved along the path."
     near = lambda s, r: (1 - (s[..., None] + torch.arange(-r, r + 1)).abs()).clamp_(min=0)
-    return (near(path[..., 1], ry).mT @ near(path[..., 0], rx)/path.shape[1]).float()
+    return (near(path[..., 1], ry).mT @ near(path[..., 0], rx) / path.shape[1]).float()
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c013
 def filter_each(
-    x,        # (N,C,H,W)
+    x,  # (N,C,H,W)
     kernels,  # (N,h,w), odd sides
 ):
     "Correlate each picture with its own kernel, inside the picture only: (N,C,H-h+1,W-w+1)."
     n, c, h, w = x.shape
-    y = F.conv2d(x.reshape(1, n*c, h, w), kernels.repeat_interleave(c, 0)[:, None], groups=n*c)
+    y = F.conv2d(x.reshape(1, n * c, h, w), kernels.repeat_interleave(c, 0)[:, None], groups=n * c)
     return y.view(n, c, *y.shape[-2:])
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c021
@@ -54,28 +67,30 @@ def soften(
     region,  # (N,1,H,W) in [0,1]
 ):
     "The region grown by a pixel of 128, with a soft edge: twice its mean over a small square, at most 1."
-    m = max(1, round(min(region.shape[-2:])/128))
-    square = region.new_full((len(region), 4*m + 1, 4*m + 1), 2/(4*m + 1)**2)
-    return filter_each(F.pad(region, (2*m,)*4, mode="replicate"), square).clamp_(max=1)
+    m = max(1, round(min(region.shape[-2:]) / 128))
+    square = region.new_full((len(region), 4 * m + 1, 4 * m + 1), 2 / (4 * m + 1) ** 2)
+    return filter_each(F.pad(region, (2 * m,) * 4, mode="replicate"), square).clamp_(max=1)
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c024
 def blur_slide(
-    x,       # (N,3,H,W)
+    x,  # (N,3,H,W)
     region,  # (N,1,H,W) in [0,1]: what moves
-    path,    # (N,P,2) on the CPU
+    path,  # (N,P,2) on the CPU
 ):
     "The region moved along the path, the mean over time: blurred (N,3,H,W), alpha (N,1,H,W)."
     blurred, alpha = torch.empty_like(x), torch.empty_like(region)
     reach = path.abs().amax(1).ceil().long()
-    together = 16 if x.is_cuda else max(2, (1 << 16)//x[0, 0].numel())
+    together = 16 if x.is_cuda else max(2, (1 << 16) // x[0, 0].numel())
     for rows in (reach[:, 0] - reach[:, 1]).argsort().split(together):
         rx, ry = reach[rows].amax(0).tolist()
-        kernels, rows = [v.to(x.device, non_blocking=True) for v in (path_kernels(path[rows], rx, ry), rows)]
+        kernels, rows = [
+            v.to(x.device, non_blocking=True) for v in (path_kernels(path[rows], rx, ry), rows)
+        ]
         f, a = x[rows], region[rows]
         layers = F.pad(torch.cat([f, a], 1), (rx, rx, ry, ry), mode="replicate")
         whole, cover = filter_each(layers, kernels).split([3, 1], 1)
-        face = filter_each(layers[:, :3]*layers[:, 3:], kernels)
-        blurred[rows] = face.sub_(cover*f).lerp_(whole - f, a).add_(f).clamp_(0, 1)
+        face = filter_each(layers[:, :3] * layers[:, 3:], kernels)
+        blurred[rows] = face.sub_(cover * f).lerp_(whole - f, a).add_(f).clamp_(0, 1)
         alpha[rows] = cover
     return blurred, alpha
 
@@ -85,15 +100,18 @@ def middle(
 ):
     "Centre of mass (N,2), continuous pixels; float64 inside, so that it does not depend on the order of the sum."
     weight = [region.double().sum(axis) for axis in (2, 3)]
-    at = [torch.arange(v.shape[-1], device=v.device) + .5 for v in weight]
-    return torch.stack([(v*p).sum((1, 2))/v.sum((1, 2)).clamp(min=1e-9) for v, p in zip(weight, at)], 1).to(region.dtype)
+    at = [torch.arange(v.shape[-1], device=v.device) + 0.5 for v in weight]
+    return torch.stack(
+        [(v * p).sum((1, 2)) / v.sum((1, 2)).clamp(min=1e-9) for v, p in zip(weight, at)], 1
+    ).to(region.dtype)
+
 
 def at_times(
-    path, # (N,P,2)
-    t,    # (N,K)
+    path,  # (N,P,2)
+    t,  # (N,K)
 ):
     "Where the path is at times t in [0,1]: (N,K,2), between its points on straight lines."
-    i = (t.to(path)*path.shape[1] - .5).clamp(0, path.shape[1] - 1)
+    i = (t.to(path) * path.shape[1] - 0.5).clamp(0, path.shape[1] - 1)
     low = i.floor().clamp(max=path.shape[1] - 2).long()
     a, b = [path.gather(1, j[..., None].expand(-1, -1, 2)) for j in (low, low + 1)]
     return torch.lerp(a, b, (i - low)[..., None])
@@ -101,34 +119,54 @@ def at_times(
 # %% ../../nbs/2_degradations/07_motion.ipynb #c033
 def look_up(
     centre,  # (N,2)
-    shift,   # (N,K,2)
-    roll,    # (N,K) radians, counter-clockwise on the screen
-    size,    # (H, W)
+    shift,  # (N,K,2)
+    roll,  # (N,K) radians, counter-clockwise on the screen
+    size,  # (H, W)
 ):
     "Where layers that rolled and shifted show each pixel from, for `grid_sample`: two (N,K,1,W) and (N,K,H,1) whose sums are x and y."
     h, w, c = *size, centre[:, None]
-    x, y = [torch.arange(s, device=c.device) + .5 - (c + shift)[..., i:i + 1] for i, s in enumerate((w, h))]
+    x, y = [
+        torch.arange(s, device=c.device) + 0.5 - (c + shift)[..., i : i + 1]
+        for i, s in enumerate((w, h))
+    ]
     cos, sin = roll.cos()[..., None], roll.sin()[..., None]
-    return [((cos*x + c[..., :1])*2/w - 1)[..., None, :], (sin*y*-2/w)[..., None]], [(sin*x*2/h)[..., None, :], ((cos*y + c[..., 1:])*2/h - 1)[..., None]]
+    return [((cos * x + c[..., :1]) * 2 / w - 1)[..., None, :], (sin * y * -2 / w)[..., None]], [
+        (sin * x * 2 / h)[..., None, :],
+        ((cos * y + c[..., 1:]) * 2 / h - 1)[..., None],
+    ]
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c035
 def blur_roll(
-    x,       # (N,3,H,W)
+    x,  # (N,3,H,W)
     region,  # (N,1,H,W)
-    path,    # (N,P,2) on the CPU
-    turn,    # (N,) radians on the CPU
+    path,  # (N,P,2) on the CPU
+    turn,  # (N,) radians on the CPU
 ):
     "As `blur_slide`, for a region that also rolls about its centre by `turn`."
     blurred, alpha, (h, w) = torch.empty_like(x), torch.empty_like(region), x.shape[-2:]
-    steps = ((path[:, 1] - path[:, 0]).norm(dim=1)*path.shape[1] + turn*min(h, w)/2).ceil().long() + 1
-    together, centre = 16 if x.is_cuda else max(2, (1 << 16)//(h*w)), middle(region)
+    steps = (
+        (path[:, 1] - path[:, 0]).norm(dim=1) * path.shape[1] + turn * min(h, w) / 2
+    ).ceil().long() + 1
+    together, centre = 16 if x.is_cuda else max(2, (1 << 16) // (h * w)), middle(region)
     for rows in steps.argsort().split(together):
-        k, count, to = torch.arange(int(steps[rows].max())), steps[rows, None], rows.to(x.device, non_blocking=True)
-        t = ((k + .5)/count).clamp(max=1)   # a face whose time is over goes on with weight 0
-        shift, roll, weight = [v.to(x.dtype).to(x.device, non_blocking=True) for v in (at_times(path[rows], t), turn[rows, None]*(t - .5), (k < count)/count)]
+        k, count, to = (
+            torch.arange(int(steps[rows].max())),
+            steps[rows, None],
+            rows.to(x.device, non_blocking=True),
+        )
+        t = ((k + 0.5) / count).clamp(max=1)  # a face whose time is over goes on with weight 0
+        shift, roll, weight = [
+            v.to(x.dtype).to(x.device, non_blocking=True)
+            for v in (at_times(path[rows], t), turn[rows, None] * (t - 0.5), (k < count) / count)
+        ]
         (xx, xy), (yx, yy) = look_up(centre[to], shift, roll, (h, w))
         f, a, behind = x[to], region[to], 1 - region[to]
-        layer, change, cover, grid = torch.cat([f, a], 1), torch.zeros_like(f), torch.zeros_like(a), x.new_empty(len(rows), h, w, 2)
+        layer, change, cover, grid = (
+            torch.cat([f, a], 1),
+            torch.zeros_like(f),
+            torch.zeros_like(a),
+            x.new_empty(len(rows), h, w, 2),
+        )
         for i in range(len(k)):
             torch.add(xx[:, i], xy[:, i], out=grid[..., 0])
             torch.add(yx[:, i], yy[:, i], out=grid[..., 1])
@@ -136,76 +174,125 @@ def blur_roll(
             share = weight[:, i].view(-1, 1, 1, 1)
             cover.addcmul_(moved[:, 3:], share)
             change.addcmul_(torch.addcmul(a, behind, moved[:, 3:]).mul_(share), moved[:, :3])
-        blurred[to] = change.sub_((1 - behind*(1 - cover))*f).add_(f).clamp_(0, 1)
+        blurred[to] = change.sub_((1 - behind * (1 - cover)) * f).add_(f).clamp_(0, 1)
         alpha[to] = cover
     return blurred, alpha
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c041
 def motion_field(
     region,  # (N,1,H,W)
-    path,    # (N,P,2)
-    turn,    # (N,) radians, on the CPU
+    path,  # (N,P,2)
+    turn,  # (N,) radians, on the CPU
 ):
     "u (right) and v (down), (N,1,H,W) in pixels, times the region."
     points, (h, w) = path.shape[1], region.shape[-2:]
-    u, v = ((path[:, -1] - path[:, 0])*points/(points - 1)).to(region)[:, :, None].unbind(1)
+    u, v = ((path[:, -1] - path[:, 0]) * points / (points - 1)).to(region)[:, :, None].unbind(1)
     if turn.any():
-        x, y = [torch.arange(s, device=region.device) + .5 - c for s, c in zip((w, h), middle(region).split(1, 1))]
-        chord = (2*(turn/2).sin()).to(region)[:, None]
-        u, v = u + chord*y, v - chord*x
-    return region*u[:, None, :, None], region*v[:, None, None, :]
+        x, y = [
+            torch.arange(s, device=region.device) + 0.5 - c
+            for s, c in zip((w, h), middle(region).split(1, 1))
+        ]
+        chord = (2 * (turn / 2).sin()).to(region)[:, None]
+        u, v = u + chord * y, v - chord * x
+    return region * u[:, None, :, None], region * v[:, None, None, :]
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c043
 def colour_field(
-    u, v,          # (N,1,H,W)
+    u,
+    v,  # (N,1,H,W)
     longest=None,  # length drawn in full colour; None: each field's longest
 ):
     "A motion field as colours (N,3,H,W): hue its direction (red: right, green: up left, blue: down left), white where nothing moves."
     length = torch.hypot(u, v)
-    strength = length/(length.amax((1, 2, 3), keepdim=True).clamp(min=1e-6) if longest is None else longest)
-    turns = torch.atan2(-v, u)/(2*math.pi) + u.new_tensor([0, 2/3, 1/3]).view(1, 3, 1, 1)
-    return 1 - strength.clamp(0, 1)*(1 - ((turns % 1*6 - 3).abs() - 1).clamp(0, 1))
+    strength = length / (
+        length.amax((1, 2, 3), keepdim=True).clamp(min=1e-6) if longest is None else longest
+    )
+    turns = torch.atan2(-v, u) / (2 * math.pi) + u.new_tensor([0, 2 / 3, 1 / 3]).view(1, 3, 1, 1)
+    return 1 - strength.clamp(0, 1) * (1 - ((turns % 1 * 6 - 3).abs() - 1).clamp(0, 1))
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c046
 NEEDS = dict(face=("parsing|landmarks",), person=("foreground|parsing",), picture=())
 
+# %% ../../nbs/2_degradations/07_motion.ipynb #c046-1
 @dataclass(frozen=True)
 class MotionBlur(Degradation):
     "A moving face in front of a still background (Yun et al. 2020, Fig 3; fields after Gong et al. 2017): hr (N,3,H,W) in [0,1] -> `Degraded`."
-    length: Span = between((.02, .1), 0, .5, "way of the face during the exposure", "sides")
+
+    length: Span = between((0.02, 0.1), 0, 0.5, "way of the face during the exposure", "sides")
     angle: Span = between((0, 180), 0, 360, "direction: 0 to the right, 90 up", "°")
-    bend: Span = between((0, 0), 0, 180, "how much the way bends: 0 a straight line, 60 a shaking hand", "°")
+    bend: Span = between(
+        (0, 0), 0, 180, "how much the way bends: 0 a straight line, 60 a shaking hand", "°"
+    )
     turn: Span = between((0, 0), 0, 45, "roll of the head during the exposure", "°")
     region: str = one_of("face", NEEDS, "what moves")
 
     @property
-    def needs(self): return NEEDS[self.region]
+    def needs(self):
+        return NEEDS[self.region]
 
     def degrade(self, x, dice, labels):
         side = min(x.shape[-2:])
-        drawn = {name: dice.named(name).uniform(*getattr(self, name)) for name in ("length", "angle", "bend", "turn")}
+        drawn = {
+            name: dice.named(name).uniform(*getattr(self, name))
+            for name in ("length", "angle", "bend", "turn")
+        }
         wander = dice.named("wander")
-        most = math.ceil(side*(self.length[1] + math.radians(self.turn[1])/2))
-        path = trajectory(drawn["length"]*side, drawn["angle"], drawn["bend"], torch.stack([wander.normal() for _ in range(3)], 1), 2*max(most, 1) + 1)
+        most = math.ceil(side * (self.length[1] + math.radians(self.turn[1]) / 2))
+        path = trajectory(
+            drawn["length"] * side,
+            drawn["angle"],
+            drawn["bend"],
+            torch.stack([wander.normal() for _ in range(3)], 1),
+            2 * max(most, 1) + 1,
+        )
         region, turn = self.moving(x, labels)[:, None].to(x.dtype), drawn["turn"].deg2rad()
-        if self.region != "picture": region = soften(region)
-        blurred, alpha = blur_roll(x, region, path, turn) if self.turn[1] else blur_slide(x, region, path)
+        if self.region != "picture":
+            region = soften(region)
+        blurred, alpha = (
+            blur_roll(x, region, path, turn) if self.turn[1] else blur_slide(x, region, path)
+        )
         u, v = motion_field(region, path, turn)
-        return Degraded(blurred, x, dict(foreground=region, u=u, v=v, blurred=blurred, alpha=alpha, path=path.to(x), **{k: column(d, x, 0) for k, d in drawn.items()}))
+        return Degraded(
+            blurred,
+            x,
+            dict(
+                foreground=region,
+                u=u,
+                v=v,
+                blurred=blurred,
+                alpha=alpha,
+                path=path.to(x),
+                **{k: column(d, x, 0) for k, d in drawn.items()},
+            ),
+        )
 
     def moving(self, x, labels):
         "The region that moves, (N,H,W)."
-        if self.region == "picture": return x.new_ones(len(x), *x.shape[-2:])
-        if self.region == "face": return face_region(labels, x.shape[-2:])
-        return labels["foreground"] if labels.get("foreground") is not None else labels["parsing"] > 0
+        if self.region == "picture":
+            return x.new_ones(len(x), *x.shape[-2:])
+        if self.region == "face":
+            return face_region(labels, x.shape[-2:])
+        return (
+            labels["foreground"] if labels.get("foreground") is not None else labels["parsing"] > 0
+        )
 
     def refuse(self, x, labels):
         there = self.moving(x, labels).flatten(1).any(1)
         if not there.all():
-            raise FacelabError(f"MotionBlur: face {int((~there).nonzero()[0, 0])} has no {self.region} in its labels: leave it out, or set region to picture")
+            raise FacelabError(
+                f"MotionBlur: face {int((~there).nonzero()[0, 0])} has no {self.region} in its"
+                " labels: leave it out, or set region to picture"
+            )
 
     def latex(self, maps, i=0):
-        blur = r"I_{HRB} = \int_0^1 I_t\,dt,\quad I_t(p) = I_{HR}(c + R(-\omega t)\,(p - c - s(t)))" if self.turn[1] else r"I_{HRB}(p) = \int_0^1 I_{HR}(p - s(t))\,dt"
+        blur = (
+            r"I_{HRB} = \int_0^1 I_t\,dt,\quad I_t(p) = I_{HR}(c + R(-\omega t)\,(p - c - s(t)))"
+            if self.turn[1]
+            else r"I_{HRB}(p) = \int_0^1 I_{HR}(p - s(t))\,dt"
+        )
         length, angle, bend, turn = [float(maps[k][i]) for k in ("length", "angle", "bend", "turn")]
-        pixels = length*min(maps["blurred"].shape[-2:])
-        return blur + "\n" + rf"|s| = {pixels:.1f}\,\mathrm{{px}},\ \varphi = {angle:.0f}^\circ,\ b = {bend:.0f}^\circ,\ \omega = {turn:.1f}^\circ"
+        pixels = length * min(maps["blurred"].shape[-2:])
+        return (
+            blur + "\n" + rf"|s| = {pixels:.1f}\,\mathrm{{px}},\ \varphi = {angle:.0f}^\circ,\ b ="
+            rf" {bend:.0f}^\circ,\ \omega = {turn:.1f}^\circ"
+        )

@@ -14,12 +14,23 @@ from dataclasses import dataclass
 from functools import lru_cache
 import torch
 import torch.nn.functional as F
-from .degradation import Degradation, Degraded, Several, Span, among, between, colour, column, number, one_of
+from facelab.degradations.degradation import (
+    Degradation,
+    Degraded,
+    Several,
+    Span,
+    among,
+    between,
+    colour,
+    column,
+    number,
+    one_of,
+)
 from ..faces.parts import five_points
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c006
 def box_map(
-    box,   # (N,4) whole numbers: top, left, bottom, right; the last two are outside
+    box,  # (N,4) whole numbers: top, left, bottom, right; the last two are outside
     size,  # (H, W)
 ):
     "M float (N,1,H,W): 0 in the box of each face, 1 elsewhere."
@@ -31,7 +42,8 @@ def box_map(
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c009
 def byte_noise(
     dice,
-    h, w,
+    h,
+    w,
     device="cpu",
 ):
     "Even noise (N,3,h,w) in [0,1], whole bytes, from one throw of 24 bits a pixel."
@@ -47,22 +59,29 @@ FILLS = ("black", "mean", "noise")
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c012
 def filled(
-    x,       # float (N,3,H,W) in [0,1]
-    M,       # (N,1,H,W), 0 in the box
-    box,     # (N,4): where the box is
-    fill,    # one of FILLS
-    noise,   # (N,3,height,width), no smaller than a box; only looked at for that fill
-    snug,    # every box is as large as the noise
+    x,  # float (N,3,H,W) in [0,1]
+    M,  # (N,1,H,W), 0 in the box
+    box,  # (N,4): where the box is
+    fill,  # one of FILLS
+    noise,  # (N,3,height,width), no smaller than a box; only looked at for that fill
+    snug,  # every box is as large as the noise
 ):
     "x with the box of each face filled; the rest is x itself."
-    if fill == "black": return x*M
-    if fill == "mean": return torch.lerp(x.mean((2, 3), keepdim=True), x, M)
+    if fill == "black":
+        return x * M
+    if fill == "mean":
+        return torch.lerp(x.mean((2, 3), keepdim=True), x, M)
     (h, w), (height, width) = x.shape[2:], noise.shape[2:]
     y = box[:, :1].clamp(max=h - height) + torch.arange(height, device=x.device)
-    at = y[:, :, None]*w + box[:, 1:2, None].clamp(max=w - width) + torch.arange(width, device=x.device)
+    at = (
+        y[:, :, None] * w
+        + box[:, 1:2, None].clamp(max=w - width)
+        + torch.arange(width, device=x.device)
+    )
     at = at.view(len(x), 1, -1)
     at, noise, old = at.expand(-1, 3, -1), noise.flatten(2).to(x.dtype), x.flatten(2)
-    if not snug: noise = torch.lerp(noise, old.gather(2, at), M.flatten(2).gather(2, at[:, :1]))
+    if not snug:
+        noise = torch.lerp(noise, old.gather(2, at), M.flatten(2).gather(2, at[:, :1]))
     return old.scatter(2, at, noise).view(x.shape)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c013
@@ -70,40 +89,67 @@ def hidden(x, box, extent, fill, dice, snug=True, **maps):
     "What Block and Part return: no box exceeds `extent` (height, width), so no more noise is thrown."
     M = box_map(box, x.shape[2:]).to(x.dtype)
     noise = byte_noise(dice.named("noise"), *extent, x.device) if fill == "noise" else None
-    return Degraded(filled(x, M, box, fill, noise, snug), x, dict(M=M, box=box, **maps, **({} if noise is None else dict(noise=noise))))
+    return Degraded(
+        filled(x, M, box, fill, noise, snug),
+        x,
+        dict(M=M, box=box, **maps, **({} if noise is None else dict(noise=noise))),
+    )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c018
 @dataclass(frozen=True)
 class Block(Degradation):
     "A block hides part of the picture (`fcsr_gan`, Tables 3 and 4, Figs 8 and 9); maps: M (N,1,H,W), box (N,4): top, left, bottom, right, and the noise."
-    share: float = number(.25, 0, 1, "share of the area that is hidden; a grid has its own")
-    place: str = one_of("random", ("random", "centre", "2x2", "3x3"), "where the block lies: anywhere, in the centre, or in a cell of a grid")
+
+    share: float = number(0.25, 0, 1, "share of the area that is hidden; a grid has its own")
+    place: str = one_of(
+        "random",
+        ("random", "centre", "2x2", "3x3"),
+        "where the block lies: anywhere, in the centre, or in a cell of a grid",
+    )
     cell: int = number(0, 0, 9, "cell of the grid, counted in rows from 1; 0: each face draws one")
     fill: str = one_of("black", FILLS, "what fills the block")
 
     def degrade(self, x, dice, labels):
         sides, n = x.shape[2:], len(dice)
         grid = int(self.place[0]) if "x" in self.place else 0
-        extent = [math.ceil(s/grid) if grid else round(s*self.share**.5) for s in sides]
-        if grid: places = self.cells(grid, dice)
-        elif self.place == "centre": places = [torch.full((n,), .5, dtype=torch.float64)]*2
-        else: places = [dice.named(name).uniform() for name in ("top", "left")]
-        corner = [((s - e + (not grid and self.place == "random"))*p).floor() for s, e, p in zip(sides, extent, places)]
-        box = torch.stack([*corner, *(c + e for c, e in zip(corner, extent))], 1).long().to(x.device)
+        extent = [math.ceil(s / grid) if grid else round(s * self.share**0.5) for s in sides]
+        if grid:
+            places = self.cells(grid, dice)
+        elif self.place == "centre":
+            places = [torch.full((n,), 0.5, dtype=torch.float64)] * 2
+        else:
+            places = [dice.named(name).uniform() for name in ("top", "left")]
+        corner = [
+            ((s - e + (not grid and self.place == "random")) * p).floor()
+            for s, e, p in zip(sides, extent, places)
+        ]
+        box = (
+            torch.stack([*corner, *(c + e for c, e in zip(corner, extent))], 1).long().to(x.device)
+        )
         return hidden(x, box, extent, self.fill, dice)
 
     def cells(self, grid, dice):
         "Row and column of each face's cell, as shares of the way."
-        drawn = dice.named("cell").choose([1]*grid**2)
+        drawn = dice.named("cell").choose([1] * grid**2)
         cell = torch.full_like(drawn, (self.cell - 1) % grid**2) if self.cell else drawn
-        return [(k/(grid - 1)).double() for k in (cell//grid, cell % grid)]
+        return [(k / (grid - 1)).double() for k in (cell // grid, cell % grid)]
 
     def latex(self, maps, i=0):
         share = 1 - float(maps["M"][i].mean())
-        return rf"I = M \odot H + (1 - M) \odot \mathrm{{{self.fill}}},\quad \overline{{1 - M}} = {share:.3f}"
+        return (
+            rf"I = M \odot H + (1 - M) \odot \mathrm{{{self.fill}}},\quad \overline{{1 - M}} ="
+            rf" {share:.3f}"
+        )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c028
-PARTS = {"left eye": (.25, .35), "right eye": (.25, .35), "both eyes": (.3, .75), "nose": (.35, .35), "mouth": (.3, .55), "quarter": (.5, .5)}  # largest share of the sides
+PARTS = {
+    "left eye": (0.25, 0.35),
+    "right eye": (0.25, 0.35),
+    "both eyes": (0.3, 0.75),
+    "nose": (0.35, 0.35),
+    "mouth": (0.3, 0.55),
+    "quarter": (0.5, 0.5),
+}  # largest share of the sides
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c029
 def part_boxes(
@@ -112,225 +158,339 @@ def part_boxes(
     "Boxes (N,5,4) around left eye, right eye, both eyes, nose and mouth: top, left, bottom, right."
     p = five_points(landmarks)
     left, right, nose, corners = p[:, 0], p[:, 1], p[:, 2], p[:, 3:]
-    eyes, mouth = (left + right)/2, corners.mean(1)
+    eyes, mouth = (left + right) / 2, corners.mean(1)
     d = torch.maximum((right - left).norm(dim=1), (mouth - eyes).norm(dim=1))[:, None]
-    half = lambda w, h: d*d.new_tensor([w, h])
-    boxes = [(left, half(.36, .25)), (right, half(.36, .25)), (eyes, half(.36, .25) + (right - left).abs()/2),
-             (.3*eyes + .7*nose, half(.33, .37)), (mouth, half(.16, .31) + (corners[:, 1] - corners[:, 0]).abs()/2)]
+    half = lambda w, h: d * d.new_tensor([w, h])
+    boxes = [
+        (left, half(0.36, 0.25)),
+        (right, half(0.36, 0.25)),
+        (eyes, half(0.36, 0.25) + (right - left).abs() / 2),
+        (0.3 * eyes + 0.7 * nose, half(0.33, 0.37)),
+        (mouth, half(0.16, 0.31) + (corners[:, 1] - corners[:, 0]).abs() / 2),
+    ]
     return torch.stack([torch.cat([c - h, c + h], 1) for c, h in boxes], 1)[..., [1, 0, 3, 2]]
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c030
 @dataclass(frozen=True)
 class Part(Degradation):
     "A part of the face is hidden (`fcsr_gan`, Fig 7); maps: M (N,1,H,W), box (N,4), part (N,) which of `PARTS`, and the noise."
+
     needs = ("landmarks",)
     part: Several = one_of(tuple(PARTS), PARTS, "what is hidden; of several, each face draws one")
-    size: float = number(1., .3, 2, "size of the box, 1 just covers the part")
+    size: float = number(1.0, 0.3, 2, "size of the box, 1 just covers the part")
     fill: str = one_of("black", FILLS, "what fills the box")
 
     def degrade(self, x, dice, labels):
         chosen = among(dice, "part", self.part, PARTS).to(x.device)
         sides, n = x.new_tensor(x.shape[2:]), len(x)
-        extent = [min(s, math.ceil(s*max(self.size, 1)*max(PARTS[p][k] for p in self.part))) for k, s in enumerate(x.shape[2:])]
-        corner = torch.stack([column(dice.named(name).uniform(), x, 0) for name in ("top", "left")], 1)*(sides - (sides/2).ceil())
-        quarter = torch.cat([corner, corner + (sides/2).ceil()], 1)[:, None]
-        box = torch.cat([part_boxes(labels["landmarks"].to(x)), quarter], 1)[torch.arange(n, device=x.device), chosen]
-        middle, half = (box[:, 2:] + box[:, :2])/2, (box[:, 2:] - box[:, :2])/2
-        half = torch.minimum(half*torch.where(chosen == 5, 1., self.size)[:, None], x.new_tensor(extent)/2 - .5)
-        box = torch.minimum(torch.cat([middle - half, middle + half], 1).round().clamp(min=0), sides.repeat(2)).long()
+        extent = [
+            min(s, math.ceil(s * max(self.size, 1) * max(PARTS[p][k] for p in self.part)))
+            for k, s in enumerate(x.shape[2:])
+        ]
+        corner = torch.stack(
+            [column(dice.named(name).uniform(), x, 0) for name in ("top", "left")], 1
+        ) * (sides - (sides / 2).ceil())
+        quarter = torch.cat([corner, corner + (sides / 2).ceil()], 1)[:, None]
+        box = torch.cat([part_boxes(labels["landmarks"].to(x)), quarter], 1)[
+            torch.arange(n, device=x.device), chosen
+        ]
+        middle, half = (box[:, 2:] + box[:, :2]) / 2, (box[:, 2:] - box[:, :2]) / 2
+        half = torch.minimum(
+            half * torch.where(chosen == 5, 1.0, self.size)[:, None], x.new_tensor(extent) / 2 - 0.5
+        )
+        box = torch.minimum(
+            torch.cat([middle - half, middle + half], 1).round().clamp(min=0), sides.repeat(2)
+        ).long()
         return hidden(x, box, extent, self.fill, dice, snug=False, part=chosen)
 
     def latex(self, maps, i=0):
         name = list(PARTS)[int(maps["part"][i])].replace(" ", r"\ ")
-        return rf"I = M \odot H + (1 - M) \odot \mathrm{{{self.fill}}},\quad M = 0:\ \mathrm{{{name}}}"
+        return (
+            rf"I = M \odot H + (1 - M) \odot \mathrm{{{self.fill}}},\quad M = 0:\ \mathrm{{{name}}}"
+        )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c035
-LEFT, TOP, SPAN = -2.4, -1.6, 4.8   # what a drawing covers, in face coordinates
+LEFT, TOP, SPAN = -2.4, -1.6, 4.8  # what a drawing covers, in face coordinates
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c036
 def plane(size):
     "Face coordinates u, v of the pixels of a drawing, and the side of a pixel."
-    t = (torch.arange(size) + .5)/size*SPAN
-    return (LEFT + t).expand(size, size), (TOP + t)[:, None].expand(size, size), SPAN/size
+    t = (torch.arange(size) + 0.5) / size * SPAN
+    return (LEFT + t).expand(size, size), (TOP + t)[:, None].expand(size, size), SPAN / size
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c037
 def step(x, start, end):
     "0 before start, 1 after end, smooth between; start may be the larger."
-    t = ((x - start)/(end - start)).clamp(0, 1)
-    return t*t*(3 - 2*t)
+    t = ((x - start) / (end - start)).clamp(0, 1)
+    return t * t * (3 - 2 * t)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c038
 def inside(distance, px):
     "1 where the distance to an outline is negative, 0 where it is positive, with an edge of 1.3 pixels."
-    return (.5 - distance/(1.3*px)).clamp(0, 1)
+    return (0.5 - distance / (1.3 * px)).clamp(0, 1)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c039
 def soften(x, width, px):
     "Three box filters in a row: nearly a Gaussian."
-    k = 2*round(width/px/2) + 1
-    for _ in range(3): x = F.avg_pool2d(F.pad(x[None, None], [k//2]*4, mode="replicate"), k, 1)[0, 0]
+    k = 2 * round(width / px / 2) + 1
+    for _ in range(3):
+        x = F.avg_pool2d(F.pad(x[None, None], [k // 2] * 4, mode="replicate"), k, 1)[0, 0]
     return x
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c040
-def lit(height, px, lamp=(-.38, -.58, .72)):
+def lit(height, px, lamp=(-0.38, -0.58, 0.72)):
     "Lambert's law: how much light a relief takes from a lamp at the upper left, 0 to 1."
     dy, dx = torch.gradient(height, spacing=px)
     normal = torch.stack([-dx, -dy, torch.ones_like(height)])
-    return torch.tensordot(torch.tensor(lamp), normal/normal.norm(dim=0), 1).clamp(min=0)
+    return torch.tensordot(torch.tensor(lamp), normal / normal.norm(dim=0), 1).clamp(min=0)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c043
 def finished(
-    cover,   # (T,T) the outline, 1 inside
-    first, second, white, # (T,T) how much of each colour
+    cover,  # (T,T) the outline, 1 inside
+    first,
+    second,
+    white,  # (T,T) how much of each colour
     px,
-    drop=.06, # how far the shadow falls
+    drop=0.06,  # how far the shadow falls
 ):
     "The four maps (4,T,T): 1 - M, which has the shadow in it, then A, B, W; their sum never exceeds 1 - M."
-    k = round(drop/px)
-    shadow = F.pad(soften(cover, .07, px)[None, None], [k//2, -(k//2), k, -k] if k > 0 else [0, 0, k, -k], mode="constant")[0, 0]
+    k = round(drop / px)
+    shadow = F.pad(
+        soften(cover, 0.07, px)[None, None],
+        [k // 2, -(k // 2), k, -k] if k > 0 else [0, 0, k, -k],
+        mode="constant",
+    )[0, 0]
     first, second = first.clamp(0, 1), second.clamp(0, 1)
     white = torch.minimum(white, 1 - first - second).clamp(min=0)
-    return torch.stack([1 - (1 - cover)*(1 - .45*shadow), cover*first, cover*second, cover*white])
+    return torch.stack(
+        [1 - (1 - cover) * (1 - 0.45 * shadow), cover * first, cover * second, cover * white]
+    )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c045
-LENSES = dict(square=(.44, .33, 3.2, .10, 0.), pilot=(.45, .38, 2.3, .14, .16), round=(.38, .38, 2., 0., 0.))
+LENSES = dict(
+    square=(0.44, 0.33, 3.2, 0.10, 0.0),
+    pilot=(0.45, 0.38, 2.3, 0.14, 0.16),
+    round=(0.38, 0.38, 2.0, 0.0, 0.0),
+)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c046
 def sunglasses(
-    size,             # pixels a side
-    a, b, power,      # the superellipse
-    taper, droop,     # narrower below, drooping outwards
-    reach=0.,         # how far the right arm is seen, on a turned head
+    size,  # pixels a side
+    a,
+    b,
+    power,  # the superellipse
+    taper,
+    droop,  # narrower below, drooping outwards
+    reach=0.0,  # how far the right arm is seen, on a turned head
 ):
     "Four maps: the frame in the first colour, the glass in the second."
     u, v, px = plane(size)
-    x, y = u.abs() - .53, v - .09
-    x, y = (x - droop*y)/(a*(1 - taper*y/b)), (y - droop*x)/b
-    lens = ((x.abs()**power + y.abs()**power).clamp(min=1e-6)**(1/power) - 1)*min(a, b)
-    rim = .045 + .03*step(y, .3, -.9)
-    bridge = torch.maximum((1.2*u**2 + v + .10).abs() - .035, u.abs() - .2)
+    x, y = u.abs() - 0.53, v - 0.09
+    x, y = (x - droop * y) / (a * (1 - taper * y / b)), (y - droop * x) / b
+    lens = ((x.abs() ** power + y.abs() ** power).clamp(min=1e-6) ** (1 / power) - 1) * min(a, b)
+    rim = 0.045 + 0.03 * step(y, 0.3, -0.9)
+    bridge = torch.maximum((1.2 * u**2 + v + 0.10).abs() - 0.035, u.abs() - 0.2)
     end = torch.where(u > 0, 1.08 + reach, 1.08)
-    arm = torch.maximum((v + .11).abs() - .045, torch.maximum(.84 - u.abs(), u.abs() - end))
+    arm = torch.maximum((v + 0.11).abs() - 0.045, torch.maximum(0.84 - u.abs(), u.abs() - end))
     frame = torch.minimum(torch.minimum(lens - rim, bridge), arm)
-    glass, light = inside(lens, px), lit(soften(.05*step((lens - rim/2).abs() - rim/2, 0, -.045), .02, px), px)
-    across = x*a + .75*y*b
-    window = .16*torch.exp(-((across + .10)/.07)**2) + .08*torch.exp(-((across - .06)/.03)**2)
-    sky = .22*step(y - .2*x, .3, -1.) + window*step(y.abs(), 1.1, 0)
-    return finished(inside(frame, px), (1 - glass)*(.45 + .5*light), glass*(.38 + .52*step(y, -1., 1.2)),
-                    glass*sky + (1 - glass)*.55*step(light, .72, .98), px)
+    glass, light = (
+        inside(lens, px),
+        lit(soften(0.05 * step((lens - rim / 2).abs() - rim / 2, 0, -0.045), 0.02, px), px),
+    )
+    across = x * a + 0.75 * y * b
+    window = 0.16 * torch.exp(-(((across + 0.10) / 0.07) ** 2)) + 0.08 * torch.exp(
+        -(((across - 0.06) / 0.03) ** 2)
+    )
+    sky = 0.22 * step(y - 0.2 * x, 0.3, -1.0) + window * step(y.abs(), 1.1, 0)
+    return finished(
+        inside(frame, px),
+        (1 - glass) * (0.45 + 0.5 * light),
+        glass * (0.38 + 0.52 * step(y, -1.0, 1.2)),
+        glass * sky + (1 - glass) * 0.55 * step(light, 0.72, 0.98),
+        px,
+    )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c049
 def scarf(
-    size,     # pixels a side
+    size,  # pixels a side
     pattern,  # "plain", "stripes" or "checks"
 ):
     "Four maps: cloth in the first colour, its pattern in the second."
     u, v, px = plane(size)
-    top = .70 - .05*u**2 + .03*torch.sin(2.3*u + .6) + .015*torch.sin(5.1*u + 1.9)
-    width = 1.08 + .16*step(v, .6, 1.5) + .5*step(v, 1.5, 2.9) + .02*torch.sin(7*v)
-    over, beside = top - v, .9*(u.abs() - width)
-    edge = .07*torch.logaddexp(over/.07, beside/.07)                       # the larger of both, corners rounded
-    sag = v + .20*u**2/(1 + .35*u**2) + .05*torch.sin(1.7*u + 1)
-    fold = lambda n, at, tilt: torch.sin((sag - .7 + tilt*u)*n + at + .35*torch.sin(1.9*u + 2*at)).abs()
-    deep = fold(5.2, .4, .10)
-    relief = .075*deep + .05*fold(8.3, 1.7, -.16) + .02*fold(14., .9, .05) - .15*u**2
-    relief = relief - .10*torch.exp(over.clamp(-1, 0)/.10) - .10*torch.exp(beside.clamp(-1, 0)/.18)
-    knit = 1 + .06*torch.sin(70*u)*torch.sin(55*sag)
-    shade = ((.30 + .75*lit(soften(relief, .015, px), px))*(.75 + .25*step(deep, 0, .55))*knit).clamp(0, 1)
-    band = lambda w: step(torch.sin(8.5*w), 0., .2)
-    p = dict(plain=0*u, stripes=band(sag + .03), checks=.5*band(sag) + .5*band(u + .12*sag))[pattern]
-    return finished(inside(edge, px), shade*(1 - p), shade*p, .02*shade, px, drop=-.05)
+    top = 0.70 - 0.05 * u**2 + 0.03 * torch.sin(2.3 * u + 0.6) + 0.015 * torch.sin(5.1 * u + 1.9)
+    width = 1.08 + 0.16 * step(v, 0.6, 1.5) + 0.5 * step(v, 1.5, 2.9) + 0.02 * torch.sin(7 * v)
+    over, beside = top - v, 0.9 * (u.abs() - width)
+    edge = 0.07 * torch.logaddexp(over / 0.07, beside / 0.07)  # the larger of both, corners rounded
+    sag = v + 0.20 * u**2 / (1 + 0.35 * u**2) + 0.05 * torch.sin(1.7 * u + 1)
+    fold = lambda n, at, tilt: torch.sin(
+        (sag - 0.7 + tilt * u) * n + at + 0.35 * torch.sin(1.9 * u + 2 * at)
+    ).abs()
+    deep = fold(5.2, 0.4, 0.10)
+    relief = (
+        0.075 * deep + 0.05 * fold(8.3, 1.7, -0.16) + 0.02 * fold(14.0, 0.9, 0.05) - 0.15 * u**2
+    )
+    relief = (
+        relief
+        - 0.10 * torch.exp(over.clamp(-1, 0) / 0.10)
+        - 0.10 * torch.exp(beside.clamp(-1, 0) / 0.18)
+    )
+    knit = 1 + 0.06 * torch.sin(70 * u) * torch.sin(55 * sag)
+    shade = (
+        (0.30 + 0.75 * lit(soften(relief, 0.015, px), px))
+        * (0.75 + 0.25 * step(deep, 0, 0.55))
+        * knit
+    ).clamp(0, 1)
+    band = lambda w: step(torch.sin(8.5 * w), 0.0, 0.2)
+    p = dict(
+        plain=0 * u, stripes=band(sag + 0.03), checks=0.5 * band(sag) + 0.5 * band(u + 0.12 * sag)
+    )[pattern]
+    return finished(inside(edge, px), shade * (1 - p), shade * p, 0.02 * shade, px, drop=-0.05)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c052
 def capsule(u, v, start, end, r0, r1):
     "Distance to a tapered capsule (negative inside), and its radius at each point."
     along = torch.tensor(end) - torch.tensor(start)
-    s = (((u - start[0])*along[0] + (v - start[1])*along[1])/along.square().sum()).clamp(0, 1)
-    r = r0 + (r1 - r0)*s
-    return ((u - start[0] - s*along[0])**2 + (v - start[1] - s*along[1])**2).sqrt() - r, r
+    s = (((u - start[0]) * along[0] + (v - start[1]) * along[1]) / along.square().sum()).clamp(0, 1)
+    r = r0 + (r1 - r0) * s
+    return ((u - start[0] - s * along[0]) ** 2 + (v - start[1] - s * along[1]) ** 2).sqrt() - r, r
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c053
 def dome(d, r, flat):
     "Height of a round thing, `flat` times its radius; outside it falls away with the distance d."
-    return torch.where(d < 0, flat*(r*r - (d + r)**2).clamp(min=0).sqrt(), -d)
+    return torch.where(d < 0, flat * (r * r - (d + r) ** 2).clamp(min=0).sqrt(), -d)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c054
 def turned(u, v, origin, start, end):
     "Coordinates along and across the line from start to end, from `origin`."
     x, y = end[0] - start[0], end[1] - start[1]
     n = math.hypot(x, y)
-    return ((u - origin[0])*x + (v - origin[1])*y)/n, ((v - origin[1])*x - (u - origin[0])*y)/n
+    return ((u - origin[0]) * x + (v - origin[1]) * y) / n, (
+        (v - origin[1]) * x - (u - origin[0]) * y
+    ) / n
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c055
 def finger(
-    u, v,
+    u,
+    v,
     joints,  # four points (u, v), from the knuckle to the tip
-    radii,   # at each joint
+    radii,  # at each joint
 ):
     "Relief, distance (negative inside), creases, and distance to the nail."
-    parts = [capsule(u, v, *ends, *r) for ends, r in zip(zip(joints, joints[1:]), zip(radii, radii[1:]))]
+    parts = [
+        capsule(u, v, *ends, *r) for ends, r in zip(zip(joints, joints[1:]), zip(radii, radii[1:]))
+    ]
     d = torch.stack([d for d, _ in parts]).amin(0)
-    h, crease = torch.stack([dome(d, r, .8) for d, r in parts]).amax(0), 0
+    h, crease = torch.stack([dome(d, r, 0.8) for d, r in parts]).amax(0), 0
     for before, joint, after, r in zip(joints, joints[1:], joints[2:], radii[1:]):
         along, across = turned(u, v, joint, before, after)
-        for at in (-.035, .03):
-            crease = crease + .55*torch.exp(-((along - at + 1.2*across**2)/.014)**2 - (across/(.62*r))**4)
-        h = h + .016*torch.exp(-(along/.07)**2 - (across/(.8*r))**2)
+        for at in (-0.035, 0.03):
+            crease = crease + 0.55 * torch.exp(
+                -(((along - at + 1.2 * across**2) / 0.014) ** 2) - (across / (0.62 * r)) ** 4
+            )
+        h = h + 0.016 * torch.exp(-((along / 0.07) ** 2) - (across / (0.8 * r)) ** 2)
     along, across = turned(u, v, joints[-1], joints[-2], joints[-1])
     r = radii[-1]
-    nail = (((across/(.62*r)).abs()**2.6 + ((along - .02)/(.8*r)).abs()**2.6).clamp(min=1e-9)**(1/2.6) - 1)*.7*r
+    nail = (
+        (
+            ((across / (0.62 * r)).abs() ** 2.6 + ((along - 0.02) / (0.8 * r)).abs() ** 2.6).clamp(
+                min=1e-9
+            )
+            ** (1 / 2.6)
+            - 1
+        )
+        * 0.7
+        * r
+    )
     return h, d, crease, nail
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c058
-_R = ((.135, .125, .115, .10), (.14, .13, .118, .105), (.135, .125, .115, .10), (.12, .11, .10, .088))
+_R = (
+    (0.135, 0.125, 0.115, 0.10),
+    (0.14, 0.13, 0.118, 0.105),
+    (0.135, 0.125, 0.115, 0.10),
+    (0.12, 0.11, 0.10, 0.088),
+)
 HANDS = dict(  # thumb and fingers as joints and radii; palm, wrist and arm as capsules
-    mouth=dict(fingers=(((1.12, .98), (.86, .60), (.76, .34), (.73, .18)), ((.50, .84), (.02, .76), (-.26, .77), (-.46, .80)),
-                        ((.52, 1.04), (-.05, .99), (-.37, 1.00), (-.60, 1.03)), ((.53, 1.24), (-.02, 1.22), (-.32, 1.24), (-.53, 1.26)),
-                        ((.56, 1.42), (.12, 1.43), (-.12, 1.45), (-.30, 1.47))),
-               palm=(((.62, .98), (1.25, 1.28), .24, .30), ((.64, 1.30), (1.25, 1.42), .24, .30), ((1.2, 1.35), (1.75, 1.9), .30, .25), ((1.65, 1.8), (3.4, 3.6), .25, .34))),
-    cheek=dict(fingers=(((.78, 1.72), (.46, 1.56), (.22, 1.45), (.06, 1.40)), ((.66, 1.18), (.55, .72), (.50, .46), (.49, .27)),
-                        ((.86, 1.10), (.80, .58), (.77, .26), (.76, .05)), ((1.06, 1.13), (1.04, .64), (1.03, .34), (1.02, .14)),
-                        ((1.24, 1.24), (1.27, .86), (1.28, .64), (1.28, .47))),
-               palm=(((.76, 1.22), (.98, 1.78), .22, .30), ((1.14, 1.28), (1.12, 1.75), .22, .28), ((1.04, 1.75), (1.2, 2.3), .32, .26), ((1.2, 2.2), (1.5, 4.2), .26, .36))))
+    mouth=dict(
+        fingers=(
+            ((1.12, 0.98), (0.86, 0.60), (0.76, 0.34), (0.73, 0.18)),
+            ((0.50, 0.84), (0.02, 0.76), (-0.26, 0.77), (-0.46, 0.80)),
+            ((0.52, 1.04), (-0.05, 0.99), (-0.37, 1.00), (-0.60, 1.03)),
+            ((0.53, 1.24), (-0.02, 1.22), (-0.32, 1.24), (-0.53, 1.26)),
+            ((0.56, 1.42), (0.12, 1.43), (-0.12, 1.45), (-0.30, 1.47)),
+        ),
+        palm=(
+            ((0.62, 0.98), (1.25, 1.28), 0.24, 0.30),
+            ((0.64, 1.30), (1.25, 1.42), 0.24, 0.30),
+            ((1.2, 1.35), (1.75, 1.9), 0.30, 0.25),
+            ((1.65, 1.8), (3.4, 3.6), 0.25, 0.34),
+        ),
+    ),
+    cheek=dict(
+        fingers=(
+            ((0.78, 1.72), (0.46, 1.56), (0.22, 1.45), (0.06, 1.40)),
+            ((0.66, 1.18), (0.55, 0.72), (0.50, 0.46), (0.49, 0.27)),
+            ((0.86, 1.10), (0.80, 0.58), (0.77, 0.26), (0.76, 0.05)),
+            ((1.06, 1.13), (1.04, 0.64), (1.03, 0.34), (1.02, 0.14)),
+            ((1.24, 1.24), (1.27, 0.86), (1.28, 0.64), (1.28, 0.47)),
+        ),
+        palm=(
+            ((0.76, 1.22), (0.98, 1.78), 0.22, 0.30),
+            ((1.14, 1.28), (1.12, 1.75), 0.22, 0.28),
+            ((1.04, 1.75), (1.2, 2.3), 0.32, 0.26),
+            ((1.2, 2.2), (1.5, 4.2), 0.26, 0.36),
+        ),
+    ),
+)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c059
 def hand(
-    size,           # pixels a side
-    fingers, palm,  # of HANDS
+    size,  # pixels a side
+    fingers,
+    palm,  # of HANDS
 ):
     "Four maps: skin in the first colour, its shadows in the second."
     u, v, px = plane(size)
     parts = [capsule(u, v, *p) for p in palm]
     d = torch.stack([d for d, _ in parts]).amin(0)
-    h = .04*torch.stack([dome(d, r, .55)/.04 for d, r in parts]).logsumexp(0)
-    creases, nails = 0, torch.full_like(u, 9.)
-    for joints, radii in zip(fingers, ((.165, .148, .13, .11), *_R)):
+    h = 0.04 * torch.stack([dome(d, r, 0.55) / 0.04 for d, r in parts]).logsumexp(0)
+    creases, nails = 0, torch.full_like(u, 9.0)
+    for joints, radii in zip(fingers, ((0.165, 0.148, 0.13, 0.11), *_R)):
         relief, distance, crease, nail = finger(u, v, joints, radii)
-        on = step(relief - h, -.02, .02)
-        creases, nails = creases*(1 - on) + crease*on, torch.where(relief > h, nail, nails)
+        on = step(relief - h, -0.02, 0.02)
+        creases, nails = creases * (1 - on) + crease * on, torch.where(relief > h, nail, nails)
         (x, y) = joints[0]
-        h = torch.maximum(h, relief) + .03*torch.exp(-((u - x)**2 + (v - y)**2)/.011)
+        h = torch.maximum(h, relief) + 0.03 * torch.exp(-((u - x) ** 2 + (v - y) ** 2) / 0.011)
         d = torch.minimum(d, distance)
-    light = lit(soften(h.clamp(min=-.05), .028, px), px)
-    hollow = 4*(soften(h.clamp(min=0), .12, px) - h).clamp(0, .25)         # lower than what is around it
-    shade = ((.42 + .68*light)*(1 - .55*hollow)*(1 - .22*creases.clamp(max=1))).clamp(0, 1)
+    light = lit(soften(h.clamp(min=-0.05), 0.028, px), px)
+    hollow = 4 * (soften(h.clamp(min=0), 0.12, px) - h).clamp(
+        0, 0.25
+    )  # lower than what is around it
+    shade = ((0.42 + 0.68 * light) * (1 - 0.55 * hollow) * (1 - 0.22 * creases.clamp(max=1))).clamp(
+        0, 1
+    )
     nail = inside(nails, px)
-    p = (.95 - .95*light + .3*creases).clamp(0, 1)*.75*(1 - nail) + .12*nail
-    white = .10*step(light, .86, 1.) + nail*(.10 + .22*step(light, .8, 1.))
-    return finished(inside(d, px), shade*(1 - p), shade*p, white, px)
+    p = (0.95 - 0.95 * light + 0.3 * creases).clamp(0, 1) * 0.75 * (1 - nail) + 0.12 * nail
+    white = 0.10 * step(light, 0.86, 1.0) + nail * (0.10 + 0.22 * step(light, 0.8, 1.0))
+    return finished(inside(d, px), shade * (1 - p), shade * p, white, px)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c062
 STYLES = dict(sunglasses=tuple(LENSES), hand=tuple(HANDS), scarf=("plain", "stripes", "checks"))
 
+
 @lru_cache(4)
 def sheet(
-    size,          # side of the pictures
+    size,  # side of the pictures
     device="cpu",
 ):
     "All drawings below each other, (4, 11 T, T) with T half as large again as the pictures: in the order of STYLES, then sunglasses on turned heads."
-    side = 3*size//2
-    tiles = [sunglasses(side, *LENSES[k]) for k in LENSES] + [hand(side, **HANDS[k]) for k in HANDS] + [scarf(side, k) for k in STYLES["scarf"]]
-    tiles += [sunglasses(side, *LENSES[k], reach=1.) for k in LENSES]
+    side = 3 * size // 2
+    tiles = (
+        [sunglasses(side, *LENSES[k]) for k in LENSES]
+        + [hand(side, **HANDS[k]) for k in HANDS]
+        + [scarf(side, k) for k in STYLES["scarf"]]
+    )
+    tiles += [sunglasses(side, *LENSES[k], reach=1.0) for k in LENSES]
     return torch.cat(tiles, 1).to(device)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c065
@@ -340,120 +500,186 @@ def face_frame(
 ):
     "Middle between the eyes (N,2), frame (N,2,2) whose columns are the steps to the right and down, and where the nose is across (N,)."
     p = five_points(landmarks)
-    eyes = (p[:, 0] + p[:, 1])/2
-    x, y = p[:, 1] - p[:, 0], (p[:, 3] + p[:, 4])/2 - eyes
-    x = x*(narrowest*y.norm(dim=1)/x.norm(dim=1).clamp(min=1)).clamp(min=1)[:, None]
+    eyes = (p[:, 0] + p[:, 1]) / 2
+    x, y = p[:, 1] - p[:, 0], (p[:, 3] + p[:, 4]) / 2 - eyes
+    x = x * (narrowest * y.norm(dim=1) / x.norm(dim=1).clamp(min=1)).clamp(min=1)[:, None]
     frame = torch.stack([x, y], 2)
     return eyes, frame, (inverse(frame) @ (p[:, 2] - eyes)[:, :, None])[:, 0, 0]
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c066
 def inverse(m):
     "Of 2x2 matrices (N,2,2), without waiting for a GPU; of a matrix without one, something finite."
-    det = m[:, 0, 0]*m[:, 1, 1] - m[:, 0, 1]*m[:, 1, 0]
+    det = m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0]
     (a, b), (c, d) = m[:, 0].unbind(1), m[:, 1].unbind(1)
-    return torch.stack([d, -b, -c, a], 1).view(-1, 2, 2)/torch.where(det.abs() < 1, 1., det)[:, None, None]
+    return (
+        torch.stack([d, -b, -c, a], 1).view(-1, 2, 2)
+        / torch.where(det.abs() < 1, 1.0, det)[:, None, None]
+    )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c069
 def to_drawing(
-    eyes, frame, nose, # of `face_frame`
-    numbers,           # dict of (N,): size, tilt (degrees), lower, depth (share of the nose's way), mirror (1 or -1)
-    size,              # (H, W)
+    eyes,
+    frame,
+    nose,  # of `face_frame`
+    numbers,  # dict of (N,): size, tilt (degrees), lower, depth (share of the nose's way), mirror (1 or -1)
+    size,  # (H, W)
 ):
     "Affine maps (N,2,3) from grid_sample's picture coordinates to face coordinates."
     back, tilt, mirror = inverse(frame), torch.deg2rad(numbers["tilt"]), numbers["mirror"]
-    turn = torch.stack([tilt.cos()*mirror, tilt.sin()*mirror, -tilt.sin(), tilt.cos()], 1).view(-1, 2, 2)/numbers["size"][:, None, None]
-    half = eyes.new_tensor([size[1]/2, size[0]/2])
-    origin = back @ (half - eyes)[:, :, None] - torch.stack([numbers["depth"]*nose, numbers["lower"]], 1)[:, :, None]
-    return torch.cat([turn @ back*half, turn @ origin], 2)
+    turn = (
+        torch.stack([tilt.cos() * mirror, tilt.sin() * mirror, -tilt.sin(), tilt.cos()], 1).view(
+            -1, 2, 2
+        )
+        / numbers["size"][:, None, None]
+    )
+    half = eyes.new_tensor([size[1] / 2, size[0] / 2])
+    origin = (
+        back @ (half - eyes)[:, :, None]
+        - torch.stack([numbers["depth"] * nose, numbers["lower"]], 1)[:, :, None]
+    )
+    return torch.cat([turn @ back * half, turn @ origin], 2)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c072
 def placed(maps, matrix, tile, size):
     "Resample drawing `tile` (N,) of a sheet by (N,2,3) matrices: (N,4,H,W); beyond a drawing its border goes on."
     side, (h, w) = maps.shape[2], size
-    y, x = ((2*torch.arange(s, device=maps.device) + 1)/s - 1 for s in size)
+    y, x = ((2 * torch.arange(s, device=maps.device) + 1) / s - 1 for s in size)
     grid = torch.empty(len(tile), h, w, 2, device=maps.device)
-    for k, (start, count) in enumerate(((LEFT, 1), (TOP, maps.shape[1]//side))):
-        row = matrix[:, k, :, None, None]*(2/SPAN/count)
-        offset = (2*(tile*k - start/SPAN)/count - 1)[:, None, None]
-        first = (2*(tile*k + .5/side)/count - 1)[:, None, None]
-        at = row[:, 0]*x + (row[:, 1]*y[:, None] + row[:, 2] + offset)
-        torch.clamp(at, first, first + 2*(1 - 1/side)/count, out=grid[..., k])
+    for k, (start, count) in enumerate(((LEFT, 1), (TOP, maps.shape[1] // side))):
+        row = matrix[:, k, :, None, None] * (2 / SPAN / count)
+        offset = (2 * (tile * k - start / SPAN) / count - 1)[:, None, None]
+        first = (2 * (tile * k + 0.5 / side) / count - 1)[:, None, None]
+        at = row[:, 0] * x + (row[:, 1] * y[:, None] + row[:, 2] + offset)
+        torch.clamp(at, first, first + 2 * (1 - 1 / side) / count, out=grid[..., k])
     return F.grid_sample(maps.expand(len(tile), -1, -1, -1), grid, align_corners=False)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c074
-SPOTS = ((0., .35), (-.4, .55), (.4, .55), (-.6, .4), (.6, .4), (0., -.45))   # face coordinates
+SPOTS = (
+    (0.0, 0.35),
+    (-0.4, 0.55),
+    (0.4, 0.55),
+    (-0.6, 0.4),
+    (0.6, 0.4),
+    (0.0, -0.45),
+)  # face coordinates
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c075
 def skin_colour(
-    x,          # float (N,3,H,W)
+    x,  # float (N,3,H,W)
     landmarks,  # (N,K,2)
 ):
     "Mean colour (N,3) of a few places on nose, cheeks and forehead."
     eyes, frame, _ = face_frame(landmarks, landmarks.new_zeros(len(x)))
-    at = (eyes[:, None] + eyes.new_tensor(SPOTS) @ frame.mT)/eyes.new_tensor([x.shape[3], x.shape[2]])*2 - 1
+    at = (eyes[:, None] + eyes.new_tensor(SPOTS) @ frame.mT) / eyes.new_tensor(
+        [x.shape[3], x.shape[2]]
+    ) * 2 - 1
     return F.grid_sample(x, at[:, None], padding_mode="border", align_corners=False).mean((2, 3))
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c076
 def dyed(hue, saturation, value):
     "Colours (N,3) from (N,) hues, saturations and values in [0,1]."
-    k = (torch.tensor([5., 3, 1]) + 6*hue[:, None]) % 6
-    return value[:, None]*(1 - saturation[:, None]*torch.minimum(k, 4 - k).clamp(0, 1))
+    k = (torch.tensor([5.0, 3, 1]) + 6 * hue[:, None]) % 6
+    return value[:, None] * (1 - saturation[:, None] * torch.minimum(k, 4 - k).clamp(0, 1))
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c078
 def worn_colours(
     kind,  # (N,) places in STYLES
     skin,  # (N,3)
-    dye,   # "random", or the first colour as "#rrggbb"
+    dye,  # "random", or the first colour as "#rrggbb"
     dice,
 ):
     "(N,3,3): columns are first and second colour, and white; a hand has the face's own, glasses are dark."
-    throw = lambda name, low, high: (low + (high - low)*dice.named(name).uniform()).float()
+    throw = lambda name, low, high: (low + (high - low) * dice.named(name).uniform()).float()
     glasses = (kind == 0).float()
-    first = dyed(throw("hue", 0, 1), throw("saturation", .1, .75), throw("value", .2, .8)*(1 - .75*glasses))
-    second = dyed(throw("second hue", 0, 1), throw("second saturation", 0, .45), throw("second value", .55, .95)*(1 - .82*glasses))
-    if dye != "random": first = torch.tensor([int(dye[k:k + 2], 16)/255 for k in (1, 3, 5)]).expand_as(first)
-    first, second, is_hand, brighter = (v.to(skin) for v in (first, second, (kind == 1)[:, None], throw("own", 1.12, 1.28)[:, None]))
-    own = (skin*brighter).clamp(max=1)
-    first, second = torch.lerp(first, own, is_hand), torch.lerp(second, own*own.new_tensor([.80, .56, .48]), is_hand)
+    first = dyed(
+        throw("hue", 0, 1),
+        throw("saturation", 0.1, 0.75),
+        throw("value", 0.2, 0.8) * (1 - 0.75 * glasses),
+    )
+    second = dyed(
+        throw("second hue", 0, 1),
+        throw("second saturation", 0, 0.45),
+        throw("second value", 0.55, 0.95) * (1 - 0.82 * glasses),
+    )
+    if dye != "random":
+        first = torch.tensor([int(dye[k : k + 2], 16) / 255 for k in (1, 3, 5)]).expand_as(first)
+    first, second, is_hand, brighter = (
+        v.to(skin) for v in (first, second, (kind == 1)[:, None], throw("own", 1.12, 1.28)[:, None])
+    )
+    own = (skin * brighter).clamp(max=1)
+    first, second = (
+        torch.lerp(first, own, is_hand),
+        torch.lerp(second, own * own.new_tensor([0.80, 0.56, 0.48]), is_hand),
+    )
     return torch.stack([first, second, torch.ones_like(first)], 2)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c080
 @dataclass(frozen=True)
 class Worn(Degradation):
     "Sunglasses, a hand or a scarf before the face (`fcsr_gan`, Fig 13); maps: M (N,1,H,W), occluder (N,3,H,W), its colours C (N,3,3), and the drawn numbers."
+
     needs = ("landmarks",)
-    kind: Several = one_of(tuple(STYLES), STYLES, "what covers the face; of several, each face draws one")
+    kind: Several = one_of(
+        tuple(STYLES), STYLES, "what covers the face; of several, each face draws one"
+    )
     dye: str = colour("random", "colour of frame or cloth; a hand has the face's")
-    size: Span = between((.97, 1.06), .5, 2, "size, 1 fits the face")
-    tilt: Span = between((-4., 4.), -45, 45, "how much it is turned", "degrees")
-    lower: Span = between((-.03, .06), -1, 1, "how much lower it sits", "eye-mouth distances")
-    fill: str = one_of("thing", ("thing", "black"), "what is seen there: the thing, or black where the thing is marked as hidden")
+    size: Span = between((0.97, 1.06), 0.5, 2, "size, 1 fits the face")
+    tilt: Span = between((-4.0, 4.0), -45, 45, "how much it is turned", "degrees")
+    lower: Span = between((-0.03, 0.06), -1, 1, "how much lower it sits", "eye-mouth distances")
+    fill: str = one_of(
+        "thing",
+        ("thing", "black"),
+        "what is seen there: the thing, or black where the thing is marked as hidden",
+    )
 
     def degrade(self, x, dice, labels):
         drawn, p, size = self.numbers(dice), labels["landmarks"].to(x.device).float(), x.shape[2:]
         own = {k: v.float().to(x.device, non_blocking=True) for k, v in drawn.items()}
-        kind, (eyes, frame, nose) = own["kind"], face_frame(p, torch.where(own["kind"] == 0, .6, .9))
-        turned = (nose.abs() > .2) & (kind < 2)                # hand and arm are on the near side, the nose on the other
-        own["mirror"] = torch.where(turned, torch.where(nose > 0, -1., 1.), own["mirror"])
-        own["tile"] = own["tile"] + 8.*(turned & (kind == 0))
-        maps = placed(sheet(max(size), str(x.device)), to_drawing(eyes, frame, nose, own, size), own["tile"], size).to(x.dtype)
+        kind, (eyes, frame, nose) = (
+            own["kind"],
+            face_frame(p, torch.where(own["kind"] == 0, 0.6, 0.9)),
+        )
+        turned = (nose.abs() > 0.2) & (
+            kind < 2
+        )  # hand and arm are on the near side, the nose on the other
+        own["mirror"] = torch.where(turned, torch.where(nose > 0, -1.0, 1.0), own["mirror"])
+        own["tile"] = own["tile"] + 8.0 * (turned & (kind == 0))
+        maps = placed(
+            sheet(max(size), str(x.device)),
+            to_drawing(eyes, frame, nose, own, size),
+            own["tile"],
+            size,
+        ).to(x.dtype)
         C = worn_colours(drawn["kind"], skin_colour(x, p.to(x.dtype)), self.dye, dice)
         M, thing = 1 - maps[:, :1], torch.bmm(C, maps[:, 1:].flatten(2)).view(x.shape)
-        if self.fill == "black": M, thing = (M > .9).to(x.dtype), torch.zeros_like(x)
-        return Degraded(torch.addcmul(thing, M, x).clamp_(0, 1), x, dict(M=M, occluder=thing, C=C, **own))
+        if self.fill == "black":
+            M, thing = (M > 0.9).to(x.dtype), torch.zeros_like(x)
+        return Degraded(
+            torch.addcmul(thing, M, x).clamp_(0, 1), x, dict(M=M, occluder=thing, C=C, **own)
+        )
 
     def numbers(self, dice):
         "Drawn numbers, (N,) each; kind counts in STYLES, tile in the sheet, depth is the share of the nose's way."
-        throw = lambda name, low=0., high=1.: dice.named(name).uniform(low, high)
+        throw = lambda name, low=0.0, high=1.0: dice.named(name).uniform(low, high)
         counts = torch.tensor([len(s) for s in STYLES.values()])
         kind = among(dice, "kind", self.kind, STYLES)
-        tile = (counts.cumsum(0) - counts)[kind] + (throw("style")*counts[kind]).floor()
-        mirror = torch.where(kind == 1, 1 - 2*dice.named("side").chance(.5), 1.)
-        return dict(kind=kind, tile=tile, depth=torch.tensor([.12, .2, -.25])[kind], mirror=mirror,
-                    **{name: throw(name, *getattr(self, name)) for name in ("size", "tilt", "lower")})
+        tile = (counts.cumsum(0) - counts)[kind] + (throw("style") * counts[kind]).floor()
+        mirror = torch.where(kind == 1, 1 - 2 * dice.named("side").chance(0.5), 1.0)
+        return dict(
+            kind=kind,
+            tile=tile,
+            depth=torch.tensor([0.12, 0.2, -0.25])[kind],
+            mirror=mirror,
+            **{name: throw(name, *getattr(self, name)) for name in ("size", "tilt", "lower")},
+        )
 
     def latex(self, maps, i=0):
-        names = [name for name in STYLES for _ in STYLES[name]] + 3*["sunglasses"]
+        names = [name for name in STYLES for _ in STYLES[name]] + 3 * ["sunglasses"]
         colours = r" + C\,[A\ B\ W]^\top" if self.fill == "thing" else ""
-        return "\n".join([r"I = M \odot H" + colours, rf"\mathrm{{{names[int(maps['tile'][i])]}}},\quad "
-                          rf"\mathrm{{size}}\ {maps['size'][i]:.2f},\ \mathrm{{tilt}}\ {maps['tilt'][i]:.1f}^\circ"])
+        return "\n".join(
+            [
+                r"I = M \odot H" + colours,
+                rf"\mathrm{{{names[int(maps['tile'][i])]}}},\quad "
+                rf"\mathrm{{size}}\ {maps['size'][i]:.2f},\ \mathrm{{tilt}}\ {maps['tilt'][i]:.1f}^\circ",
+            ]
+        )

@@ -19,99 +19,162 @@ def tail(
 ):
     "The threshold that a normal number exceeds with this chance, and by how much it then does on average: two (N,) tensors."
     threshold = torch.special.ndtri(1 - chance)
-    return threshold, torch.exp(-threshold.square()/2)/math.sqrt(2*math.pi)/chance - threshold
+    return threshold, torch.exp(-threshold.square() / 2) / math.sqrt(
+        2 * math.pi
+    ) / chance - threshold
+
 
 def drops(
-    even,       # (N,...) in [0,1)
+    even,  # (N,...) in [0,1)
     threshold,  # (N,1,...)
 ):
     "How far normal noise, made from even noise, exceeds a threshold, over the root of 2; 0 where it does not."
-    return torch.add(even.new_tensor(-1), even, alpha=2).erfinv_().sub_(threshold/math.sqrt(2)).clamp_(min=0)
+    return (
+        torch.add(even.new_tensor(-1), even, alpha=2)
+        .erfinv_()
+        .sub_(threshold / math.sqrt(2))
+        .clamp_(min=0)
+    )
 
 # %% ../../nbs/2_degradations/08_rain.ipynb #c009
 def streaks(
-    dice,            # one row a face
-    length,          # (N,) pixels, at least 1
-    angle,           # (N,) degrees, 90 vertical
-    amount,          # (N,) streaks over a pixel, on average
-    strength,        # (N,) mean brightness of a streak
-    size,            # (H, W)
-    margin,          # (above and below, left and right): no streak reaches farther, pixels
+    dice,  # one row a face
+    length,  # (N,) pixels, at least 1
+    angle,  # (N,) degrees, 90 vertical
+    amount,  # (N,) streaks over a pixel, on average
+    strength,  # (N,) mean brightness of a streak
+    size,  # (H, W)
+    margin,  # (above and below, left and right): no streak reaches farther, pixels
     device=torch.device("cpu"),
 ):
     "One layer of rain (N,1,H,W), not yet clipped; its mean is amount x strength. At most half of the pixels begin a streak."
     (h, w), (my, mx), n = size, margin, len(length)
-    path = trajectory(length, angle, length*0, length.new_zeros(n, 3), 4*max(margin) + 1)
-    threshold, excess = tail((amount/length).clamp(1e-7, .5))
-    brightness, threshold = length*strength*math.sqrt(2)/excess*(amount > 0), column(threshold, torch.empty(0, device=device))
+    path = trajectory(length, angle, length * 0, length.new_zeros(n, 3), 4 * max(margin) + 1)
+    threshold, excess = tail((amount / length).clamp(1e-7, 0.5))
+    brightness, threshold = (
+        length * strength * math.sqrt(2) / excess * (amount > 0),
+        column(threshold, torch.empty(0, device=device)),
+    )
     layers, some, together = [], copy(dice), 16 if device.type == "cpu" else n
     for rows in (slice(i, i + together) for i in range(0, n, together)):
         rx, ry = path[rows].abs().amax((0, 1)).ceil().long().tolist()
-        kernels = (path_kernels(path[rows], rx, ry)*brightness[rows, None, None]).float().to(device, non_blocking=True)
+        kernels = (
+            (path_kernels(path[rows], rx, ry) * brightness[rows, None, None])
+            .float()
+            .to(device, non_blocking=True)
+        )
         some.key = dice.key[rows]
-        noise = some.even_field(1, h + 2*my, w + 2*mx, device=device)[:, :, my - ry:my + h + ry, mx - rx:mx + w + rx]
+        noise = some.even_field(1, h + 2 * my, w + 2 * mx, device=device)[
+            :, :, my - ry : my + h + ry, mx - rx : mx + w + rx
+        ]
         layers.append(filter_each(drops(noise, threshold[rows]), kernels))
     return torch.cat(layers)
 
 # %% ../../nbs/2_degradations/08_rain.ipynb #c013
 def transmission(
-    beta,       # (N,1,1,1)
-    depth=None, # (N,H,W) height above the background, in sides
-    relief=0,   # extra distance for each side behind the nearest point
+    beta,  # (N,1,1,1)
+    depth=None,  # (N,H,W) height above the background, in sides
+    relief=0,  # extra distance for each side behind the nearest point
 ):
     "T = exp(-beta d): (N,1,1,1), or (N,1,H,W) if there is a depth."
-    if depth is None: return (-beta).exp()
+    if depth is None:
+        return (-beta).exp()
     nearest = depth.amax((1, 2)).view_as(beta)
-    return (depth[:, None]*(beta*relief)).sub_(beta*(1 + relief*nearest)).exp_()
+    return (depth[:, None] * (beta * relief)).sub_(beta * (1 + relief * nearest)).exp_()
 
 # %% ../../nbs/2_degradations/08_rain.ipynb #c016
 def recompose(
     maps: dict,  # J, S, T, A as `HeavyRain` returns them, or as a network estimates them
 ):
     "Equation 2: I = T (J + S) + (1 - T) A."
-    return maps["T"]*(maps["J"] + maps["S"]) + (1 - maps["T"])*maps["A"]
+    return maps["T"] * (maps["J"] + maps["S"]) + (1 - maps["T"]) * maps["A"]
 
 # %% ../../nbs/2_degradations/08_rain.ipynb #c018
 @dataclass(frozen=True)
 class HeavyRain(Degradation):
     "Streaks and veil of heavy rain (Son and Jeong 2022, Eq 2 and 9): J (N,3,H,W) in [0,1] -> `Degraded` with maps J, S, T, A that recompose exactly."
-    beta: Span = between((.75, 1.05), 0, 5, "how much the rain swallows: T = exp(-beta d), d = 1 at the face")
-    light: Span = between((.6, .95), 0, 1, "atmospheric light A")
+
+    beta: Span = between(
+        (0.75, 1.05), 0, 5, "how much the rain swallows: T = exp(-beta d), d = 1 at the face"
+    )
+    light: Span = between((0.6, 0.95), 0, 1, "atmospheric light A")
     layers: int = number(1, 1, 4, "layers of streaks, m")
-    amount: Span = between((.2, .5), 0, 4, "streaks over a pixel, on average, a layer")
-    strength: Span = between((.2, .5), 0, 1, "mean brightness of a streak")
-    length: Span = between((.1, .2), 0, .5, "length of a streak", "sides")
+    amount: Span = between((0.2, 0.5), 0, 4, "streaks over a pixel, on average, a layer")
+    strength: Span = between((0.2, 0.5), 0, 1, "mean brightness of a streak")
+    length: Span = between((0.1, 0.2), 0, 0.5, "length of a streak", "sides")
     angle: Span = between((75, 105), 0, 180, "direction of a streak: 90 vertical", "°")
-    relief: float = number(0., 0., 5., "how much farther the background is: distance a side of depth; 0 needs no depth")
+    relief: float = number(
+        0.0,
+        0.0,
+        5.0,
+        "how much farther the background is: distance a side of depth; 0 needs no depth",
+    )
 
     @property
-    def needs(self): return ("depth",) if self.relief else ()
+    def needs(self):
+        return ("depth",) if self.relief else ()
 
     def degrade(self, x, dice, labels):
         drawn = {name: dice.named(name).uniform(*getattr(self, name)) for name in ("beta", "light")}
         depth = labels["depth"].to(x.dtype) if self.relief else None
         T, A = transmission(column(drawn["beta"], x), depth, self.relief), column(drawn["light"], x)
         S = self.layer(x, dice, drawn, "")
-        for k in range(2, self.layers + 1): S += self.layer(x, dice, drawn, f"_{k}")
+        for k in range(2, self.layers + 1):
+            S += self.layer(x, dice, drawn, f"_{k}")
         rain, out = x.new_empty(2, *x.shape)
-        together = len(x) if x.is_cuda else max(1, (1 << 18)//x[0].numel())
+        together = len(x) if x.is_cuda else max(1, (1 << 18) // x[0].numel())
         for j, s, i, r, t, a in zip(*[v.split(together) for v in (x, rain, out, S, T, A)]):
             torch.minimum(r, 1 - j, out=s)
-            torch.add(j, s, out=i).mul_(t).add_((1 - t)*a)
+            torch.add(j, s, out=i).mul_(t).add_((1 - t) * a)
         wide = (len(x), 1, *x.shape[-2:])
-        return Degraded(out, x, dict(J=x, S=rain, T=T.expand(wide), A=A.expand(wide), **{k: column(v, x, 0) for k, v in drawn.items()}))
+        return Degraded(
+            out,
+            x,
+            dict(
+                J=x,
+                S=rain,
+                T=T.expand(wide),
+                A=A.expand(wide),
+                **{k: column(v, x, 0) for k, v in drawn.items()},
+            ),
+        )
 
     def layer(self, x, dice, drawn, suffix):
         "One layer of streaks (N,1,H,W), its numbers thrown by name and told in `drawn`: the first as `length`, the second as `length_2`."
         side, names = min(x.shape[-2:]), ("length", "angle", "amount", "strength")
-        drawn.update({name + suffix: dice.named(name + suffix).uniform(*getattr(self, name)) for name in names})
+        drawn.update(
+            {
+                name + suffix: dice.named(name + suffix).uniform(*getattr(self, name))
+                for name in names
+            }
+        )
         length, angle, amount, strength = [drawn[name + suffix] for name in names]
-        half, slant = max(1, self.length[1]*side)/2, max(abs(math.cos(math.radians(a))) for a in self.angle)
-        margin = math.ceil(half), math.ceil(half*slant)
-        return streaks(dice.named("drops" + suffix), (length*side).clamp(min=1), angle, amount, strength, x.shape[-2:], margin, x.device)
+        half, slant = (
+            max(1, self.length[1] * side) / 2,
+            max(abs(math.cos(math.radians(a))) for a in self.angle),
+        )
+        margin = math.ceil(half), math.ceil(half * slant)
+        return streaks(
+            dice.named("drops" + suffix),
+            (length * side).clamp(min=1),
+            angle,
+            amount,
+            strength,
+            x.shape[-2:],
+            margin,
+            x.device,
+        )
 
     def latex(self, maps, i=0):
-        t, a, length, angle = [float(v) for v in (maps["T"][i].mean(), maps["light"][i], maps["length"][i], maps["angle"][i])]
+        t, a, length, angle = [
+            float(v)
+            for v in (maps["T"][i].mean(), maps["light"][i], maps["length"][i], maps["angle"][i])
+        ]
         rain = "S" if self.layers == 1 else rf"\sum_{{i=1}}^{{{self.layers}}} S_i"
-        pixels = max(1, length*min(maps["J"].shape[-2:]))
-        return rf"I = {t:.2f}\,(J + {rain}) + {1 - t:.2f}\cdot{a:.2f}" + "\n" + rf"T = e^{{-{float(maps['beta'][i]):.2f}\,d}},\ |S| = {pixels:.1f}\,\mathrm{{px}},\ \varphi = {angle:.0f}^\circ"
+        pixels = max(1, length * min(maps["J"].shape[-2:]))
+        return (
+            rf"I = {t:.2f}\,(J + {rain}) + {1 - t:.2f}\cdot{a:.2f}"
+            + "\n"
+            + rf"T = e^{{-{float(maps['beta'][i]):.2f}\,d}},\ |S| ="
+            rf" {pixels:.1f}\,\mathrm{{px}},\ \varphi = {angle:.0f}^\circ"
+        )

@@ -13,19 +13,19 @@ from .degradation import Degradation, Degraded, number, switch
 
 # %% ../../nbs/2_degradations/02_resample.ipynb #c005
 def cubic_kernel(
-    t, # tensor of distances in pixels
-    a, # -.5 (MATLAB, PIL) or -.75 (OpenCV)
+    t,  # tensor of distances in pixels
+    a,  # -.5 (MATLAB, PIL) or -.75 (OpenCV)
 ):
     "Keys' cubic convolution kernel (1981) at distances t."
     t = t.abs()
-    near, far = (a + 2)*t**3 - (a + 3)*t**2 + 1, a*t**3 - 5*a*t**2 + 8*a*t - 4*a
+    near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
     return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
 
 # %% ../../nbs/2_degradations/02_resample.ipynb #c010
 def resize(
-    x,              # (N,C,H,W)
-    size,           # (height, width), or one number for both
-    antialias=True, # True: as MATLAB and PIL; False: as OpenCV
+    x,  # (N,C,H,W)
+    size,  # (height, width), or one number for both
+    antialias=True,  # True: as MATLAB and PIL; False: as OpenCV
 ):
     "Bicubic resampling, half-pixel centres, not clamped."
     size = (size, size) if isinstance(size, int) else tuple(size)
@@ -35,17 +35,25 @@ def resize(
 @dataclass(frozen=True)
 class Downsample(Degradation):
     "Bicubic down by `scale`, clamped: hr (N,3,H,W) in [0,1] -> `Degraded`; FacelabError if H or W does not divide by scale."
+
     scale: int = number(8, 1, 32, "how many times smaller", "x")
     antialias: bool = switch(True, "True: as MATLAB and PIL; False: as OpenCV")
 
     @property
-    def multiple(self): return self.scale
+    def multiple(self):
+        return self.scale
 
-    def degrade(self, x, dice, labels): return Degraded(self.shrink(x), x, {})
+    def degrade(self, x, dice, labels):
+        return Degraded(self.shrink(x), x, {})
 
     def shrink(self, x):
         "The small picture."
         h, w = x.shape[-2:]
-        return x if self.scale == 1 else resize(x, (h//self.scale, w//self.scale), self.antialias).clamp(0, 1)
+        return (
+            x
+            if self.scale == 1
+            else resize(x, (h // self.scale, w // self.scale), self.antialias).clamp(0, 1)
+        )
 
-    def latex(self, maps, i=0): return rf"I_{{LR}} = H\downarrow_{{{self.scale}}}"
+    def latex(self, maps, i=0):
+        return rf"I_{{LR}} = H\downarrow_{{{self.scale}}}"

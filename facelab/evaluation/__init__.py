@@ -1,0 +1,14 @@
+"""Restored faces, and what is measured of them."""
+
+from facelab.base.lazy import lazy_names
+
+__getattr__, __dir__ = lazy_names(
+    __name__,
+    {
+        "metrics": ["CONVENTIONS", "lpips_alex", "psnr", "psnr_ssim", "ssim"],
+        "judges": ["Judges"],
+        "set_metrics": ["frechet_distance", "kid", "set_metrics"],
+        "measures": ["measure_of", "measures"],
+        "photographs": ["Restorer", "find_landmarks", "open_photograph", "put_back"],
+    },
+)

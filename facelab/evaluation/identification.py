@@ -29,46 +29,59 @@ from ..training.loop import train
 # %% ../../nbs/7_evaluation/08_identification.ipynb #c006
 KINDS = ("degraded", "restored", "true")
 
+
 @torch.inference_mode()
 def of_kind(
-    kind: str,      # one of KINDS
-    faces,          # a face set
-    steps,          # the chain of degradations
-    net=None,       # what restores
-    seed=0,         # of the degradation
-    device="cpu",   # where to compute
-    batch=16,       # faces at a time
-    call=None,      # the network's method; None: forward
-    progress=False, # show a bar
-):                  # a face set
+    kind: str,  # one of KINDS
+    faces,  # a face set
+    steps,  # the chain of degradations
+    net=None,  # what restores
+    seed=0,  # of the degradation
+    device="cpu",  # where to compute
+    batch=16,  # faces at a time
+    call=None,  # the network's method; None: forward
+    progress=False,  # show a bar
+):  # a face set
     "The same set in other pictures."
-    if kind not in KINDS: raise FacelabError(f"unknown kind of pictures {kind!r}: choose {', '.join(KINDS)}")
-    if kind == "true": return faces
+    if kind not in KINDS:
+        raise FacelabError(f"unknown kind of pictures {kind!r}: choose {', '.join(KINDS)}")
+    if kind == "true":
+        return faces
     chain, pictures = Chain(steps), []
     labels = wanted_labels(chain.needs, faces.labels, faces.name)
-    for some in tqdm(torch.arange(len(faces)).split(batch), f"{kind} faces", unit="batch", disable=not progress):
+    for some in tqdm(
+        torch.arange(len(faces)).split(batch), f"{kind} faces", unit="batch", disable=not progress
+    ):
         given = faces.batch(some, device=device, labels=labels)
         out = chain(given.pop("image"), Dice(seed, "identification", some.tolist()), **given)
-        seen = resize(out.input, faces.size) if kind == "degraded" else ask(net, {**out.maps, "input": out.input}, call)["restored"]
+        seen = (
+            resize(out.input, faces.size)
+            if kind == "degraded"
+            else ask(net, {**out.maps, "input": out.input}, call)["restored"]
+        )
         pictures.append(to_uint8(seen.float().clamp(0, 1)).cpu())
     return replace(faces, images=torch.cat(pictures))
 
 # %% ../../nbs/7_evaluation/08_identification.ipynb #c009
 def gallery_and_probes(
     identity,  # of each face (N,)
-    seed=0,    # who is drawn
-) -> tuple:    # indices of one face of every person, of the others
+    seed=0,  # who is drawn
+) -> tuple:  # indices of one face of every person, of the others
     "One face of every person, drawn; persons with a single face are left out."
-    order = torch.randperm(len(identity), generator=torch.Generator().manual_seed(seed_of(seed, "gallery"))).tolist()
+    order = torch.randperm(
+        len(identity), generator=torch.Generator().manual_seed(seed_of(seed, "gallery"))
+    ).tolist()
     people = {}
-    for i in order: people.setdefault(int(identity[i]), []).append(i)
+    for i in order:
+        people.setdefault(int(identity[i]), []).append(i)
     several = [faces for faces in people.values() if len(faces) > 1]
     return sorted(faces[0] for faces in several), sorted(i for faces in several for i in faces[1:])
 
+
 def ranks(
-    probes,       # embeddings of length 1 (P,D)
-    gallery,      # embeddings of length 1, one of each person (G,D)
-    who_probes,   # (P,)
+    probes,  # embeddings of length 1 (P,D)
+    gallery,  # embeddings of length 1, one of each person (G,D)
+    who_probes,  # (P,)
     who_gallery,  # (G,)
 ) -> torch.Tensor:  # (P,), 1 is the first place
     "At which place of the gallery each probe's person stands, by cosine; a draw counts as the worse place."
@@ -77,59 +90,91 @@ def ranks(
     own = likeness.masked_fill(~right, -2).amax(1, keepdim=True)
     return 1 + ((likeness >= own) & ~right).sum(1)
 
+
 register(Measure("rank", "rank", 2, True, threshold=True))
 
 # %% ../../nbs/7_evaluation/08_identification.ipynb #c012
 def identify(
-    faces,          # a face set with identities; people of the test part are in no other
-    recipe: dict,   # of the recogniser, resolved; it goes on from the weights of that part
-    net,            # what restores
-    steps,          # the chain of degradations
-    parts,          # folder of trained parts
-    seed=0,         # of degradation and gallery
+    faces,  # a face set with identities; people of the test part are in no other
+    recipe: dict,  # of the recogniser, resolved; it goes on from the weights of that part
+    net,  # what restores
+    steps,  # the chain of degradations
+    parts,  # folder of trained parts
+    seed=0,  # of degradation and gallery
     device="auto",  # auto, cpu or cuda
-    batch=16,       # faces at a time
-    call=None,      # the restorer's method; None: forward
-    progress=False, # show bars
-):                  # DataFrame: kind, image, rank
+    batch=16,  # faces at a time
+    call=None,  # the restorer's method; None: forward
+    progress=False,  # show bars
+):  # DataFrame: kind, image, rank
     "The rank of every probe, from each kind of pictures."
-    if faces.identity is None: raise FacelabError(f"set {faces.name} has no identities: nobody can be identified")
+    if faces.identity is None:
+        raise FacelabError(f"set {faces.name} has no identities: nobody can be identified")
     test, found, where = faces.part("test"), [], pick_device(device)
     gallery, probes = gallery_and_probes(test.identity, seed)
-    if not probes: raise FacelabError(f"no person has two faces in the test part of set {faces.name}: nobody can be identified")
+    if not probes:
+        raise FacelabError(
+            f"no person has two faces in the test part of set {faces.name}: nobody can be"
+            " identified"
+        )
     for kind in KINDS:
         seen = of_kind(kind, faces, steps, net, seed, where, batch, call, progress)
         with tempfile.TemporaryDirectory() as folder:
-            train({**recipe, "begin": {"generator": f"recognisers/{recipe['name']}"}, "validate": 0}, seen, folder, device=device, parts=parts, progress=progress)
+            train(
+                {**recipe, "begin": {"generator": f"recognisers/{recipe['name']}"}, "validate": 0},
+                seen,
+                folder,
+                device=device,
+                parts=parts,
+                progress=progress,
+            )
             recogniser = load_model(folder, where)[0]
         with torch.inference_mode():
             pictures = seen.part("test")
-            embedded = torch.cat([recogniser.embed(pictures.batch(some, device=where, labels=())["image"]).cpu() for some in torch.arange(len(pictures)).split(batch)])
-        places = ranks(embedded[probes], embedded[gallery], test.identity[probes], test.identity[gallery])
-        found += [dict(kind=kind, image=test.names[i], rank=place) for i, place in zip(probes, places.tolist())]
+            embedded = torch.cat(
+                [
+                    recogniser.embed(pictures.batch(some, device=where, labels=())["image"]).cpu()
+                    for some in torch.arange(len(pictures)).split(batch)
+                ]
+            )
+        places = ranks(
+            embedded[probes], embedded[gallery], test.identity[probes], test.identity[gallery]
+        )
+        found += [
+            dict(kind=kind, image=test.names[i], rank=place)
+            for i, place in zip(probes, places.tolist())
+        ]
     return pd.DataFrame(found)
 
 # %% ../../nbs/7_evaluation/08_identification.ipynb #c014
 def identified_anew(
-    path,        # the CSV file
+    path,  # the CSV file
     made_from: dict,  # what it depends on
-    compute,     # makes the DataFrame
+    compute,  # makes the DataFrame
 ):
     "Write who is identified, unless that has been done from the same weights, faces and code."
     path, record = Path(path), Path(path).with_suffix(".json")
-    if path.exists() and was_made(record, made_from): return
+    if path.exists() and was_made(record, made_from):
+        return
     found = compute()
-    with replacing(path) as half: found.to_csv(half, index=False, lineterminator="\n")
+    with replacing(path) as half:
+        found.to_csv(half, index=False, lineterminator="\n")
     write_record(record, made_from)
 
 # %% ../../nbs/7_evaluation/08_identification.ipynb #c017
 def read_ranks(
     path,  # CSV with the columns kind, image and rank
-):         # DataFrame
+):  # DataFrame
     "At which rank each face of each kind was identified; 1 is the first."
     import pandas as pd
 
-    if not Path(path).exists(): raise FacelabError(f"there is no {path}: nobody was identified, so make it with `dvc repro`")
+    if not Path(path).exists():
+        raise FacelabError(
+            f"there is no {path}: nobody was identified, so make it with `dvc repro`"
+        )
     table = pd.read_csv(path, dtype={"kind": str, "image": str, "rank": float})
-    if list(table.columns) != ["kind", "image", "rank"]: raise FacelabError(f"{path} has the columns {', '.join(table.columns)} instead of kind, image, rank: make it again with `dvc repro`")
+    if list(table.columns) != ["kind", "image", "rank"]:
+        raise FacelabError(
+            f"{path} has the columns {', '.join(table.columns)} instead of kind, image, rank: make"
+            " it again with `dvc repro`"
+        )
     return table

@@ -23,22 +23,29 @@ from ..base.images import read_image, to_float, to_uint8, write_image
 # %% ../../nbs/7_evaluation/01_inputs.ipynb #c006
 MAPS = 256  # faces a file of maps
 
+
 def packed(x):
     "A map as it is stored: pictures in [0, 1] as bytes, other pictures (motion) as float16, drawn numbers as they are."
-    if x.dim() == 4 and x.min() >= 0 and x.max() <= 1: return to_uint8(x).cpu().numpy()
+    if x.dim() == 4 and x.min() >= 0 and x.max() <= 1:
+        return to_uint8(x).cpu().numpy()
     return x.cpu().numpy().astype(np.float16 if x.dim() == 4 else np.float32)
+
 
 def unpacked(a):
     "The stored map as float32."
-    return to_float(torch.from_numpy(a)) if a.dtype == np.uint8 else torch.from_numpy(a.astype(np.float32))
+    return (
+        to_float(torch.from_numpy(a))
+        if a.dtype == np.uint8
+        else torch.from_numpy(a.astype(np.float32))
+    )
 
 # %% ../../nbs/7_evaluation/01_inputs.ipynb #c007
 def write_inputs(
-    folder,             # where to; replaced as a whole
-    faces,              # the faces to degrade: the test part of a set
-    steps,              # the chain's, as a recipe writes them or as degradations
-    seed: int = 0,      # of the random numbers
-    device="cpu",       # where to compute
+    folder,  # where to; replaced as a whole
+    faces,  # the faces to degrade: the test part of a set
+    steps,  # the chain's, as a recipe writes them or as degradations
+    seed: int = 0,  # of the random numbers
+    device="cpu",  # where to compute
     progress: bool = False,  # show a bar, for more faces than one file of maps holds
 ):
     "Degrade all faces: `input/*.png`, `maps/*.npz`, `manifest.json`; returns the `Inputs`."
@@ -51,14 +58,29 @@ def write_inputs(
     try:
         (half / "maps").mkdir(parents=True)
         with ThreadPoolExecutor(4) as pool:
-            for first in tqdm(range(0, len(faces), MAPS), desc=folder.name, unit="batch", disable=not progress or len(faces) <= MAPS):
-                names = faces.names[first:first + MAPS]
-                out = _degraded(chain, faces, range(first, first + len(names)), seed, device, labels)
+            for first in tqdm(
+                range(0, len(faces), MAPS),
+                desc=folder.name,
+                unit="batch",
+                disable=not progress or len(faces) <= MAPS,
+            ):
+                names = faces.names[first : first + MAPS]
+                out = _degraded(
+                    chain, faces, range(first, first + len(names)), seed, device, labels
+                )
                 paths = [half / "input" / f"{Path(name).stem}.png" for name in names]
                 list(pool.map(write_image, paths, out.input.cpu()))
-                np.savez_compressed(half / "maps" / f"{first:07d}.npz", **{k: packed(v) for k, v in out.maps.items()})
-                rows += [dict(name=name, sha256=digest) for name, digest in zip(names, pool.map(sha256, paths))]
-        about = dict(faces=faces.name, seed=seed, steps=chain.spec, maps=sorted(out.maps), rows=rows)
+                np.savez_compressed(
+                    half / "maps" / f"{first:07d}.npz",
+                    **{k: packed(v) for k, v in out.maps.items()},
+                )
+                rows += [
+                    dict(name=name, sha256=digest)
+                    for name, digest in zip(names, pool.map(sha256, paths))
+                ]
+        about = dict(
+            faces=faces.name, seed=seed, steps=chain.spec, maps=sorted(out.maps), rows=rows
+        )
         (half / "manifest.json").write_text(json.dumps(about, indent=1) + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         half.rename(folder)
@@ -71,27 +93,44 @@ def _degraded(chain, faces, indices, seed, device, labels, piece=16):
     "The chain on some faces, a few at a time."
     parts = []
     for i in range(0, len(indices), piece):
-        some = indices[i:i + piece]
+        some = indices[i : i + piece]
         batch = faces.batch(some, device=device, labels=labels)
         parts.append(chain(batch.pop("image"), Dice(seed, "test", some), **batch))
-    return type(parts[0])(torch.cat([p.input for p in parts]), torch.cat([p.target for p in parts]), {k: torch.cat([p.maps[k] for p in parts]) for k in parts[0].maps})
+    return type(parts[0])(
+        torch.cat([p.input for p in parts]),
+        torch.cat([p.target for p in parts]),
+        {k: torch.cat([p.maps[k] for p in parts]) for k in parts[0].maps},
+    )
 
 # %% ../../nbs/7_evaluation/01_inputs.ipynb #c010
 class Inputs:
     "The degraded test faces in a folder; images are read when asked for."
 
-    def __init__(self,
+    def __init__(
+        self,
         folder,  # as `write_inputs` leaves it
     ):
         self.folder = Path(folder)
-        try: about = json.loads((self.folder / "manifest.json").read_text())
-        except FileNotFoundError: raise FacelabError(f"there are no test inputs in {folder}: make them with `dvc repro synthesize`") from None
-        except json.JSONDecodeError as error: raise FacelabError(f"{self.folder / 'manifest.json'} is damaged ({error}): make the inputs again with `dvc repro -f synthesize`") from None
-        if "missing" in about: raise FacelabError(f"the test inputs in {folder} could not be made: {about['missing']}")
-        self.faces, self.seed, self.steps, self.rows = (about[k] for k in ("faces", "seed", "steps", "rows"))
+        try:
+            about = json.loads((self.folder / "manifest.json").read_text())
+        except FileNotFoundError:
+            raise FacelabError(
+                f"there are no test inputs in {folder}: make them with `dvc repro synthesize`"
+            ) from None
+        except json.JSONDecodeError as error:
+            raise FacelabError(
+                f"{self.folder / 'manifest.json'} is damaged ({error}): make the inputs again with"
+                " `dvc repro -f synthesize`"
+            ) from None
+        if "missing" in about:
+            raise FacelabError(f"the test inputs in {folder} could not be made: {about['missing']}")
+        self.faces, self.seed, self.steps, self.rows = (
+            about[k] for k in ("faces", "seed", "steps", "rows")
+        )
         self.names, self.maps_there = [row["name"] for row in self.rows], tuple(about["maps"])
 
-    def __len__(self): return len(self.names)
+    def __len__(self):
+        return len(self.names)
 
     def images(self, indices) -> torch.Tensor:  # float (n, 3, h, w)
         "The degraded pictures, each compared with its hash."
@@ -100,27 +139,45 @@ class Inputs:
     def _image(self, i):
         path = self.folder / "input" / f"{Path(self.names[i]).stem}.png"
         if sha256(path) != self.rows[i]["sha256"]:
-            raise FacelabError(f"{path} is missing or is not the picture that was made: make the inputs again with `dvc repro -f synthesize`")
+            raise FacelabError(
+                f"{path} is missing or is not the picture that was made: make the inputs again with"
+                " `dvc repro -f synthesize`"
+            )
         return to_float(read_image(path))
 
     def maps(self, indices, *names) -> dict:  # name -> float32 (n, ...)
         "Some maps of some faces."
         unknown = [name for name in names if name not in self.maps_there]
-        if unknown: raise FacelabError(f"{self.folder} has no map {unknown[0]!r}: there is {', '.join(self.maps_there) or 'none'}")
-        files = {first: self._maps(first, names) for first in sorted({i // MAPS * MAPS for i in indices})}
-        return {name: torch.stack([files[i // MAPS * MAPS][name][i % MAPS] for i in indices]) for name in names}
+        if unknown:
+            raise FacelabError(
+                f"{self.folder} has no map {unknown[0]!r}: there is"
+                f" {', '.join(self.maps_there) or 'none'}"
+            )
+        files = {
+            first: self._maps(first, names) for first in sorted({i // MAPS * MAPS for i in indices})
+        }
+        return {
+            name: torch.stack([files[i // MAPS * MAPS][name][i % MAPS] for i in indices])
+            for name in names
+        }
 
     def _maps(self, first, names):
         path = self.folder / "maps" / f"{first:07d}.npz"
         try:
-            with np.load(path) as file: return {name: unpacked(file[name]) for name in names}
-        except Exception as error: raise FacelabError(f"{path} is damaged or missing ({error}): make the inputs again with `dvc repro -f synthesize`") from None
+            with np.load(path) as file:
+                return {name: unpacked(file[name]) for name in names}
+        except Exception as error:
+            raise FacelabError(
+                f"{path} is damaged or missing ({error}): make the inputs again with `dvc repro -f"
+                " synthesize`"
+            ) from None
 
 # %% ../../nbs/7_evaluation/01_inputs.ipynb #c019
 def write_missing(
     folder,  # where the inputs would be
-    why,     # a sentence
+    why,  # a sentence
 ):
     "A manifest that says why there are no inputs."
     shutil.rmtree(folder, ignore_errors=True)
-    with replacing(Path(folder) / "manifest.json") as half: half.write_text(json.dumps(dict(missing=str(why))) + "\n")
+    with replacing(Path(folder) / "manifest.json") as half:
+        half.write_text(json.dumps(dict(missing=str(why))) + "\n")

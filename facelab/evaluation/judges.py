@@ -38,100 +38,184 @@ def parsing_error(
 ):
     "1 - mean IoU over the maps that the label has, of each face (N,)."
     seen, true = parsing_11(seen), parsing_11(true)
-    shared, area = (seen*true).sum((2, 3)), true.sum((2, 3))
-    iou, there = shared/(seen.sum((2, 3)) + area - shared).clamp(min=1), area > 0
-    return 1 - (iou*there).sum(1)/there.sum(1)
+    shared, area = (seen * true).sum((2, 3)), true.sum((2, 3))
+    iou, there = shared / (seen.sum((2, 3)) + area - shared).clamp(min=1), area > 0
+    return 1 - (iou * there).sum(1) / there.sum(1)
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c015
 def hidden_error(
     restored,  # (N,3,H,W)
-    target,    # the same shape
-    hidden,    # (N,1,h,w), 1 where the face was hidden; brought to the faces' size
+    target,  # the same shape
+    hidden,  # (N,1,h,w), 1 where the face was hidden; brought to the faces' size
 ):
     "Mean absolute difference times 255 in the hidden part of each face (N,); NaN where nothing was hidden."
     hidden = F.interpolate(hidden.to(restored), restored.shape[-2:], mode="nearest")
-    return 255*((restored - target).abs()*hidden).mean(1).sum((1, 2))/hidden.sum((1, 2, 3))
+    return 255 * ((restored - target).abs() * hidden).mean(1).sum((1, 2)) / hidden.sum((1, 2, 3))
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c018
 def nearest(
-    probes,         # embeddings of restored faces (N,D)
-    gallery,        # embeddings of the true faces, in the same order (N,D)
+    probes,  # embeddings of restored faces (N,D)
+    gallery,  # embeddings of the true faces, in the same order (N,D)
     identity=None,  # who they are (N,); None: not known
-    own=True,       # may a face's own photograph be the nearest?
-    batch=256,      # probes at once
+    own=True,  # may a face's own photograph be the nearest?
+    batch=256,  # probes at once
 ):
     "L1 distance to the nearest true face (N,), and 1. if it is of the same person (N,) or None (Yun 2020, Table 2)."
-    if probes.shape != gallery.shape: raise FacelabError(f"nearest takes as many restored as true faces, but got embeddings {tuple(probes.shape)} and {tuple(gallery.shape)}")
+    if probes.shape != gallery.shape:
+        raise FacelabError(
+            "nearest takes as many restored as true faces, but got embeddings"
+            f" {tuple(probes.shape)} and {tuple(gallery.shape)}"
+        )
     probes, gallery = (F.normalize(z.double(), p=1) for z in (probes, gallery))
     found = []
     for rows in torch.arange(len(probes), device=probes.device).split(batch):
         distance = torch.cdist(probes[rows], gallery, p=1)
-        if not own: distance[torch.arange(len(rows)), rows] = torch.inf
+        if not own:
+            distance[torch.arange(len(rows)), rows] = torch.inf
         found.append(distance.min(1))
     l1, which = (torch.cat(part) for part in zip(*found))
-    return l1, None if identity is None else (identity.to(which.device)[which] == identity.to(which.device)).double()
+    return l1, None if identity is None else (
+        identity.to(which.device)[which] == identity.to(which.device)
+    ).double()
 
-register(Measure("nearest_l1", "nearest l1", 4, False, axis="distance to the nearest true face (L1)", needs="gallery"))
-register(Measure("nearest_right", "nearest right", 4, True, axis="nearest face is the right person (share)", needs="gallery"))
-register(Measure("recognised", "recognised", 2, True, axis="recognised (% of faces)", threshold=True, columns=("nearest_l1", "nearest_right")))
+
+register(
+    Measure(
+        "nearest_l1",
+        "nearest l1",
+        4,
+        False,
+        axis="distance to the nearest true face (L1)",
+        needs="gallery",
+    )
+)
+
+# %% ../../nbs/7_evaluation/05_judges.ipynb #c018-1
+register(
+    Measure(
+        "nearest_right",
+        "nearest right",
+        4,
+        True,
+        axis="nearest face is the right person (share)",
+        needs="gallery",
+    )
+)
+register(
+    Measure(
+        "recognised",
+        "recognised",
+        2,
+        True,
+        axis="recognised (% of faces)",
+        threshold=True,
+        columns=("nearest_l1", "nearest_right"),
+    )
+)
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c024
 MOBILEFACENET = "mobilefacenet.safetensors"
 
+
 class Judges:
     "Frozen networks that judge restored faces, opened when first asked; `judge` for a batch, `recognise` for a whole set, `report` for who they were."
-    def __init__(self,
-        parts="build/parts",                # folder of trained parts
-        features="build/models/features",   # folder of the features network, or the section `perceptual` of the parameters
-        device="cpu",                       # where to compute
-        folder=None,                        # where to look for weight files first
+
+    def __init__(
+        self,
+        parts="build/parts",  # folder of trained parts
+        features="build/models/features",  # folder of the features network, or the section `perceptual` of the parameters
+        device="cpu",  # where to compute
+        folder=None,  # where to look for weight files first
     ):
         self.parts, self.features, self.device, self.folder = Path(parts), features, device, folder
         self.opened, self.reasons, self.measured = {}, {}, set()
 
-    def part(self, address): return _part(self, address)
-    def judge(self, restored, target, labels={}, hidden=None): return _judge(self, restored, target, labels, hidden)
-    def embed(self, batches): return _embed(self, batches)
-    def recognise(self, restored, target, identity=None, own=True): return _recognise(self, restored, target, identity, own)
-    def report(self): return _report(self)
+    def part(self, address):
+        return _part(self, address)
+
+    def judge(self, restored, target, labels={}, hidden=None):
+        return _judge(self, restored, target, labels, hidden)
+
+    def embed(self, batches):
+        return _embed(self, batches)
+
+    def recognise(self, restored, target, identity=None, own=True):
+        return _recognise(self, restored, target, identity, own)
+
+    def report(self):
+        return _report(self)
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c025
 def _part(judges, address):
     "A trained part, what it is called, and its recipe; `Unavailable` if this run has none."
     folder = judges.parts / address
-    if not (folder / "recipe.json").exists(): raise Unavailable(f"there is no trained part {address} in {judges.parts}")
+    if not (folder / "recipe.json").exists():
+        raise Unavailable(f"there is no trained part {address} in {judges.parts}")
     net, recipe = load_model(folder, judges.device)
-    by = f"{type(net).__name__} (part {recipe['name']}, trained by this run on {recipe.get('faces', 'its faces')})"
+    by = (
+        f"{type(net).__name__} (part {recipe['name']}, trained by this run on"
+        f" {recipe.get('faces', 'its faces')})"
+    )
     return net.requires_grad_(False), by, recipe.get("call")
 
+
 def _features(judges):
-    wish = judges.features if isinstance(judges.features, dict) else dict(source="trained", network="parts", file=str(Path(judges.features) / "generator.safetensors"))
-    try: features = make_features(**wish).to(judges.device)
-    except Unavailable: raise Unavailable(f"the weights of its network are not at hand ({wish['file'] or wish['network']})") from None
+    wish = (
+        judges.features
+        if isinstance(judges.features, dict)
+        else dict(
+            source="trained",
+            network="parts",
+            file=str(Path(judges.features) / "generator.safetensors"),
+        )
+    )
+    try:
+        features = make_features(**wish).to(judges.device)
+    except Unavailable:
+        raise Unavailable(
+            f"the weights of its network are not at hand ({wish['file'] or wish['network']})"
+        ) from None
     return features, features.name, None
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c027
 def _recogniser(judges):
-    try: path = find_weights(MOBILEFACENET, judges.folder)
-    except Unavailable: return _part(judges, "recognisers/lightcnn9_rgb")
-    return load_mobilefacenet(path).to(judges.device).requires_grad_(False), f"MobileFaceNet (file {path.name})", "crops"
+    try:
+        path = find_weights(MOBILEFACENET, judges.folder)
+    except Unavailable:
+        return _part(judges, "recognisers/lightcnn9_rgb")
+    return (
+        load_mobilefacenet(path).to(judges.device).requires_grad_(False),
+        f"MobileFaceNet (file {path.name})",
+        "crops",
+    )
 
-OPEN = dict(vgg_distance=_features, identity=_recogniser, nearest_l1=lambda judges: _part(judges, "recognisers/inception_resnet_v1"),
-            landmark_error=lambda judges: _part(judges, "labelling/landmarker"), parsing_error=lambda judges: _part(judges, "labelling/parser"))
+
+OPEN = dict(
+    vgg_distance=_features,
+    identity=_recogniser,
+    nearest_l1=lambda judges: _part(judges, "recognisers/inception_resnet_v1"),
+    landmark_error=lambda judges: _part(judges, "labelling/landmarker"),
+    parsing_error=lambda judges: _part(judges, "labelling/parser"),
+)
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c028
 def _opened(judges, column):
     "The judge of a column: network, what it is called, how it is asked; `Unavailable` again if it was that before."
     if column not in judges.opened:
-        try: judges.opened[column] = OPEN[column](judges)
-        except Unavailable as reason: judges.opened[column] = reason
-    if isinstance(judges.opened[column], Unavailable): raise judges.opened[column]
+        try:
+            judges.opened[column] = OPEN[column](judges)
+        except Unavailable as reason:
+            judges.opened[column] = reason
+    if isinstance(judges.opened[column], Unavailable):
+        raise judges.opened[column]
     return judges.opened[column]
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c029
 def _label(labels, name):
-    if labels.get(name) is None: raise Unavailable(f"the face set has no {name}")
+    if labels.get(name) is None:
+        raise Unavailable(f"the face set has no {name}")
     return labels[name]
+
 
 def _sized(net, images):
     "The images at the size that a network is built for, if it is for one only."
@@ -139,35 +223,69 @@ def _sized(net, images):
     return images if size in (None, images.shape[-1]) else resize(images, size).clamp(0, 1)
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c031
-@measure("vgg_distance", "VGG distance", 4, False, axis="VGG distance (uncalibrated)", needs="judges")
+@measure(
+    "vgg_distance", "VGG distance", 4, False, axis="VGG distance (uncalibrated)", needs="judges"
+)
 def _vgg_distance(judges, restored, target, labels, hidden):
     features = _opened(judges, "vgg_distance")[0]
     seen, wanted = features(restored), features(target)
     return sum((seen[layer] - wanted[layer]).square().mean((1, 2, 3)) for layer in wanted)
 
+
 @measure("identity", "identity", 4, True, axis="cosine of identity features", needs="judges")
 def _identity(judges, restored, target, labels, hidden):
     net, _, how = _opened(judges, "identity")
-    view = (lambda x: crops(x, _label(labels, "landmarks"))) if how == "crops" else (lambda x: _sized(net, x))
-    return (net.embed(view(restored))*net.embed(view(target))).sum(1)
+    view = (
+        (lambda x: crops(x, _label(labels, "landmarks")))
+        if how == "crops"
+        else (lambda x: _sized(net, x))
+    )
+    return (net.embed(view(restored)) * net.embed(view(target))).sum(1)
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c032
-@measure("landmark_error", "landmark error", 4, False, axis="error of landmarks (distances between the eyes)", needs="judges")
+@measure(
+    "landmark_error",
+    "landmark error",
+    4,
+    False,
+    axis="error of landmarks (distances between the eyes)",
+    needs="judges",
+)
 def _landmarks(judges, restored, target, labels, hidden):
     (net, _, call), true = _opened(judges, "landmark_error"), _label(labels, "landmarks")
     seen = see(net, restored, "landmarks", call)
-    if seen.shape != true.shape: raise Unavailable(f"the landmarker sees {seen.shape[1]} points but the face set has {true.shape[1]}")
+    if seen.shape != true.shape:
+        raise Unavailable(
+            f"the landmarker sees {seen.shape[1]} points but the face set has {true.shape[1]}"
+        )
     return landmark_error(seen, true.to(seen))
 
-@measure("parsing_error", "parsing error", 4, False, axis="error of parsing (1 - mean IoU)", needs="judges")
+
+@measure(
+    "parsing_error",
+    "parsing error",
+    4,
+    False,
+    axis="error of parsing (1 - mean IoU)",
+    needs="judges",
+)
 def _parsing(judges, restored, target, labels, hidden):
     (net, _, call), true = _opened(judges, "parsing_error"), _label(labels, "parsing")
     return parsing_error(see(net, restored, "parsing", call), true)
 
-@measure("hidden_error", "error where hidden", 2, False, axis="error where hidden (grey levels)", needs="judges",
-         by="arithmetic, no network")
+# %% ../../nbs/7_evaluation/05_judges.ipynb #c032-1
+@measure(
+    "hidden_error",
+    "error where hidden",
+    2,
+    False,
+    axis="error where hidden (grey levels)",
+    needs="judges",
+    by="arithmetic, no network",
+)
 def _hidden(judges, restored, target, labels, hidden):
-    if hidden is None: raise Unavailable("nothing is hidden by this degradation, or it does not say what")
+    if hidden is None:
+        raise Unavailable("nothing is hidden by this degradation, or it does not say what")
     return hidden_error(restored, target, hidden)
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c033
@@ -176,11 +294,23 @@ def _judge(judges, restored, target, labels, hidden):
     "Column -> list of N floats (None for a face without), or None for the whole batch; the reason goes into the report."
     check_images(restored, target)
     there = lambda x: None if x is None else x.to(judges.device)
-    restored, target, hidden, labels = there(restored), there(target), there(hidden), {k: there(v) for k, v in labels.items()}
-    return {column: _tried(judges, column, lambda m=m: m.compute(judges, restored, target, labels, hidden)) for column, m in measures(needs="judges").items()}
+    restored, target, hidden, labels = (
+        there(restored),
+        there(target),
+        there(hidden),
+        {k: there(v) for k, v in labels.items()},
+    )
+    return {
+        column: _tried(
+            judges, column, lambda m=m: m.compute(judges, restored, target, labels, hidden)
+        )
+        for column, m in measures(needs="judges").items()
+    }
+
 
 def _tried(judges, column, measure):
-    try: values = measure().double().tolist()
+    try:
+        values = measure().double().tolist()
     except Unavailable as reason:
         judges.reasons[column] = str(reason)
         return None
@@ -192,28 +322,47 @@ def _tried(judges, column, measure):
 def _embed(judges, batches):
     "Embeddings (N,D), on the CPU, by the judge of `nearest_l1`, of images (N,3,H,W) or an iterable of batches; `Unavailable` without it."
     net = _opened(judges, "nearest_l1")[0]
-    if isinstance(batches, torch.Tensor): batches = batches.split(64)
-    return torch.cat([net.embed(_sized(net, images.to(judges.device))).float().cpu() for images in batches])
+    if isinstance(batches, torch.Tensor):
+        batches = batches.split(64)
+    return torch.cat(
+        [net.embed(_sized(net, images.to(judges.device))).float().cpu() for images in batches]
+    )
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c036
 def _recognise(judges, restored, target, identity, own):
     "nearest_l1 and nearest_right: lists of N floats, or None with the reason in the report; images, batches of them, or embeddings (N,D)."
     found = {}
-    def embedded(x): return x if isinstance(x, torch.Tensor) and x.dim() == 2 else _embed(judges, x)
+
+    def embedded(x):
+        return x if isinstance(x, torch.Tensor) and x.dim() == 2 else _embed(judges, x)
+
     def both():
-        if not found: found["l1"], found["right"] = nearest(embedded(restored), embedded(target), identity, own)
+        if not found:
+            found["l1"], found["right"] = nearest(
+                embedded(restored), embedded(target), identity, own
+            )
         return found
+
     def right():
-        if identity is None: raise Unavailable("the face set has no identity")
+        if identity is None:
+            raise Unavailable("the face set has no identity")
         return both()["right"]
-    return dict(nearest_l1=_tried(judges, "nearest_l1", lambda: both()["l1"]), nearest_right=_tried(judges, "nearest_right", right))
+
+    return dict(
+        nearest_l1=_tried(judges, "nearest_l1", lambda: both()["l1"]),
+        nearest_right=_tried(judges, "nearest_right", right),
+    )
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c037
 def _report(judges):
     "What judges.json holds: column -> who judged, and why it is empty if it is."
     known = {name: m for name, m in measures().items() if m.needs in ("judges", "gallery")}
+
     def by(column):
         judge = judges.opened.get("nearest_l1" if column == "nearest_right" else column)
         return known[column].by or (judge[1] if isinstance(judge, tuple) else "")
-    def missing(column): return "" if column in judges.measured else judges.reasons.get(column, "not asked")
+
+    def missing(column):
+        return "" if column in judges.measured else judges.reasons.get(column, "not asked")
+
     return {column: dict(by=by(column), missing=missing(column)) for column in known}

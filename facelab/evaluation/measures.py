@@ -18,21 +18,27 @@ from ..base.names import near
 class Measure:
     "How a measure is called, printed and computed."
 
-    name: str             # as the columns of scores, tables and claims write it
-    label: str            # as people read it
-    digits: int           # behind the point, in tables
-    higher: bool          # is better; otherwise lower is
-    axis: str = ""        # text beside the axis of a chart, with {colour} where conventions differ
-    of: str = "face"      # one number a "face", or a "set" of them
+    name: str  # as the columns of scores, tables and claims write it
+    label: str  # as people read it
+    digits: int  # behind the point, in tables
+    higher: bool  # is better; otherwise lower is
+    axis: str = ""  # text beside the axis of a chart, with {colour} where conventions differ
+    of: str = "face"  # one number a "face", or a "set" of them
     conventions: bool = False  # measured under each convention: psnr_rgb, psnr_y
-    threshold: bool = False    # a number stands behind the name: recognised_0.6
-    columns: tuple = ()   # of the scores that it is made from; its own by default
-    stored: int = 6       # digits behind the point in the files of scores
-    needs: str = ""       # what `compute` takes: "judges", "gallery", or features "inception" or "face" of two sets
-    by: str = ""          # what measures, where it is no network of the run
-    compute: Callable | None = None   # the function that is registered
-    average: Callable | None = None   # (values, convention) -> mean over faces, if it is not the plain one
-    caution: Callable | None = None   # (faces, features) -> what must be said beside a number of a set
+    threshold: bool = False  # a number stands behind the name: recognised_0.6
+    columns: tuple = ()  # of the scores that it is made from; its own by default
+    stored: int = 6  # digits behind the point in the files of scores
+    needs: str = (  # what `compute` takes: "judges", "gallery", or features "inception" or "face" of two sets
+        ""
+    )
+    by: str = ""  # what measures, where it is no network of the run
+    compute: Callable | None = None  # the function that is registered
+    average: Callable | None = (
+        None  # (values, convention) -> mean over faces, if it is not the plain one
+    )
+    caution: Callable | None = (
+        None  # (faces, features) -> what must be said beside a number of a set
+    )
 
     @property
     def better(self):
@@ -42,6 +48,7 @@ class Measure:
 # %% ../../nbs/7_evaluation/10_measures.ipynb #c008
 _MEASURES = {}
 
+
 def register(
     measure: Measure,
 ) -> Measure:
@@ -49,21 +56,25 @@ def register(
     _MEASURES[measure.name] = measure
     return measure
 
+
 def measure(
-    name: str,     # a column of the scores
-    label: str,    # as people read it
-    digits: int,   # behind the point, in tables
+    name: str,  # a column of the scores
+    label: str,  # as people read it
+    digits: int,  # behind the point, in tables
     higher: bool,  # is better
-    **more,        # other fields of `Measure`
+    **more,  # other fields of `Measure`
 ):
     "Decorator: register the measure that a function computes."
+
     def registered(compute):
         register(Measure(name, label, digits, higher, compute=compute, **more))
         return compute
+
     return registered
 
 # %% ../../nbs/7_evaluation/10_measures.ipynb #c010
 MODULES = ("metrics", "judges", "set_metrics", "identification")  # that register measures
+
 
 def measures(
     **fields,  # such as of="set"
@@ -71,11 +82,13 @@ def measures(
     "All measures whose fields have these values, in the order of `MODULES`."
     for module in MODULES:
         importlib.import_module(f"facelab.evaluation.{module}")
-    return {n: m for n, m in _MEASURES.items() if all(getattr(m, k) == v for k, v in fields.items())}
+    return {
+        n: m for n, m in _MEASURES.items() if all(getattr(m, k) == v for k, v in fields.items())
+    }
 
 # %% ../../nbs/7_evaluation/10_measures.ipynb #c011
 def measure_of(
-    name: str,   # as tables and claims write it
+    name: str,  # as tables and claims write it
 ) -> Measure:
     "The record of a measure; of `recognised_0.6`, with that label. `FacelabError` for an unknown one."
     known = measures()
@@ -86,17 +99,20 @@ def measure_of(
         raise FacelabError(f"unknown measure {name!r}: {near(name, known)}")
     return known[name]
 
+
 def measure_in(
     column: str,  # of the files of scores, such as psnr_rgb
 ) -> Measure | None:
     "The measure that a column holds; None for a column that no measure is known for."
     known = measures()
     name, _, convention = column.partition("_")
-    return known.get(column) or (known[name] if convention and name in known and known[name].conventions else None)
+    return known.get(column) or (
+        known[name] if convention and name in known and known[name].conventions else None
+    )
 
 # %% ../../nbs/7_evaluation/10_measures.ipynb #c016
 def axis_text(
-    name: str,         # of a measure of faces
+    name: str,  # of a measure of faces
     convention="rgb",  # of PSNR and SSIM
 ) -> str:
     "What stands beside an axis."
@@ -105,5 +121,8 @@ def axis_text(
     found = measure_of(name)
     if not found.axis:
         shown = ", ".join(n for n, m in measures().items() if m.axis)
-        raise FacelabError(f"{name!r} is one number a set of faces and has no interval over faces: a chart shows {shown}")
+        raise FacelabError(
+            f"{name!r} is one number a set of faces and has no interval over faces: a chart shows"
+            f" {shown}"
+        )
     return f"{found.axis.format(colour=as_convention(convention).colour)}, {found.better} is better"

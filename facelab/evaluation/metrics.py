@@ -27,42 +27,77 @@ from .measures import measure, measure_in
 @dataclass(frozen=True)
 class Convention:
     "How PSNR and SSIM are measured; `str()` is the line that tables print"
-    name: str                     # as columns and messages call it
-    colour: str = "RGB"           # "RGB", or "Y": luma of BT.601 in studio range, as MATLAB's rgb2ycbcr
-    border: int = 0               # pixels cut off at every side
-    quantise: bool = True         # round the images to 8 bits first
-    window: int = 11              # side of SSIM's window, odd
-    sigma: float | None = 1.5     # of the Gaussian window; None: all weights equal
-    k1: float = .01               # SSIM's constants, for the means ...
-    k2: float = .03               # ... and the variances
-    average: str = "per image"    # or "pooled error": one PSNR from the mean squared error of all images
+
+    name: str  # as columns and messages call it
+    colour: str = "RGB"  # "RGB", or "Y": luma of BT.601 in studio range, as MATLAB's rgb2ycbcr
+    border: int = 0  # pixels cut off at every side
+    quantise: bool = True  # round the images to 8 bits first
+    window: int = 11  # side of SSIM's window, odd
+    sigma: float | None = 1.5  # of the Gaussian window; None: all weights equal
+    k1: float = 0.01  # SSIM's constants, for the means ...
+    k2: float = 0.03  # ... and the variances
+    average: str = (
+        "per image"  # or "pooled error": one PSNR from the mean squared error of all images
+    )
 
     def __post_init__(self):
-        if self.colour not in ("RGB", "Y") or self.average not in ("per image", "pooled error") or self.border < 0 or self.window % 2 == 0:
-            raise FacelabError(f"Convention {self.name!r}: colour is RGB or Y, average is 'per image' or 'pooled error', border >= 0, window odd; "
-                               f"got {self.colour!r}, {self.average!r}, {self.border}, {self.window}.")
+        if (
+            self.colour not in ("RGB", "Y")
+            or self.average not in ("per image", "pooled error")
+            or self.border < 0
+            or self.window % 2 == 0
+        ):
+            raise FacelabError(
+                f"Convention {self.name!r}: colour is RGB or Y, average is 'per image' or 'pooled"
+                f" error', border >= 0, window odd; got {self.colour!r}, {self.average!r},"
+                f" {self.border}, {self.window}."
+            )
 
     def __str__(self):
-        window = f"Gaussian {self.window}x{self.window}, sigma {self.sigma:g}" if self.sigma else f"uniform {self.window}x{self.window}"
-        return ", ".join(["RGB" if self.colour == "RGB" else "Y of BT.601 (16-235)", "8 bit" if self.quantise else "not rounded",
-            f"border {self.border} cut" if self.border else "no border cut", "peak 255", f"SSIM {window}, K {self.k1:g}/{self.k2:g}",
-            "mean over images" if self.average == "per image" else "PSNR of the mean error"])
+        window = (
+            f"Gaussian {self.window}x{self.window}, sigma {self.sigma:g}"
+            if self.sigma
+            else f"uniform {self.window}x{self.window}"
+        )
+        return ", ".join(
+            [
+                "RGB" if self.colour == "RGB" else "Y of BT.601 (16-235)",
+                "8 bit" if self.quantise else "not rounded",
+                f"border {self.border} cut" if self.border else "no border cut",
+                "peak 255",
+                f"SSIM {window}, K {self.k1:g}/{self.k2:g}",
+                "mean over images" if self.average == "per image" else "PSNR of the mean error",
+            ]
+        )
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c008
 RGB, Y = Convention("rgb"), Convention("y", colour="Y")
-CONVENTIONS = {c.name: c for c in (RGB, Y,
-    replace(RGB, name="rgb_border8", border=8), replace(Y, name="y_border8", border=8),
-    replace(RGB, name="rgb_unrounded", quantise=False), replace(RGB, name="rgb_pooled", average="pooled error"),
-    replace(RGB, name="rgb_uniform7", window=7, sigma=None), replace(Y, name="y_uniform7", window=7, sigma=None))}
+CONVENTIONS = {
+    c.name: c
+    for c in (
+        RGB,
+        Y,
+        replace(RGB, name="rgb_border8", border=8),
+        replace(Y, name="y_border8", border=8),
+        replace(RGB, name="rgb_unrounded", quantise=False),
+        replace(RGB, name="rgb_pooled", average="pooled error"),
+        replace(RGB, name="rgb_uniform7", window=7, sigma=None),
+        replace(Y, name="y_uniform7", window=7, sigma=None),
+    )
+}
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c009
 def as_convention(
     convention,  # a name or a `Convention`
 ):
     "The `Convention` of a name, or the argument itself if it is one; `FacelabError` for an unknown name"
-    if isinstance(convention, Convention): return convention
-    if convention in CONVENTIONS: return CONVENTIONS[convention]
-    raise FacelabError(f"No metric convention is called {convention!r}; there are {', '.join(CONVENTIONS)}.")
+    if isinstance(convention, Convention):
+        return convention
+    if convention in CONVENTIONS:
+        return CONVENTIONS[convention]
+    raise FacelabError(
+        f"No metric convention is called {convention!r}; there are {', '.join(CONVENTIONS)}."
+    )
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c015
 def check_images(
@@ -71,13 +106,22 @@ def check_images(
 ):
     "`FacelabError` unless both are float images (N,3,H,W) of one shape with all values in [0,1]"
     if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or not x.numel():
-        raise FacelabError(f"Metrics compare images (N,3,H,W) of one shape, but got {tuple(x.shape)} and {tuple(y.shape)}.")
+        raise FacelabError(
+            f"Metrics compare images (N,3,H,W) of one shape, but got {tuple(x.shape)} and"
+            f" {tuple(y.shape)}."
+        )
     for image, role in ((x, "first"), (y, "second")):
         if not image.is_floating_point():
-            raise FacelabError(f"The {role} image is {image.dtype}; metrics take floats in [0, 1]: convert with facelab.base.images.to_float.")
+            raise FacelabError(
+                f"The {role} image is {image.dtype}; metrics take floats in [0, 1]: convert with"
+                " facelab.base.images.to_float."
+            )
         low, high = (v.item() for v in image.aminmax())
         if not (low >= 0 and high <= 1):
-            raise FacelabError(f"The {role} image has values from {low:.4g} to {high:.4g}; metrics take [0, 1]: clamp or rescale it first.")
+            raise FacelabError(
+                f"The {role} image has values from {low:.4g} to {high:.4g}; metrics take [0, 1]:"
+                " clamp or rescale it first."
+            )
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c018
 def luma(
@@ -86,29 +130,35 @@ def luma(
     "Y of images (N,3,H,W) in [0,1]: (N,1,H,W) in [16/255, 235/255] (ITU-R BT.601 as in MATLAB's rgb2ycbcr)"
     return _weighed(x) + 16 / 255
 
+
 def _weighed(x):
     weights = torch.tensor([65.481, 128.553, 24.966], dtype=x.dtype, device=x.device) / 255
     return (x * weights[:, None, None]).sum(-3, keepdim=True)
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c021
 def prepare(
-    x,           # images (N,3,H,W), float in [0,1]
-    y,           # the same shape
+    x,  # images (N,3,H,W), float in [0,1]
+    y,  # the same shape
     convention,  # a `Convention` or its name
 ):
     "Both images in float64, rounded, cut and converted as the convention says: (N,3|1,h,w)"
     check_images(x, y)
     c = as_convention(convention)
     h, w = _inside(x, c)
-    if c.quantise: x, y = to_uint8(x).double() / 255, to_uint8(y).double() / 255
-    x, y = (i.double()[..., c.border:c.border + h, c.border:c.border + w] for i in (x, y))
+    if c.quantise:
+        x, y = to_uint8(x).double() / 255, to_uint8(y).double() / 255
+    x, y = (i.double()[..., c.border : c.border + h, c.border : c.border + w] for i in (x, y))
     return (x, y) if c.colour == "RGB" else (luma(x), luma(y))
+
 
 def _inside(x, c):
     "Height and width that the convention leaves of images"
     h, w = (side - 2 * c.border for side in x.shape[-2:])
     if min(h, w) < c.window:
-        raise FacelabError(f"Images of {x.shape[-1]}x{x.shape[-2]} leave less than one {c.window}x{c.window} window under the convention {c.name!r}.")
+        raise FacelabError(
+            f"Images of {x.shape[-1]}x{x.shape[-2]} leave less than one {c.window}x{c.window}"
+            f" window under the convention {c.name!r}."
+        )
     return h, w
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c022
@@ -116,7 +166,8 @@ def _sum_and_difference(x, y, quantise):
     "x + y and x - y in grey levels (2,N,3,H,W): whole numbers if rounded"
     dtype = torch.float32 if x.device.type == "cpu" else torch.float64
     x, y = (i.to(dtype) * 255 for i in (x, y))
-    if quantise: x, y = x.round_(), y.round_()
+    if quantise:
+        x, y = x.round_(), y.round_()
     both = x.new_empty(2, *x.shape)
     torch.add(x, y, out=both[0]), torch.sub(x, y, out=both[1])
     return both
@@ -125,14 +176,18 @@ def _sum_and_difference(x, y, quantise):
 def _seen(both, c):
     "Sum and difference cut and converted as the convention says: (2,N,3|1,h,w)"
     h, w = _inside(both, c)
-    both = both[..., c.border:c.border + h, c.border:c.border + w]
-    if c.colour == "RGB": return both
+    both = both[..., c.border : c.border + h, c.border : c.border + w]
+    if c.colour == "RGB":
+        return both
     both = _weighed(both)
     both[0] += 2 * 16
     return both
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c025
-PIECE = dict(cpu=2**18, cuda=2**24)   # pixels at once: what a CPU's cache holds, what keeps a GPU busy
+PIECE = dict(
+    cpu=2**18, cuda=2**24
+)  # pixels at once: what a CPU's cache holds, what keeps a GPU busy
+
 
 @torch.no_grad()
 def _measured(x, y, conventions, metrics):
@@ -142,22 +197,40 @@ def _measured(x, y, conventions, metrics):
     n = max(1, PIECE.get(x.device.type, 2**24) // x[0, 0].numel())
     with torch.autocast(x.device.type, enabled=False):
         for a, b in zip(x.split(n), y.split(n)):
-            both = {quantise: _sum_and_difference(a, b, quantise) for quantise in {c.quantise for c in conventions}}
+            both = {
+                quantise: _sum_and_difference(a, b, quantise)
+                for quantise in {c.quantise for c in conventions}
+            }
             seen = {c: _seen(both[c.quantise], c) for c in conventions}
-            parts.append({f"{name}_{c.name}": metric(seen[c], c) for c in conventions for name, metric in metrics.items()})
+            parts.append(
+                {
+                    f"{name}_{c.name}": metric(seen[c], c)
+                    for c in conventions
+                    for name, metric in metrics.items()
+                }
+            )
     return {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c026
-@measure("psnr", "PSNR", 2, True, axis="PSNR on {colour} (dB)", conventions=True, stored=4,
-         average=lambda values, convention: pool(values, convention))
+@measure(
+    "psnr",
+    "PSNR",
+    2,
+    True,
+    axis="PSNR on {colour} (dB)",
+    conventions=True,
+    stored=4,
+    average=lambda values, convention: pool(values, convention),
+)
 def _psnr(both, c):
     d = both[1]
-    rows = (d * d).sum(3)   # whole numbers still, so float32 is exact
-    return -10 * (rows.double().sum((1, 2)) / d[0].numel() / 255 ** 2).log10()
+    rows = (d * d).sum(3)  # whole numbers still, so float32 is exact
+    return -10 * (rows.double().sum((1, 2)) / d[0].numel() / 255**2).log10()
+
 
 def psnr(
-    x: torch.Tensor,               # restored images (N,3,H,W), float in [0,1]
-    y: torch.Tensor,               # true images, the same shape
+    x: torch.Tensor,  # restored images (N,3,H,W), float in [0,1]
+    y: torch.Tensor,  # true images, the same shape
     convention: Convention | str,  # or its name
 ) -> torch.Tensor:
     "PSNR in dB of each image (N,), float64; infinite for identical images (Liu 2023, Eq 4.2)"
@@ -165,14 +238,16 @@ def psnr(
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c030
 def sliding_window(
-    n,       # pixels in a row
+    n,  # pixels in a row
     window,  # side of the window, odd
-    sigma,   # of the Gaussian, or None
+    sigma,  # of the Gaussian, or None
 ):
     "Matrix (n-window+1, n), float64, each row the window moved by one; Gaussian, or uniform if sigma is None"
     t = torch.arange(window, dtype=torch.float64) - window // 2
-    weights = torch.exp(-t ** 2 / (2 * sigma ** 2)) if sigma else torch.ones_like(t)
-    return torch.stack([F.pad(weights / weights.sum(), (i, n - window - i)) for i in range(n - window + 1)])
+    weights = torch.exp(-(t**2) / (2 * sigma**2)) if sigma else torch.ones_like(t)
+    return torch.stack(
+        [F.pad(weights / weights.sum(), (i, n - window - i)) for i in range(n - window + 1)]
+    )
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c033
 @functools.lru_cache(maxsize=64)
@@ -180,7 +255,10 @@ def _windows(k, window, sigma, dtype, device):
     "The window for k channels: one down the columns, one along the rows"
     taps = sliding_window(window, window, sigma)[0].to(dtype)
     taps[window // 2] += 1 - taps.double().sum()
-    return [taps.to(device).view(shape).repeat(k, 1, 1, 1) for shape in ((1, 1, -1, 1), (1, 1, 1, -1))]
+    return [
+        taps.to(device).view(shape).repeat(k, 1, 1, 1) for shape in ((1, 1, -1, 1), (1, 1, 1, -1))
+    ]
+
 
 def _local_means(planes, c):
     "Means in the window around each pixel: (B,K,H,W) -> (B,K,h,w)"
@@ -188,11 +266,14 @@ def _local_means(planes, c):
         planes = F.conv2d(planes, weights, groups=planes.shape[1])
     return planes
 
-def _side_by_side(images, less=0.):
+
+def _side_by_side(images, less=0.0):
     "The planes of all images as channels of one, pixel by pixel, `less` a number each: (B,N,C,H,W) -> (B,K,H,W), K the next multiple of 8, with empty planes at the end"
     planes = images.flatten(3).flatten(1, 2)
     b, k, n = planes.shape
-    apart = planes.new_zeros(b, k + -k % 8, n + 16)   # planes 2**14 pixels apart would fall on the same lines of the cache
+    apart = planes.new_zeros(
+        b, k + -k % 8, n + 16
+    )  # planes 2**14 pixels apart would fall on the same lines of the cache
     torch.sub(planes, less if isinstance(less, float) else less.view(b, k, 1), out=apart[:, :k, :n])
     together = planes.new_empty(b, n, apart.shape[1]).copy_(apart[..., :n].transpose(1, 2))
     return together.view(b, *images.shape[-2:], -1).permute(0, 3, 1, 2)
@@ -206,6 +287,7 @@ def _moments(x, c):
     variance = square.addcmul_(mean, mean, value=-1)
     return mean.add_(_side_by_side(centre)), variance
 
+
 @measure("ssim", "SSIM", 4, True, axis="SSIM on {colour}", conventions=True)
 def _ssim(both, c):
     (μs, μd), (σs, σd) = _moments(both, c)
@@ -214,12 +296,12 @@ def _ssim(both, c):
     above = torch.addcmul(μ2, μd, μd, value=-1).mul_(σs - σd)
     local = above.div_(μ2.addcmul_(μd, μd).mul_(σs.add_(σd)))
     n, channels = both.shape[1:3]
-    return local.mean(1).double().mean(1)[:n * channels].view(n, channels).mean(1)
+    return local.mean(1).double().mean(1)[: n * channels].view(n, channels).mean(1)
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c037
 def ssim(
-    x: torch.Tensor,               # restored images (N,3,H,W), float in [0,1]
-    y: torch.Tensor,               # true images, the same shape
+    x: torch.Tensor,  # restored images (N,3,H,W), float in [0,1]
+    y: torch.Tensor,  # true images, the same shape
     convention: Convention | str,  # or its name
 ) -> torch.Tensor:
     "SSIM of each image (N,), float64, mean over full windows and channels (Wang et al. 2004; Liu 2023, Eq 4.6)"
@@ -227,19 +309,21 @@ def ssim(
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c046
 def pool(
-    values,      # PSNR of each image, in dB, on the last axis (array)
+    values,  # PSNR of each image, in dB, on the last axis (array)
     convention,  # a `Convention` or its name
 ):
     "One PSNR for many images, averaged as the convention says, over the last axis"
     values = np.asarray(values, float)
-    if as_convention(convention).average == "per image": return values.mean(-1)
-    with np.errstate(divide="ignore"): return -10 * np.log10((10 ** (-values / 10)).mean(-1))
+    if as_convention(convention).average == "per image":
+        return values.mean(-1)
+    with np.errstate(divide="ignore"):
+        return -10 * np.log10((10 ** (-values / 10)).mean(-1))
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c052
 def psnr_ssim(
-    x: torch.Tensor,            # restored images (N,3,H,W), float in [0,1]
-    y: torch.Tensor,            # true images, the same shape
-    conventions=("rgb", "y"),   # names or `Convention`s
+    x: torch.Tensor,  # restored images (N,3,H,W), float in [0,1]
+    y: torch.Tensor,  # true images, the same shape
+    conventions=("rgb", "y"),  # names or `Convention`s
 ) -> dict[str, torch.Tensor]:
     "{psnr_rgb: (N,), ssim_rgb: (N,), ...}, float64: what `psnr` and `ssim` give one at a time"
     return _measured(x, y, conventions, dict(psnr=_psnr, ssim=_ssim))
@@ -247,16 +331,22 @@ def psnr_ssim(
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c055
 ALEXNET = "alexnet-owt-7be5be79.pth"
 
+
 def lpips_network(
     trunk,  # state dict of torchvision's AlexNet (only features.* is read)
 ):
     "LPIPS-Alex in float64, ready to measure: the package's linear weights on the given trunk; no network access"
-    try: import lpips
-    except ImportError: raise Unavailable("the package lpips is not installed (pip install lpips)") from None
+    try:
+        import lpips
+    except ImportError:
+        raise Unavailable("the package lpips is not installed (pip install lpips)") from None
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")   # the package calls torchvision in a deprecated way
+        warnings.simplefilter("ignore")  # the package calls torchvision in a deprecated way
         network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    for name, parameter in network.net.named_parameters():   # slice3.6.weight is torchvision's features.6.weight
+    for (
+        name,
+        parameter,
+    ) in network.net.named_parameters():  # slice3.6.weight is torchvision's features.6.weight
         parameter.copy_(trunk["features." + name.split(".", 1)[1]])
     return network.double().requires_grad_(False).eval()
 
@@ -266,49 +356,73 @@ def open_lpips(
     folder=None,  # where to look for AlexNet's file first
 ):
     "The LPIPS network from AlexNet's file in `folder`, in $FACELAB_WEIGHTS or among torch's downloads; else `Unavailable`"
-    try: path = find_weights(ALEXNET, folder)
+    try:
+        path = find_weights(ALEXNET, folder)
     except Unavailable:
-        raise Unavailable(f"AlexNet's weights {ALEXNET} are not at hand; put torchvision's file into the folder that FACELAB_WEIGHTS names") from None
+        raise Unavailable(
+            f"AlexNet's weights {ALEXNET} are not at hand; put torchvision's file into the folder"
+            " that FACELAB_WEIGHTS names"
+        ) from None
     return lpips_network(load_weights(path))
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c057
-@measure("lpips_alex", "LPIPS", 4, False, axis="LPIPS (AlexNet)", by=f"LPIPS 0.1, AlexNet (file {ALEXNET})")
+@measure(
+    "lpips_alex",
+    "LPIPS",
+    4,
+    False,
+    axis="LPIPS (AlexNet)",
+    by=f"LPIPS 0.1, AlexNet (file {ALEXNET})",
+)
 def lpips_alex(
-    x,            # restored images (N,3,H,W), float in [0,1]
-    y,            # true images, the same shape
+    x,  # restored images (N,3,H,W), float in [0,1]
+    y,  # true images, the same shape
     folder=None,  # where to look for AlexNet's file first
 ):
     "LPIPS (AlexNet, version 0.1) of each pair (N,), float64; `Unavailable` when the weights are not at hand"
     check_images(x, y)
     network = open_lpips(folder).to(x.device)
-    with torch.no_grad(): return network(x.double(), y.double(), normalize=True).flatten()
+    with torch.no_grad():
+        return network(x.double(), y.double(), normalize=True).flatten()
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c058
 def lpips_unavailable(
     folder=None,  # where to look for AlexNet's file first
 ):
     "Empty when LPIPS can be measured here, else the reason, for a table's footnote"
-    try: open_lpips(folder)
-    except Unavailable as e: return str(e)
+    try:
+        open_lpips(folder)
+    except Unavailable as e:
+        return str(e)
     return ""
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c062
 def score(
-    restored,                   # (N,3,H,W) float in [0,1]
-    target,                     # the truth, the same shape
-    names,                      # N image names
-    system,                     # what restored them
-    conventions=("rgb", "y"),   # names or `Convention`s
-    lpips=True,                 # measure LPIPS if its weights are at hand
-    folder=None,                # where to look for them first
+    restored,  # (N,3,H,W) float in [0,1]
+    target,  # the truth, the same shape
+    names,  # N image names
+    system,  # what restored them
+    conventions=("rgb", "y"),  # names or `Convention`s
+    lpips=True,  # measure LPIPS if its weights are at hand
+    folder=None,  # where to look for them first
 ):
     "Rows (dicts) of system, image, psnr_*, ssim_*, lpips_alex; the last is None when not available"
     if len(names) != len(restored):
-        raise FacelabError(f"{len(restored)} images were restored by {system!r} but {len(names)} names were given.")
-    columns = {column: values.tolist() for column, values in psnr_ssim(restored, target, conventions).items()}
+        raise FacelabError(
+            f"{len(restored)} images were restored by {system!r} but {len(names)} names were given."
+        )
+    columns = {
+        column: values.tolist()
+        for column, values in psnr_ssim(restored, target, conventions).items()
+    }
     missing = not lpips or lpips_unavailable(folder)
-    columns["lpips_alex"] = [None] * len(names) if missing else lpips_alex(restored, target, folder).tolist()
-    return [dict(system=system, image=str(name), **{k: v[i] for k, v in columns.items()}) for i, name in enumerate(names)]
+    columns["lpips_alex"] = (
+        [None] * len(names) if missing else lpips_alex(restored, target, folder).tolist()
+    )
+    return [
+        dict(system=system, image=str(name), **{k: v[i] for k, v in columns.items()})
+        for i, name in enumerate(names)
+    ]
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c065
 def write_scores(
@@ -317,15 +431,20 @@ def write_scores(
 ):
     "Write rows as CSV with fixed digits: equal scores, equal bytes"
     if not rows or any(r.keys() != rows[0].keys() for r in rows):
-        raise FacelabError(f"The rows for {path} are empty or do not share the same columns; nothing was written.")
+        raise FacelabError(
+            f"The rows for {path} are empty or do not share the same columns; nothing was written."
+        )
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
         table = csv.writer(f, lineterminator="\n")
         table.writerow(rows[0])
         table.writerows([_text(column, value) for column, value in row.items()] for row in rows)
 
+
 def _text(column, value):
-    if value is None or value != value: return ""
-    if isinstance(value, str): return value
+    if value is None or value != value:
+        return ""
+    if isinstance(value, str):
+        return value
     known = measure_in(column)
     return f"{value:.{known.stored if known else 6}f}"
 
@@ -335,43 +454,66 @@ def read_scores(
 ):
     "The scores of a file as a pandas DataFrame; names stay text (000123, NA), an empty field is NaN"
     import pandas as pd
-    try: table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as e: raise FacelabError(f"The scores {path} cannot be read ({e}); run the evaluation again.") from None
+
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as e:
+        raise FacelabError(
+            f"The scores {path} cannot be read ({e}); run the evaluation again."
+        ) from None
     if list(table.columns[:2]) != ["system", "image"]:
-        raise FacelabError(f"{path} is no file of scores: its first columns are {list(table.columns[:2])}, not system and image.")
+        raise FacelabError(
+            f"{path} is no file of scores: its first columns are {list(table.columns[:2])}, not"
+            " system and image."
+        )
     measures = table.columns[2:]
     return table.assign(**table[measures].replace("", "nan").astype(float))
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c070
 def bootstrap(
-    values,          # (images,) array
-    seed=0,          # of the resampling
-    n=1000,          # how many times to resample
-    average=np.mean, # of an array over its last axis
+    values,  # (images,) array
+    seed=0,  # of the resampling
+    n=1000,  # how many times to resample
+    average=np.mean,  # of an array over its last axis
 ):
     "Mean and 95 % bootstrap interval: (mean, low, high); NaN without values"
     values = np.asarray(values, float)
-    if not len(values): return (np.nan,) * 3
+    if not len(values):
+        return (np.nan,) * 3
     again = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))
     means = average(values[again], axis=-1)
-    return (float(average(values, axis=-1)), *map(float, np.quantile(means, [.025, .975], method="inverted_cdf")))
+    return (
+        float(average(values, axis=-1)),
+        *map(float, np.quantile(means, [0.025, 0.975], method="inverted_cdf")),
+    )
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c073
 def summarise(
-    scores,          # DataFrame of `read_scores`, or rows of `score`, of one system
-    columns=None,    # measures; default all
-    seed=0,          # of the resampling
-    n=1000,          # how many times to resample
+    scores,  # DataFrame of `read_scores`, or rows of `score`, of one system
+    columns=None,  # measures; default all
+    seed=0,  # of the resampling
+    n=1000,  # how many times to resample
 ):
     "Measure -> (mean, half of the 95 % bootstrap interval) over images; (nan, nan) for what is not available"
     import pandas as pd
+
     scores = pd.DataFrame(scores).sort_values("image", kind="stable")
     unknown, systems = set(columns or ()) - set(scores.columns), scores.system.unique()
-    if unknown: raise FacelabError(f"The scores have no column {', '.join(sorted(unknown))}; they have {', '.join(scores.columns)}.")
-    if len(systems) > 1: raise FacelabError(f"A mean over images is of one system, but the scores are of {', '.join(systems)}; pick one.")
+    if unknown:
+        raise FacelabError(
+            f"The scores have no column {', '.join(sorted(unknown))}; they have"
+            f" {', '.join(scores.columns)}."
+        )
+    if len(systems) > 1:
+        raise FacelabError(
+            f"A mean over images is of one system, but the scores are of {', '.join(systems)}; pick"
+            " one."
+        )
     out = {}
     for column in columns or scores.columns[2:]:
-        mean, low, high = bootstrap(scores[column].astype(float).dropna(), seed, n, _average(column))
+        mean, low, high = bootstrap(
+            scores[column].astype(float).dropna(), seed, n, _average(column)
+        )
         out[column] = mean, (high - low) / 2
     return out
 
@@ -379,5 +521,6 @@ def summarise(
 def _average(column):
     "How a column is averaged: PSNR as its convention says, all else by the mean"
     known, (_, _, name) = measure_in(column), column.partition("_")
-    if known is None or known.average is None: return np.mean
+    if known is None or known.average is None:
+        return np.mean
     return lambda values, axis: known.average(values, name)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['LONG', 'PLAIN', 'SURE', 'Photograph', 'open_photograph', 'squares', 'look', 'find_landmarks', 'Restorer', 'put_back',
-           'pictures']
+           'pictures', 'mask_of']
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c002
 import math
 from dataclasses import dataclass
+from glob import escape
 from importlib.resources import files
 from pathlib import Path
 
@@ -33,89 +34,151 @@ from ..faces.parts import similarity
 @dataclass
 class Photograph:
     "A picture and where its face is."
+
     path: Path
-    picture: Image.Image       # as it was read
-    face: torch.Tensor         # float (3, size, size), [0, 1], upright
-    matrix: np.ndarray = None  # (2, 3), pixels of the picture to those of the face; None: the middle square
+    picture: Image.Image  # as it was read
+    face: torch.Tensor  # float (3, size, size), [0, 1], upright
+    matrix: np.ndarray = (
+        None  # (2, 3), pixels of the picture to those of the face; None: the middle square
+    )
 
     @property
     def side(self):
         "Pixels that the face had in the picture."
-        return min(self.picture.size) if self.matrix is None else self.face.shape[-1] / np.hypot(*self.matrix[:, 0])
+        return (
+            min(self.picture.size)
+            if self.matrix is None
+            else self.face.shape[-1] / np.hypot(*self.matrix[:, 0])
+        )
+
 
 def open_photograph(
-    path,            # of any image file
-    size=128,        # side of the face
+    path,  # of any image file
+    size=128,  # side of the face
     landmarks=None,  # (K, 2) in pixels of the picture, K in `LANDMARK_SCHEMES`; None: the picture is a face
 ) -> Photograph:
     "Read a photograph and cut its face out; `FacelabError` for what cannot be read."
     picture = open_image(path)
-    if landmarks is None: return Photograph(Path(path), picture, to_float(tensor_of(square(picture, size))))
+    if landmarks is None:
+        return Photograph(Path(path), picture, to_float(tensor_of(square(picture, size))))
     matrix = similarity(torch.as_tensor(landmarks)[None], size)[0].numpy()
-    return Photograph(Path(path), picture, to_float(tensor_of(turned(picture, matrix, size))), matrix)
+    return Photograph(
+        Path(path), picture, to_float(tensor_of(turned(picture, matrix, size))), matrix
+    )
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c009
-LONG = 8              # times as long as wide: longer pictures are not looked through
-PLAIN, SURE = .6, .5  # mean peak of the heat maps above which smaller squares are not asked, and below which there is no face
+LONG = 8  # times as long as wide: longer pictures are not looked through
+PLAIN, SURE = (
+    0.6,
+    0.5,
+)  # mean peak of the heat maps above which smaller squares are not asked, and below which there is no face
+
 
 def squares(
-    width, height,  # of a picture
-    share=1,        # side, as a share of the shorter side of the picture
-) -> list:          # (left, top, side)
+    width,
+    height,  # of a picture
+    share=1,  # side, as a share of the shorter side of the picture
+) -> list:  # (left, top, side)
     "Squares that cover a picture."
-    side = share*min(width, height)
-    across, down = (np.linspace(0, length - side, math.ceil(2*length/side) - 1) for length in (width, height))
+    side = share * min(width, height)
+    across, down = (
+        np.linspace(0, length - side, math.ceil(2 * length / side) - 1)
+        for length in (width, height)
+    )
     return [(x, y, side) for y in down for x in across]
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c012
 @torch.inference_mode()
 def look(
-    picture,   # of PIL
-    net,       # a landmarker
+    picture,  # of PIL
+    net,  # a landmarker
     matrices,  # picture to square, (2, 3) each
     size=128,  # side of the squares
-):             # points (N, K, 2) in pixels of the picture, mean peaks (N,)
+):  # points (N, K, 2) in pixels of the picture, mean peaks (N,)
     "What a landmarker sees in squares of a picture, and how sure it is."
-    maps = torch.cat([maps_of(net, to_float(torch.stack([tensor_of(turned(picture, m, size)) for m in some])), "landmarks") for some in chunked(matrices, 64)])
+    maps = torch.cat(
+        [
+            maps_of(
+                net,
+                to_float(torch.stack([tensor_of(turned(picture, m, size)) for m in some])),
+                "landmarks",
+            )
+            for some in chunked(matrices, 64)
+        ]
+    )
     turns = torch.from_numpy(np.stack(matrices))
-    found = (points(maps, size).double() - turns[:, None, :, 2]) @ torch.linalg.inv(turns[:, :, :2]).mT
+    found = (points(maps, size).double() - turns[:, None, :, 2]) @ torch.linalg.inv(
+        turns[:, :, :2]
+    ).mT
     return found, maps.amax((2, 3)).mean(1)
 
+# %% ../../nbs/7_evaluation/09_photographs.ipynb #c012-1
 def find_landmarks(
-    path,      # of any image file
-    net,       # a landmarker: `load_model` of the recipe `landmarker`
+    path,  # of any image file
+    net,  # a landmarker: `load_model` of the recipe `landmarker`
     size=128,  # side of the faces that it learned from
-):             # (K, 2) in pixels of the picture
+):  # (K, 2) in pixels of the picture
     "The points of the face in a picture; of several, those of the plainest."
     picture, best, peak = open_image(path), None, 0
-    if max(picture.size) > LONG*min(picture.size): raise FacelabError(f"{path} is {picture.width}x{picture.height}, too narrow to look for a face in it: cut the face out")
-    for share in (1, 1/2, 1/4):
-        found, sure = look(picture, net, [np.array([[size/s, 0, -x*size/s], [0, size/s, -y*size/s]]) for x, y, s in squares(*picture.size, share)], size)
-        if sure.max() > peak: best, peak = found[sure.argmax()][None], sure.max()
-        if peak > PLAIN: break
+    if max(picture.size) > LONG * min(picture.size):
+        raise FacelabError(
+            f"{path} is {picture.width}x{picture.height}, too narrow to look for a face in it: cut"
+            " the face out"
+        )
+    for share in (1, 1 / 2, 1 / 4):
+        found, sure = look(
+            picture,
+            net,
+            [
+                np.array([[size / s, 0, -x * size / s], [0, size / s, -y * size / s]])
+                for x, y, s in squares(*picture.size, share)
+            ],
+            size,
+        )
+        if sure.max() > peak:
+            best, peak = found[sure.argmax()][None], sure.max()
+        if peak > PLAIN:
+            break
     for looked in range(3):
-        if not (peak > SURE and best.isfinite().all()): raise FacelabError(f"no face was found in {path}: give its landmarks, or cut the face out")
-        if looked < 2: best, peak = look(picture, net, similarity(best, size).numpy(), size)
+        if not (peak > SURE and best.isfinite().all()):
+            raise FacelabError(
+                f"no face was found in {path}: give its landmarks, or cut the face out"
+            )
+        if looked < 2:
+            best, peak = look(picture, net, similarity(best, size).numpy(), size)
     return best[0]
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c017
 class Restorer:
     "A trained system, ready for faces."
-    def __init__(self,
-        folder,        # as `write_model` leaves it
+
+    def __init__(
+        self,
+        folder,  # as `write_model` leaves it
         device="cpu",  # where to compute
-        size=128,      # side of the restored face
+        size=128,  # side of the restored face
     ):
         self.net, self.recipe = load_model(folder, device)
-        if self.recipe.get("kind") != "recipes": raise FacelabError(f"{folder} holds {self.recipe['name']!r}, which restores nothing: give a system")
+        if self.recipe.get("kind") != "recipes":
+            raise FacelabError(
+                f"{folder} holds {self.recipe['name']!r}, which restores nothing: give a system"
+            )
         self.folder, self.device, self.size = Path(folder), device, size
-        self.name, self.label, self.scale = self.recipe["name"], self.recipe["label"], shrinks(Chain(self.recipe["degradation"]))
-        if not 0 < size <= 2**12 or size % self.scale: raise FacelabError(f"{self.label} restores faces whose side is a multiple of {self.scale} up to {2**12} pixels, not {size}: choose such a size")
+        self.name, self.label, self.scale = (
+            self.recipe["name"],
+            self.recipe["label"],
+            shrinks(Chain(self.recipe["degradation"])),
+        )
+        if not 0 < size <= 2**12 or size % self.scale:
+            raise FacelabError(
+                f"{self.label} restores faces whose side is a multiple of {self.scale} up to"
+                f" {2**12} pixels, not {size}: choose such a size"
+            )
 
     @property
     def takes(self):
         "Side of its input."
-        return self.size//self.scale
+        return self.size // self.scale
 
     def own(self, photo):
         "The face of a photograph (1,3,S,S): the very pixels of a picture that is as small as the system takes it."
@@ -127,38 +190,62 @@ class Restorer:
         return faces if faces.shape[-1] == self.takes else resize(faces, self.takes).clamp(0, 1)
 
     @torch.inference_mode()
-    def __call__(self,
-        faces,        # float (N,3,S,S), [0, 1]
+    def __call__(
+        self,
+        faces,  # float (N,3,S,S), [0, 1]
         hidden=None,  # (N,1,S,S), 1 where something is in front of the face; None: nothing is known
     ) -> torch.Tensor:  # (N,3,size,size)
         "Restored faces."
         x = self.inputs(check_images(faces).to(self.device).float())
-        M = torch.ones_like(x[:, :1]) if hidden is None else 1 - resize(hidden.to(x), x.shape[-1]).clamp(0, 1).round()
-        if "M" in maps_taken(self.net, self.recipe.get("call")): x = x*M
-        try: out = ask(self.net, {"input": x, "M": M}, self.recipe.get("call"))
-        except RuntimeError as error: raise FacelabError(f"{self.label} cannot restore faces of {self.size} pixels ({str(error).splitlines()[0]}): choose the size that it was trained with") from None
-        if "restored" not in out: raise FacelabError(f"{self.label} gives {', '.join(out)} and no restored face: give a system")
+        M = (
+            torch.ones_like(x[:, :1])
+            if hidden is None
+            else 1 - resize(hidden.to(x), x.shape[-1]).clamp(0, 1).round()
+        )
+        if "M" in maps_taken(self.net, self.recipe.get("call")):
+            x = x * M
+        try:
+            out = ask(self.net, {"input": x, "M": M}, self.recipe.get("call"))
+        except RuntimeError as error:
+            raise FacelabError(
+                f"{self.label} cannot restore faces of {self.size} pixels"
+                f" ({str(error).splitlines()[0]}): choose the size that it was trained with"
+            ) from None
+        if "restored" not in out:
+            raise FacelabError(
+                f"{self.label} gives {', '.join(out)} and no restored face: give a system"
+            )
         return out["restored"].float().clamp(0, 1).cpu()
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c021
 def put_back(
     photo: Photograph,
-    restored,    # (3, S, S)
-    border=.08,  # share of the side over which the face blends into the picture
+    restored,  # (3, S, S)
+    border=0.08,  # share of the side over which the face blends into the picture
 ) -> torch.Tensor:  # float (3, H, W)
     "The picture, as much larger as its face has become, with the restored face in it."
     size = restored.shape[-1]
-    if photo.matrix is None: return restored
-    matrix = photo.matrix*size/photo.face.shape[-1]
-    grow = max(1., np.hypot(*matrix[:, 0]))
-    W, H = (round(grow*length) for length in photo.picture.size)
-    if W*H > MAX_PIXELS: raise FacelabError(f"the picture would become {W}x{H} pixels, as its face of {photo.side:.3g} pixels becomes one of {size}: correct the landmarks, or cut the face out")
+    if photo.matrix is None:
+        return restored
+    matrix = photo.matrix * size / photo.face.shape[-1]
+    grow = max(1.0, np.hypot(*matrix[:, 0]))
+    W, H = (round(grow * length) for length in photo.picture.size)
+    if W * H > MAX_PIXELS:
+        raise FacelabError(
+            f"the picture would become {W}x{H} pixels, as its face of {photo.side:.3g} pixels"
+            f" becomes one of {size}: correct the landmarks, or cut the face out"
+        )
     canvas = photo.picture.resize((W, H), Image.BICUBIC)
-    matrix = matrix/[[W/photo.picture.width, H/photo.picture.height, 1]]
-    ramp = np.minimum(1, np.minimum(np.arange(size) + .5, size - np.arange(size) - .5)/(border*size))
-    opacity = Image.fromarray((255*np.minimum(ramp[:, None], ramp)).round().astype(np.uint8))
+    matrix = matrix / [[W / photo.picture.width, H / photo.picture.height, 1]]
+    ramp = np.minimum(
+        1, np.minimum(np.arange(size) + 0.5, size - np.arange(size) - 0.5) / (border * size)
+    )
+    opacity = Image.fromarray((255 * np.minimum(ramp[:, None], ramp)).round().astype(np.uint8))
     face = Image.fromarray(to_uint8(restored).permute(1, 2, 0).numpy())
-    placed = [x.transform((W, H), Image.AFFINE, matrix.ravel().tolist(), Image.BICUBIC) for x in (face, opacity)]
+    placed = [
+        x.transform((W, H), Image.AFFINE, matrix.ravel().tolist(), Image.BICUBIC)
+        for x in (face, opacity)
+    ]
     return to_float(tensor_of(Image.composite(placed[0], canvas, placed[1])))
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c025
@@ -169,12 +256,56 @@ def pictures(
     found = {}
     for item in map(str, given):
         path = Path(item)
-        if item == "astronaut" and not path.exists(): some = [Path(files("skimage"))/"data"/"astronaut.png"]
-        elif path.is_dir(): some = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+        if item == "astronaut" and not path.exists():
+            some = [Path(files("skimage")) / "data" / "astronaut.png"]
+        elif path.is_dir():
+            some = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         elif any(c in item for c in "*?[") and not path.exists():
-            try: some = sorted(p for p in Path(path.anchor or ".").glob(str(path.relative_to(path.anchor) if path.anchor else path)) if p.is_file())
-            except ValueError as error: raise FacelabError(f"{item} is no pattern ({error}): write one such as 'faces/*.jpg'") from None
-        else: some = [path]
-        if not some: raise FacelabError(f"{item} holds no picture: give a file, a folder of pictures, or a pattern such as 'faces/*.jpg'")
+            try:
+                some = sorted(
+                    p
+                    for p in Path(path.anchor or ".").glob(
+                        str(path.relative_to(path.anchor) if path.anchor else path)
+                    )
+                    if p.is_file()
+                )
+            except ValueError as error:
+                raise FacelabError(
+                    f"{item} is no pattern ({error}): write one such as 'faces/*.jpg'"
+                ) from None
+        else:
+            some = [path]
+        if not some:
+            raise FacelabError(
+                f"{item} holds no picture: give a file, a folder of pictures, or a pattern such as"
+                " 'faces/*.jpg'"
+            )
         found |= dict.fromkeys(some)
     return list(found)
+
+# %% ../../nbs/7_evaluation/09_photographs.ipynb #c028
+def mask_of(path, folder, photo):
+    "What hides the face, (1,1,S,S), from the mask of the same name."
+    size = photo.face.shape[-1]
+    found = [
+        p
+        for p in sorted(Path(folder).glob(f"{escape(Path(path).stem)}.*"))
+        if p.stem == Path(path).stem
+    ]
+    if not found:
+        raise FacelabError(
+            f"{folder} has no mask for {path}: add {Path(path).stem}.png, white where something is"
+            " in front of the face"
+        )
+    mask = open_image(found[0], "L")
+    if mask.size != photo.picture.size:
+        raise FacelabError(
+            f"{found[0]} is {mask.width}x{mask.height}, but {path} is"
+            f" {photo.picture.width}x{photo.picture.height}: a mask has the size of its picture"
+        )
+    fitted = (
+        square(mask, size)
+        if photo.matrix is None
+        else turned(mask, photo.matrix, size, nearest=True)
+    )
+    return to_float(torch.from_numpy(np.array(fitted)))[None, None]

@@ -25,56 +25,81 @@ from ..training.models import ask, load_model, maps_taken
 @dataclass(frozen=True)
 class Restoration:
     "One system on one set of degraded faces."
-    system: str              # how scores and figures call it
-    recipe: str              # whose weights
-    on: str                  # the folder of inputs: a chain, or chain@unseen
-    output: str = "restored" # which output of the network; a network without it gives `restored`
-    truth: str = None        # the map that it is compared with; None: the true face
-    draw: int = None         # which draw of the noise inside; None: the first
-    faces: int = None        # how many, the first ones; None: all
+
+    system: str  # how scores and figures call it
+    recipe: str  # whose weights
+    on: str  # the folder of inputs: a chain, or chain@unseen
+    output: str = "restored"  # which output of the network; a network without it gives `restored`
+    truth: str = None  # the map that it is compared with; None: the true face
+    draw: int = None  # which draw of the noise inside; None: the first
+    faces: int = None  # how many, the first ones; None: all
 
     @property
-    def where(self): return f"{self.on}/{self.system}"
+    def where(self):
+        return f"{self.on}/{self.system}"
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c006
-SETS = ("test", "unseen")   # the test part of the face set, and a set that nothing was trained on
+SETS = ("test", "unseen")  # the test part of the face set, and a set that nothing was trained on
 FIELDS = ("systems", "on", "output", "truth", "draws")
 
+
 def restorations(
-    paper: str,     # its key
-    says: dict,     # papers/<paper>.yaml
+    paper: str,  # its key
+    says: dict,  # papers/<paper>.yaml
     recipes: dict,  # as `load_recipes` returns them
-    chains,         # names of degradations
-    more=None,      # how many faces are enough for what `evaluate` adds; None: all
-) -> list:          # of `Restoration`, each once
+    chains,  # names of degradations
+    more=None,  # how many faces are enough for what `evaluate` adds; None: all
+) -> list:  # of `Restoration`, each once
     "What the tables and figures of a paper are made from."
-    found = [Restoration(name, name, r["inputs"]) for name, r in recipes.items() if r["paper"] == paper and r["kind"] == "recipes"]
+    found = [
+        Restoration(name, name, r["inputs"])
+        for name, r in recipes.items()
+        if r["paper"] == paper and r["kind"] == "recipes"
+    ]
     for entry in says.get("evaluate") or []:
         check_keys(entry, FIELDS, f"papers/{paper}.yaml: evaluate")
-        found += [replace(r, faces=more) for system in entry["systems"] for on in entry["on"] for r in _entry(system, on, entry)]
+        found += [
+            replace(r, faces=more)
+            for system in entry["systems"]
+            for on in entry["on"]
+            for r in _entry(system, on, entry)
+        ]
     for r in found:
         chain, _, faces = r.on.partition("@")
         for name, known in ((r.recipe, recipes), (chain, chains), (faces or "test", SETS)):
-            if name not in known: raise FacelabError(f"papers/{paper}.yaml evaluates {r.recipe!r} on {r.on!r}, but there is no {name!r}: {near(name, known)}")
-    return list({r.where: r for r in reversed(found)}.values())[::-1]   # the first of two that differ in their number of faces
+            if name not in known:
+                raise FacelabError(
+                    f"papers/{paper}.yaml evaluates {r.recipe!r} on {r.on!r}, but there is no"
+                    f" {name!r}: {near(name, known)}"
+                )
+    return list({r.where: r for r in reversed(found)}.values())[
+        ::-1
+    ]  # the first of two that differ in their number of faces
 
+# %% ../../nbs/7_evaluation/02_restore.ipynb #c006-1
 def _entry(system, on, entry):
-    if "output" in entry: return [Restoration(f"{system}.{entry['output']}", system, on, entry["output"], entry.get("truth"))]
-    if "draws" in entry: return [Restoration(f"{system}~{k}", system, on, draw=k) for k in range(entry["draws"])]
+    if "output" in entry:
+        return [
+            Restoration(
+                f"{system}.{entry['output']}", system, on, entry["output"], entry.get("truth")
+            )
+        ]
+    if "draws" in entry:
+        return [Restoration(f"{system}~{k}", system, on, draw=k) for k in range(entry["draws"])]
     return [Restoration(system, system, on)]
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c011
 @torch.inference_mode()
 def restore_set(
-    net,               # a generator
-    inputs: Inputs,    # degraded test faces
-    folder,            # for the PNG files
-    device="cpu",      # where to compute
-    batch=16,          # faces at a time
-    output="restored", # which of its outputs is written
-    draw=None,         # of the noise inside
-    call=None,         # its method; None: forward
-    faces=None,        # how many, the first ones; None: all
+    net,  # a generator
+    inputs: Inputs,  # degraded test faces
+    folder,  # for the PNG files
+    device="cpu",  # where to compute
+    batch=16,  # faces at a time
+    output="restored",  # which of its outputs is written
+    draw=None,  # of the noise inside
+    call=None,  # its method; None: forward
+    faces=None,  # how many, the first ones; None: all
 ):
     "Restore the faces of `inputs` and write them as 8-bit PNG; maps that the network takes come from the inputs, and where nothing is said to be hidden, M is 1."
     taken = maps_taken(net, call)
@@ -82,57 +107,87 @@ def restore_set(
     wanted = range(len(inputs))[:faces]
     with ThreadPoolExecutor(4) as pool:
         for first in wanted[::batch]:
-            index = wanted[first:first + batch]
+            index = wanted[first : first + batch]
             torch.manual_seed(seed_of(0, "restore", draw or 0, first))
             x = inputs.images(index).to(device)
-            given = {"input": x, "M": torch.ones_like(x[:, :1])} | ({k: v.to(device) for k, v in inputs.maps(index, *there).items()} if there else {})
+            given = {"input": x, "M": torch.ones_like(x[:, :1])} | (
+                {k: v.to(device) for k, v in inputs.maps(index, *there).items()} if there else {}
+            )
             out = ask(net, given, call)
             pictures = to_uint8(out.get(output, out.get("restored")).float().clamp(0, 1)).cpu()
-            list(pool.map(write_image, [Path(folder) / f"{Path(inputs.names[i]).stem}.png" for i in index], pictures))
+            list(
+                pool.map(
+                    write_image,
+                    [Path(folder) / f"{Path(inputs.names[i]).stem}.png" for i in index],
+                    pictures,
+                )
+            )
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c013
 def read_restored(
     folder,  # of PNG files
-    names,   # of the faces
+    names,  # of the faces
 ) -> torch.Tensor:  # uint8 (N, 3, H, W)
     "The restored faces of a folder."
     paths = [Path(folder) / f"{Path(name).stem}.png" for name in names]
     missing = [p for p in paths if not p.exists()]
-    if missing: raise FacelabError(f"{missing[0]} is missing ({len(missing)} of {len(paths)} faces): run `dvc repro`")
-    with ThreadPoolExecutor(4) as pool: return torch.stack(list(pool.map(read_image, paths)))
+    if missing:
+        raise FacelabError(
+            f"{missing[0]} is missing ({len(missing)} of {len(paths)} faces): run `dvc repro`"
+        )
+    with ThreadPoolExecutor(4) as pool:
+        return torch.stack(list(pool.map(read_image, paths)))
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c016
 def restored_anew(
     what: Restoration,
-    model,      # folder of a trained model
-    inputs,     # folder of all inputs
-    names,      # of the faces that they must be of
-    restored,   # folder of all restored faces of the paper
+    model,  # folder of a trained model
+    inputs,  # folder of all inputs
+    names,  # of the faces that they must be of
+    restored,  # folder of all restored faces of the paper
     device="cpu",
     batch=16,
-    about={},   # what else the result depends on, such as fingerprints of code
-) -> bool:      # False: they were there already
+    about={},  # what else the result depends on, such as fingerprints of code
+) -> bool:  # False: they were there already
     "Restore the test faces, unless that has been done from the same weights, inputs and code."
-    if not (Path(model) / "recipe.json").exists(): raise FacelabError(f"there is no trained model in {model}: train it first, for example with `dvc repro`")
+    if not (Path(model) / "recipe.json").exists():
+        raise FacelabError(
+            f"there is no trained model in {model}: train it first, for example with `dvc repro`"
+        )
     folder, given = Path(restored) / what.where, Path(inputs) / what.on
-    made_from = {"weights": sha256(Path(model) / "generator.safetensors"), "recipe": sha256(Path(model) / "recipe.json"), "inputs": sha256(given / "manifest.json"), "faces": what.faces, **about}
+    made_from = {
+        "weights": sha256(Path(model) / "generator.safetensors"),
+        "recipe": sha256(Path(model) / "recipe.json"),
+        "inputs": sha256(given / "manifest.json"),
+        "faces": what.faces,
+        **about,
+    }
     record = folder / "made_from.json"
-    if was_made(record, made_from): return False
+    if was_made(record, made_from):
+        return False
     shutil.rmtree(folder, ignore_errors=True)
     degraded, (net, recipe) = Inputs(given), load_model(model, device)
-    if degraded.names != list(names): raise FacelabError(f"the inputs in {given} are not of the faces that they should be compared with: make them again with `dvc repro synthesize`")
-    restore_set(net, degraded, folder, device, batch, what.output, what.draw, recipe.get("call"), what.faces)
+    if degraded.names != list(names):
+        raise FacelabError(
+            f"the inputs in {given} are not of the faces that they should be compared with: make"
+            " them again with `dvc repro synthesize`"
+        )
+    restore_set(
+        net, degraded, folder, device, batch, what.output, what.draw, recipe.get("call"), what.faces
+    )
     write_record(record, made_from)
     return True
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c018
 def leave_only(
-    wanted,    # folders or files, relative
-    folder,    # where they are: two levels deep
+    wanted,  # folders or files, relative
+    folder,  # where they are: two levels deep
 ):
     "Remove what systems and chains left behind that are no more."
     keep = set(map(str, wanted))
     for path in sorted(Path(folder).glob("*/*")):
-        if str(path.relative_to(folder)) not in keep: shutil.rmtree(path) if path.is_dir() else path.unlink()
+        if str(path.relative_to(folder)) not in keep:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
     for path in Path(folder).iterdir():
-        if path.is_dir() and not any(path.iterdir()): path.rmdir()
+        if path.is_dir() and not any(path.iterdir()):
+            path.rmdir()

@@ -24,107 +24,184 @@ from .set_metrics import diversity, look, set_metrics
 def hidden_part(
     inputs: Inputs,
     index,  # which faces
-):          # (N,1,h,w), 1 where the face was hidden; None: this degradation hides nothing
+):  # (N,1,h,w), 1 where the face was hidden; None: this degradation hides nothing
     "What an occluder or a face mask covers."
-    if "M" in inputs.maps_there: return 1 - inputs.maps(index, "M")["M"]
-    if "mask" in inputs.maps_there: return (inputs.maps(index, "mask")["mask"] > .5).float()
+    if "M" in inputs.maps_there:
+        return 1 - inputs.maps(index, "M")["M"]
+    if "mask" in inputs.maps_there:
+        return (inputs.maps(index, "mask")["mask"] > 0.5).float()
 
 # %% ../../nbs/7_evaluation/07_scores.ipynb #c008
-LABELS = ("landmarks", "parsing")   # that judges compare with
+LABELS = ("landmarks", "parsing")  # that judges compare with
+
 
 def score_faces(
     what: Restoration,
-    faces,               # the true ones
-    inputs,              # folder of all inputs
-    restored,            # folder of all restored faces of the paper
-    judges,              # `facelab.evaluation.judges.Judges`
-    conventions=("rgb", "y"), # of PSNR and SSIM
-    batch=16,            # faces at a time
-) -> list:               # of rows
+    faces,  # the true ones
+    inputs,  # folder of all inputs
+    restored,  # folder of all restored faces of the paper
+    judges,  # `facelab.evaluation.judges.Judges`
+    conventions=("rgb", "y"),  # of PSNR and SSIM
+    batch=16,  # faces at a time
+) -> list:  # of rows
     "One row a face."
     given, rows, device = Inputs(Path(inputs) / what.on), [], judges.device
     for first in range(0, len(faces), batch):
         index = range(first, min(first + batch, len(faces)))
         names, hidden = [faces.names[i] for i in index], hidden_part(given, index)
         labels = faces.batch(index, device=device, labels=[k for k in LABELS if k in faces.labels])
-        true = labels.pop("image") if what.truth is None else given.maps(index, what.truth)[what.truth].to(device)
+        true = (
+            labels.pop("image")
+            if what.truth is None
+            else given.maps(index, what.truth)[what.truth].to(device)
+        )
         seen = to_float(read_restored(Path(restored) / what.where, names)).to(device)
-        judged = judges.judge(seen, true, labels, hidden) if what.truth is None else small_face(seen, true, hidden)
-        rows += [row | {k: v and v[i] for k, v in judged.items()} for i, row in enumerate(score(seen, true, names, what.system, conventions, lpips=what.truth is None))]
+        judged = (
+            judges.judge(seen, true, labels, hidden)
+            if what.truth is None
+            else small_face(seen, true, hidden)
+        )
+        rows += [
+            row | {k: v and v[i] for k, v in judged.items()}
+            for i, row in enumerate(
+                score(seen, true, names, what.system, conventions, lpips=what.truth is None)
+            )
+        ]
     return rows
 
+# %% ../../nbs/7_evaluation/07_scores.ipynb #c008-1
 def small_face(seen, true, hidden):
     "What can be said of a face inside a network: the error where it was hidden."
-    error = None if hidden is None else [None if v != v else v for v in hidden_error(seen, true, hidden.to(seen.device)).tolist()]
+    error = (
+        None
+        if hidden is None
+        else [
+            None if v != v else v for v in hidden_error(seen, true, hidden.to(seen.device)).tolist()
+        ]
+    )
     return {**dict.fromkeys(measures(needs="judges")), "hidden_error": error}
 
 # %% ../../nbs/7_evaluation/07_scores.ipynb #c011
 def batches(paths_or_faces, size=32):
     "Pictures in [0, 1], some at a time, of a face set or of (folder, names)."
-    if isinstance(paths_or_faces, tuple): yield from to_float(read_restored(*paths_or_faces)).split(size)
-    else: yield from (paths_or_faces.batch(range(i, min(i + size, len(paths_or_faces))), labels=())["image"] for i in range(0, len(paths_or_faces), size))
+    if isinstance(paths_or_faces, tuple):
+        yield from to_float(read_restored(*paths_or_faces)).split(size)
+    else:
+        yield from (
+            paths_or_faces.batch(range(i, min(i + size, len(paths_or_faces))), labels=())["image"]
+            for i in range(0, len(paths_or_faces), size)
+        )
 
 # %% ../../nbs/7_evaluation/07_scores.ipynb #c012
 def score_set(
     what: Restoration,
-    faces,         # the true ones
-    restored,      # folder of all restored faces of the paper
-    judges,        # `facelab.evaluation.judges.Judges`
-    truth: dict,   # what `look` saw in the true faces
-    draws=(),      # of `Restoration`: the draws of this one, of the same first faces
-) -> tuple:        # nearest_l1 and nearest_right face by face, the numbers of the set, what is to be known about them
+    faces,  # the true ones
+    restored,  # folder of all restored faces of the paper
+    judges,  # `facelab.evaluation.judges.Judges`
+    truth: dict,  # what `look` saw in the true faces
+    draws=(),  # of `Restoration`: the draws of this one, of the same first faces
+) -> tuple:  # nearest_l1 and nearest_right face by face, the numbers of the set, what is to be known about them
     "All restored faces of a system together."
     seen = look(batches((Path(restored) / what.where, faces.names)), judges, device=judges.device)
     numbers, embedded = set_metrics(seen, truth), [x["face"] for x in (seen, truth)]
-    nearest = judges.recognise(*([torch.from_numpy(x) for x in embedded] if not any(isinstance(x, str) for x in embedded) else ([], [])), faces.identity)
+    nearest = judges.recognise(
+        *(
+            [torch.from_numpy(x) for x in embedded]
+            if not any(isinstance(x, str) for x in embedded)
+            else ([], [])
+        ),
+        faces.identity,
+    )
     notes = numbers.pop("notes")
-    if draws: numbers["diversity"] = diversity(to_float(torch.stack([read_restored(Path(restored) / draw.where, faces.names[:draws[0].faces]) for draw in draws])))
+    if draws:
+        numbers["diversity"] = diversity(
+            to_float(
+                torch.stack(
+                    [
+                        read_restored(Path(restored) / draw.where, faces.names[: draws[0].faces])
+                        for draw in draws
+                    ]
+                )
+            )
+        )
     return nearest, numbers, notes
 
 # %% ../../nbs/7_evaluation/07_scores.ipynb #c015
 def score_all(
-    wanted: list,     # of `Restoration`
-    faces: dict,      # "test" and "unseen" -> face set
-    inputs,           # folder of all inputs
-    restored,         # folder of all restored faces of the paper
-    scores,           # folder: <on>/<system>.csv, sets.csv, judges.json
-    judges,           # `facelab.evaluation.judges.Judges`
-    conventions=("rgb", "y"), # of PSNR and SSIM
-    batch=16,         # faces at a time
-    about={},         # what else scores depend on, such as fingerprints of code
-    progress=lambda x: x,   # wraps the list, such as tqdm
+    wanted: list,  # of `Restoration`
+    faces: dict,  # "test" and "unseen" -> face set
+    inputs,  # folder of all inputs
+    restored,  # folder of all restored faces of the paper
+    scores,  # folder: <on>/<system>.csv, sets.csv, judges.json
+    judges,  # `facelab.evaluation.judges.Judges`
+    conventions=("rgb", "y"),  # of PSNR and SSIM
+    batch=16,  # faces at a time
+    about={},  # what else scores depend on, such as fingerprints of code
+    progress=lambda x: x,  # wraps the list, such as tqdm
 ):
     "Score every restoration and write what tables, figures and claims read."
     scores, seen = Path(scores), {}
-    kept = json.loads((scores / "made_from.json").read_text()) if (scores / "made_from.json").exists() else {}
+    kept = (
+        json.loads((scores / "made_from.json").read_text())
+        if (scores / "made_from.json").exists()
+        else {}
+    )
     done = {}
     for what in progress(wanted):
-        draws = [r for r in wanted if r.draw is not None and (r.recipe, r.on) == (what.recipe, what.on)] if what.draw is None and what.truth is None else []
+        draws = (
+            [r for r in wanted if r.draw is not None and (r.recipe, r.on) == (what.recipe, what.on)]
+            if what.draw is None and what.truth is None
+            else []
+        )
         records = [sha256(Path(restored) / r.where / "made_from.json") for r in (what, *draws)]
         made_from = {"restored": records, "conventions": list(conventions), **about}
         csv, old = scores / f"{what.where}.csv", kept.get(what.where)
-        if old and old["made_from"] == made_from and csv.exists(): done[what.where] = old
+        if old and old["made_from"] == made_from and csv.exists():
+            done[what.where] = old
         else:
             which = what.on.partition("@")[2] or "test", what.faces
-            true = faces[which[0]].take(torch.arange(len(faces[which[0]]))[:what.faces])
-            if which not in seen: seen[which] = look(batches(true), judges, device=judges.device)
-            rows, small = score_faces(what, true, inputs, restored, judges, conventions, batch), what.truth is not None
-            nearest, numbers, notes = ({"nearest_l1": None, "nearest_right": None}, {}, {}) if small else score_set(what, true, restored, judges, seen[which], draws)
-            write_scores(csv, [row | {k: v and v[i] for k, v in nearest.items()} for i, row in enumerate(rows)])
+            true = faces[which[0]].take(torch.arange(len(faces[which[0]]))[: what.faces])
+            if which not in seen:
+                seen[which] = look(batches(true), judges, device=judges.device)
+            rows, small = (
+                score_faces(what, true, inputs, restored, judges, conventions, batch),
+                what.truth is not None,
+            )
+            nearest, numbers, notes = (
+                ({"nearest_l1": None, "nearest_right": None}, {}, {})
+                if small
+                else score_set(what, true, restored, judges, seen[which], draws)
+            )
+            write_scores(
+                csv,
+                [row | {k: v and v[i] for k, v in nearest.items()} for i, row in enumerate(rows)],
+            )
             done[what.where] = {"made_from": made_from, "numbers": numbers, "notes": notes}
-        write_text(scores / "made_from.json", json.dumps({**kept, **done}, indent=1, sort_keys=True) + "\n")
+        write_text(
+            scores / "made_from.json", json.dumps({**kept, **done}, indent=1, sort_keys=True) + "\n"
+        )
     write_text(scores / "made_from.json", json.dumps(done, indent=1, sort_keys=True) + "\n")
     leave_only([f"{where}.csv" for where in done], scores)
     write_sets(scores, wanted, done)
-    write_text(scores / "judges.json", json.dumps(who_judged(judges, scores, wanted, done), indent=1) + "\n")
+    write_text(
+        scores / "judges.json",
+        json.dumps(who_judged(judges, scores, wanted, done), indent=1) + "\n",
+    )
 
+# %% ../../nbs/7_evaluation/07_scores.ipynb #c015-1
 def write_sets(scores, wanted, done):
     "sets.csv: one row a system and degradation."
     import pandas as pd
 
     columns = ("n", *measures(of="set"))
-    rows = [dict(system=r.system, on=r.on, **{c: done[r.where]["numbers"].get(c) for c in columns}) for r in wanted if r.truth is None and r.draw is None]
-    text = pd.DataFrame(rows, columns=["system", "on", *columns]).to_csv(index=False, float_format="%.6g", lineterminator="\n")
+    rows = [
+        dict(system=r.system, on=r.on, **{c: done[r.where]["numbers"].get(c) for c in columns})
+        for r in wanted
+        if r.truth is None and r.draw is None
+    ]
+    text = pd.DataFrame(rows, columns=["system", "on", *columns]).to_csv(
+        index=False, float_format="%.6g", lineterminator="\n"
+    )
     write_text(scores / "sets.csv", text)
 
 # %% ../../nbs/7_evaluation/07_scores.ipynb #c017
@@ -132,15 +209,29 @@ def who_judged(judges, scores, wanted, done) -> dict:
     "Column -> by, missing."
     import pandas as pd
 
-    before = json.loads((scores / "judges.json").read_text()) if (scores / "judges.json").exists() else {}
-    now = {c: v if v["missing"] != "not asked" else before.get(c, v) for c, v in judges.report().items()}
-    hidden = any(pd.read_csv(scores / f"{r.where}.csv")["hidden_error"].notna().any() for r in wanted)
-    if hidden: now["hidden_error"] = dict(by=measures()["hidden_error"].by, missing="")
+    before = (
+        json.loads((scores / "judges.json").read_text())
+        if (scores / "judges.json").exists()
+        else {}
+    )
+    now = {
+        c: v if v["missing"] != "not asked" else before.get(c, v)
+        for c, v in judges.report().items()
+    }
+    hidden = any(
+        pd.read_csv(scores / f"{r.where}.csv")["hidden_error"].notna().any() for r in wanted
+    )
+    if hidden:
+        now["hidden_error"] = dict(by=measures()["hidden_error"].by, missing="")
     now["lpips_alex"] = dict(by=measures()["lpips_alex"].by, missing=lpips_unavailable())
     notes = next((d["notes"] for d in done.values() if d["notes"]), {})
     numbers = next((d["numbers"] for d in done.values() if d["notes"]), {})
     for column, m in measures(of="set").items():
-        if not m.needs: continue
+        if not m.needs:
+            continue
         by, there = m.by or now["nearest_l1"]["by"], numbers.get(column) is not None
-        now[column] = dict(by="; ".join(filter(None, [by, notes.get(column, "") if there else ""])), missing="" if there else notes.get(column, "not asked"))
+        now[column] = dict(
+            by="; ".join(filter(None, [by, notes.get(column, "") if there else ""])),
+            missing="" if there else notes.get(column, "not asked"),
+        )
     return now

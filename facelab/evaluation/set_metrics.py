@@ -21,9 +21,16 @@ from .measures import Measure, measure, measures, register
 def _clouds(a, b):
     a, b = (np.asarray(x, np.float64) for x in (a, b))
     if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or min(len(a), len(b)) < 2:
-        raise FacelabError(f"Two sets are compared by features (N,D) of one D and at least two faces each, but got {a.shape} and {b.shape}.")
+        raise FacelabError(
+            "Two sets are compared by features (N,D) of one D and at least two faces each, but got"
+            f" {a.shape} and {b.shape}."
+        )
     for x, role in ((a, "first"), (b, "second")):
-        if not np.isfinite(x).all(): raise FacelabError(f"The features of the {role} set are not all finite: look at the images or at the network.")
+        if not np.isfinite(x).all():
+            raise FacelabError(
+                f"The features of the {role} set are not all finite: look at the images or at the"
+                " network."
+            )
     return a, b
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c006
@@ -34,9 +41,9 @@ def frechet_distance(
     "Squared Frechet distance of two normal distributions fitted to features, float64; 0 for equal sets (Heusel et al. 2017, Eq 6)."
     a, b = _clouds(features_a, features_b)
     apart = np.square(a.mean(0) - b.mean(0)).sum()
-    a, b = ((x - x.mean(0))/np.sqrt(len(x) - 1) for x in (a, b))
+    a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b))
     shared = np.linalg.svd(np.linalg.qr(a, "r") @ np.linalg.qr(b, "r").T, compute_uv=False).sum()
-    return max(0., float(apart + np.square(a).sum() + np.square(b).sum() - 2*shared))
+    return max(0.0, float(apart + np.square(a).sum() + np.square(b).sum() - 2 * shared))
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c010
 def moments(
@@ -47,37 +54,43 @@ def moments(
     return x.mean(0), np.cov(x, rowvar=False)
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c014
-FID_FACES = 2048   # what pytorch-fid asks for
+FID_FACES = 2048  # what pytorch-fid asks for
+
 
 def small_set(
-    n,       # faces in the smaller set
-    numbers, # features of each
+    n,  # faces in the smaller set
+    numbers,  # features of each
     wanted,  # faces that it takes
 ):
     "What must be said beside a Frechet distance of so few faces; empty for enough."
-    if n >= wanted: return ""
+    if n >= wanted:
+        return ""
     singular = f"; the covariance of {numbers} numbers is singular" if n <= numbers else ""
-    return f"from {n} faces, fewer than the {wanted:,} that it takes: biased upwards, comparable only with values from as many{singular}"
+    return (
+        f"from {n} faces, fewer than the {wanted:,} that it takes: biased upwards, comparable only"
+        f" with values from as many{singular}"
+    )
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c017
 def _mmd(a, b):
     "Unbiased squared maximum mean discrepancy of equally many features"
-    m, kernel = len(a), lambda x, y: (x @ y.T/x.shape[1] + 1)**3
+    m, kernel = len(a), lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
     within = sum(k.sum() - np.trace(k) for k in (kernel(a, a), kernel(b, b)))
-    return within/(m*(m - 1)) - 2*kernel(a, b).mean()
+    return within / (m * (m - 1)) - 2 * kernel(a, b).mean()
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c018
 def kid(
-    features_a,   # (N,D)
-    features_b,   # (M,D)
+    features_a,  # (N,D)
+    features_b,  # (M,D)
     subsets=100,  # how many
-    size=1000,    # of each; at most what the smaller set has
-    seed=0,       # of the choice
+    size=1000,  # of each; at most what the smaller set has
+    seed=0,  # of the choice
 ):
     "Kernel inception distance, float64: MMD^2 with a cubic kernel, mean over random subsets; about 0, also below, for equal distributions (Bińkowski et al. 2018)."
     a, b = _clouds(features_a, features_b)
     size, rng = min(size, len(a), len(b)), np.random.default_rng(seed)
-    if size == len(a) == len(b): return float(_mmd(a, b))
+    if size == len(a) == len(b):
+        return float(_mmd(a, b))
     some = lambda x: x[rng.choice(len(x), size, replace=False)]
     return float(np.mean([_mmd(some(a), some(b)) for _ in range(subsets)]))
 
@@ -85,15 +98,28 @@ def kid(
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 RESIZE = "pytorch-fid: bilinear to 299x299, half-pixel centres, no anti-aliasing"
 
+
 def inception_network(
     state,  # state dict of pytorch-fid's file
 ):
     "pytorch-fid's InceptionV3 up to the last average pool, ready to use; no network access."
-    try: from pytorch_fid import inception
-    except ImportError: raise Unavailable("the package pytorch-fid is not installed (pip install pytorch-fid)") from None
-    with mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state), torch.random.fork_rng(devices=[]):
-        try: return inception.InceptionV3().eval()
-        except RuntimeError as e: raise FacelabError(f"these weights do not fit pytorch-fid's Inception: {str(e).splitlines()[-1].strip()}") from None
+    try:
+        from pytorch_fid import inception
+    except ImportError:
+        raise Unavailable(
+            "the package pytorch-fid is not installed (pip install pytorch-fid)"
+        ) from None
+    with (
+        mock.patch.object(inception, "load_state_dict_from_url", lambda *_, **__: state),
+        torch.random.fork_rng(devices=[]),
+    ):
+        try:
+            return inception.InceptionV3().eval()
+        except RuntimeError as e:
+            raise FacelabError(
+                "these weights do not fit pytorch-fid's Inception:"
+                f" {str(e).splitlines()[-1].strip()}"
+            ) from None
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c023
 @functools.lru_cache(maxsize=1)
@@ -101,66 +127,126 @@ def open_inception(
     folder=None,  # where to look for its file first
 ):
     "Inception from its file in `folder`, in $FACELAB_WEIGHTS or among torch's downloads; else `Unavailable`."
-    try: path = find_weights(INCEPTION, folder)
+    try:
+        path = find_weights(INCEPTION, folder)
     except Unavailable:
-        raise Unavailable(f"Inception's weights {INCEPTION} are not at hand; put pytorch-fid's file into the folder that FACELAB_WEIGHTS names") from None
+        raise Unavailable(
+            f"Inception's weights {INCEPTION} are not at hand; put pytorch-fid's file into the"
+            " folder that FACELAB_WEIGHTS names"
+        ) from None
     return inception_network(load_weights(path))
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c024
 @torch.no_grad()
 def inception_features(
-    images,       # (N,3,H,W), float in [0,1], or an iterable of such batches
+    images,  # (N,3,H,W), float in [0,1], or an iterable of such batches
     folder=None,  # where to look for the weights first
-    batch=32,     # images at once, of one tensor
+    batch=32,  # images at once, of one tensor
 ):
     "Inception's features (N,2048) as numpy, on the images' device; enlarged as `RESIZE` says; `Unavailable` without weights or package."
     network = open_inception(folder)
     batches = images.split(batch) if isinstance(images, torch.Tensor) else images
-    return np.concatenate([network.to(x.device)(x.float())[0].flatten(1).cpu().numpy() for x in batches])
+    return np.concatenate(
+        [network.to(x.device)(x.float())[0].flatten(1).cpu().numpy() for x in batches]
+    )
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c028
 def look(
-    images,        # (N,3,H,W), float in [0,1], or an iterable of such batches
-    judges=None,   # `facelab.evaluation.judges.Judges`, for the embeddings of faces
-    folder=None,   # where to look for Inception's weights first
-    device=None,   # where to compute; None: where the images are
+    images,  # (N,3,H,W), float in [0,1], or an iterable of such batches
+    judges=None,  # `facelab.evaluation.judges.Judges`, for the embeddings of faces
+    folder=None,  # where to look for Inception's weights first
+    device=None,  # where to compute; None: where the images are
 ):
     "What networks see in a set: dict(n, inception, face), each features (N,D) or the reason why not, as a sentence."
     n, seen = 0, dict(inception=[], face=[])
-    ways = dict(inception=lambda x: inception_features(x, folder), face=lambda x: _embedded(judges, x))
+    ways = dict(
+        inception=lambda x: inception_features(x, folder), face=lambda x: _embedded(judges, x)
+    )
     for x in images.split(32) if isinstance(images, torch.Tensor) else images:
         x, n = x.to(device or x.device), n + len(x)
         for name, way in ways.items():
-            if isinstance(seen[name], str): continue
-            try: seen[name].append(way(x))
-            except Unavailable as reason: seen[name] = str(reason)
-    return dict(n=n, **{name: parts if isinstance(parts, str) else np.concatenate(parts) for name, parts in seen.items()})
+            if isinstance(seen[name], str):
+                continue
+            try:
+                seen[name].append(way(x))
+            except Unavailable as reason:
+                seen[name] = str(reason)
+    return dict(
+        n=n,
+        **{
+            name: parts if isinstance(parts, str) else np.concatenate(parts)
+            for name, parts in seen.items()
+        },
+    )
+
 
 def _embedded(judges, x):
-    if judges is None: raise Unavailable("no recogniser was given")
+    if judges is None:
+        raise Unavailable("no recogniser was given")
     return judges.embed(x).numpy()
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c029
-register(Measure("fid", "FID", 2, False, of="set", needs="inception", by="Inception of pytorch-fid", compute=frechet_distance,
-                 caution=lambda faces, features: small_set(faces, features, FID_FACES)))
-register(Measure("kid", "KID", 4, False, of="set", needs="inception", by="Inception of pytorch-fid", compute=kid,
-                 caution=lambda faces, features: f"all {faces} faces at once" if faces < 1000 else "100 subsets of 1000 faces"))
-register(Measure("frechet_face", "Fréchet distance of faces", 2, False, of="set", needs="face", compute=frechet_distance,
-                 caution=lambda faces, features: small_set(faces, features, features + 1)))
+register(
+    Measure(
+        "fid",
+        "FID",
+        2,
+        False,
+        of="set",
+        needs="inception",
+        by="Inception of pytorch-fid",
+        compute=frechet_distance,
+        caution=lambda faces, features: small_set(faces, features, FID_FACES),
+    )
+)
+register(
+    Measure(
+        "kid",
+        "KID",
+        4,
+        False,
+        of="set",
+        needs="inception",
+        by="Inception of pytorch-fid",
+        compute=kid,
+        caution=lambda faces, features: (
+            f"all {faces} faces at once" if faces < 1000 else "100 subsets of 1000 faces"
+        ),
+    )
+)
+
+# %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c029-1
+register(
+    Measure(
+        "frechet_face",
+        "Fréchet distance of faces",
+        2,
+        False,
+        of="set",
+        needs="face",
+        compute=frechet_distance,
+        caution=lambda faces, features: small_set(faces, features, features + 1),
+    )
+)
+
 
 def set_metrics(
-    restored,      # images, batches of them, or what `look` saw in them
-    true,          # the same
-    judges=None,   # see `look`
-    folder=None,   # see `look`
-    device=None,   # see `look`
+    restored,  # images, batches of them, or what `look` saw in them
+    true,  # the same
+    judges=None,  # see `look`
+    folder=None,  # see `look`
+    device=None,  # see `look`
 ):
     "One set against another: dict(n, fid, kid, frechet_face, notes); what is not available is None, and notes say why, or what to beware of."
     a, b = (x if isinstance(x, dict) else look(x, judges, folder, device) for x in (restored, true))
     n, out, notes = min(a["n"], b["n"]), {}, {}
     for name, m in measures(of="set").items():
-        if not m.needs: continue  # made from something else
-        reason = next((x[m.needs] for x in (a, b) if isinstance(x[m.needs], str)), "" if n > 1 else "a set of one face")
+        if not m.needs:
+            continue  # made from something else
+        reason = next(
+            (x[m.needs] for x in (a, b) if isinstance(x[m.needs], str)),
+            "" if n > 1 else "a set of one face",
+        )
         notes[name] = reason or m.caution(n, a[m.needs].shape[1])
         out[name] = None if reason else m.compute(a[m.needs], b[m.needs])
     return dict(n=n, **out, notes=notes)
@@ -168,7 +254,7 @@ def set_metrics(
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c034
 @measure("diversity", "diversity", 3, True, of="set")
 def diversity(
-    draws,     # pictures (draws, N, 3, H, W), float in [0, 1]
+    draws,  # pictures (draws, N, 3, H, W), float in [0, 1]
 ) -> float:
     "Standard deviation over draws, times 255, mean over pixels and faces; 0 for a single draw or a network without noise."
     return draws.std(0, correction=0).mean().item() * 255

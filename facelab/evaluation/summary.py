@@ -20,7 +20,7 @@ from .metrics import bootstrap, read_scores
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c006
 def read_paper_scores(
     folder,  # <on>/<system>.csv
-):           # a DataFrame with the columns system, on, image and the scores
+):  # a DataFrame with the columns system, on, image and the scores
     "All scores of a paper's systems, one row a system, degradation and face."
     import pandas as pd
 
@@ -35,28 +35,40 @@ def read_paper_scores(
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c007
 def read_set_scores(
     folder,  # with sets.csv
-):           # a DataFrame with the columns system, on, n and the scores
+):  # a DataFrame with the columns system, on, n and the scores
     "The scores of whole sets of restored faces, one row a system and degradation."
     import pandas as pd
 
     path = Path(folder) / "sets.csv"
-    try: table = pd.read_csv(path, dtype={"system": str, "on": str})
-    except (OSError, ValueError) as e: raise FacelabError(f"the scores of sets {path} cannot be read ({e}): run `dvc repro` first") from None
+    try:
+        table = pd.read_csv(path, dtype={"system": str, "on": str})
+    except (OSError, ValueError) as e:
+        raise FacelabError(
+            f"the scores of sets {path} cannot be read ({e}): run `dvc repro` first"
+        ) from None
     if list(table.columns[:2]) != ["system", "on"]:
-        raise FacelabError(f"{path} is no file of sets' scores: its first columns are {list(table.columns[:2])}, not system and on")
+        raise FacelabError(
+            f"{path} is no file of sets' scores: its first columns are {list(table.columns[:2])},"
+            " not system and on"
+        )
     return table
+
 
 def read_judges(
     folder,  # with judges.json
-) -> dict:   # column -> by, missing
+) -> dict:  # column -> by, missing
     "Who judged each column, and why a column is empty."
     path = Path(folder) / "judges.json"
-    try: return json.loads(path.read_text())
-    except (OSError, ValueError) as e: raise FacelabError(f"{path}, which says who judged, cannot be read ({e}): run `dvc repro` first") from None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as e:
+        raise FacelabError(
+            f"{path}, which says who judged, cannot be read ({e}): run `dvc repro` first"
+        ) from None
 
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c013
 def score_column(
-    metric: str,      # psnr, ssim or a column of the scores that has no convention
+    metric: str,  # psnr, ssim or a column of the scores that has no convention
     convention: str,  # a key of CONVENTIONS
 ) -> str:
     "The column of the scores that holds a metric under a convention."
@@ -64,77 +76,103 @@ def score_column(
 
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c014
 def face_values(
-    scores,           # rows of one system and degradation
-    name: str,        # of a measure of faces
+    scores,  # rows of one system and degradation
+    name: str,  # of a measure of faces
     convention: str,  # under which PSNR and SSIM are taken
-):                    # a Series by image, sorted; NaN where not available
+):  # a Series by image, sorted; NaN where not available
     "What a measure says of each face."
     rows = scores.set_index("image").sort_index()
     column, known = score_column(name, convention), measure_of(name)
     lacking = set(known.columns or [column]) - set(rows)
     if lacking:
         there = ", ".join(c for c in rows.columns if c not in ("system", "on"))
-        raise FacelabError(f"the scores have no column {min(lacking)!r}, but {there}: score again, or ask for another measure or convention")
-    if not known.columns: return rows[column].astype(float)
+        raise FacelabError(
+            f"the scores have no column {min(lacking)!r}, but {there}: score again, or ask for"
+            " another measure or convention"
+        )
+    if not known.columns:
+        return rows[column].astype(float)
     threshold = float(name.rpartition("_")[2])
-    return (100. * ((rows.nearest_right == 1) & (rows.nearest_l1 < threshold))).where(rows.nearest_l1.notna() & rows.nearest_right.notna())
+    return (100.0 * ((rows.nearest_right == 1) & (rows.nearest_l1 < threshold))).where(
+        rows.nearest_l1.notna() & rows.nearest_right.notna()
+    )
 
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c016
 def average(
-    values,           # (..., faces)
-    name: str,        # of the measure
+    values,  # (..., faces)
+    name: str,  # of the measure
     convention: str,  # PSNR may be pooled
-):                    # (...)
+):  # (...)
     "Mean over faces; of PSNR, as the convention says."
     own = measure_of(name).average
     return own(values, convention) if own else np.mean(values, -1)
 
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c018
 def find_rows(
-    table,        # scores of faces or of sets
+    table,  # scores of faces or of sets
     system: str,  # its name
-    on: str,      # the degradation
-):                # the rows of `table`
+    on: str,  # the degradation
+):  # the rows of `table`
     "The scores of one system on one degradation."
     rows = table[(table["system"] == system) & (table["on"] == on)]
-    if len(rows): return rows
+    if len(rows):
+        return rows
     there = sorted(set(table.loc[table["system"] == system, "on"]))
-    raise FacelabError(f"there are no scores of {system!r} on {on!r}, but " + (f"of {system!r} on {', '.join(there)}" if there else f"those of {', '.join(sorted(set(table['system'])))}") +
-                       ": add it to `evaluate:` of papers/*.yaml, or run `dvc repro`")
+    raise FacelabError(
+        f"there are no scores of {system!r} on {on!r}, but "
+        + (
+            f"of {system!r} on {', '.join(there)}"
+            if there
+            else f"those of {', '.join(sorted(set(table['system'])))}"
+        )
+        + ": add it to `evaluate:` of papers/*.yaml, or run `dvc repro`"
+    )
 
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c020
 def summary(
-    scores,           # as `read_paper_scores` returns them
-    sets,             # as `read_set_scores` returns them, or None
-    system: str,      # its name
-    on: str,          # the degradation
-    name: str,        # of a measure
+    scores,  # as `read_paper_scores` returns them
+    sets,  # as `read_set_scores` returns them, or None
+    system: str,  # its name
+    on: str,  # the degradation
+    name: str,  # of a measure
     convention: str,  # of PSNR and SSIM
-    seed=0,           # of the bootstrap
-    n=2000,           # its resamples
-) -> tuple:           # mean, half of its 95 % interval (None for a set); NaN where not available
+    seed=0,  # of the bootstrap
+    n=2000,  # its resamples
+) -> tuple:  # mean, half of its 95 % interval (None for a set); NaN where not available
     "One number of a table, and how sure it is."
     if measure_of(name).of == "set":
         row = find_rows(sets, system, on).iloc[0] if sets is not None else {}
-        if name not in row: raise FacelabError(f"the scores of sets have no {name!r}, but {', '.join(row.keys()) or 'there are none'}: run `dvc repro`")
+        if name not in row:
+            raise FacelabError(
+                f"the scores of sets have no {name!r}, but"
+                f" {', '.join(row.keys()) or 'there are none'}: run `dvc repro`"
+            )
         return float(row[name]), None
-    mean, low, high = bootstrap(face_values(find_rows(scores, system, on), name, convention).dropna(), seed, n, lambda v, axis: average(v, name, convention))
+    mean, low, high = bootstrap(
+        face_values(find_rows(scores, system, on), name, convention).dropna(),
+        seed,
+        n,
+        lambda v, axis: average(v, name, convention),
+    )
     return mean, (high - low) / 2
 
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c023
 def recipe_of(
-    system: str,    # recipe, recipe.output or recipe~k
+    system: str,  # recipe, recipe.output or recipe~k
     recipes: dict,  # as `load_recipes` returns them
-) -> tuple:         # name of the recipe, what stands behind it
+) -> tuple:  # name of the recipe, what stands behind it
     "The recipe that a system belongs to, and its output or draw."
     name, mark, draw = str(system).partition("~")
     name, _, output = name.partition(".")
-    if name not in recipes: raise FacelabError(f"unknown system {system!r}: {near(name, recipes)}")
-    if mark and not draw.isdigit(): raise FacelabError(f"{system!r} names no draw: write {name}~0 for the first one")
+    if name not in recipes:
+        raise FacelabError(f"unknown system {system!r}: {near(name, recipes)}")
+    if mark and not draw.isdigit():
+        raise FacelabError(f"{system!r} names no draw: write {name}~0 for the first one")
     return name, f"draw {int(draw) + 1}" if mark else output
 
+
 def label_of(
-    system: str,    # recipe, recipe.output or recipe~k
+    system: str,  # recipe, recipe.output or recipe~k
     recipes: dict,  # as `load_recipes` returns them
 ) -> str:
     "How tables and figures call a system."
@@ -143,7 +181,7 @@ def label_of(
 
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c026
 def own_degradation(
-    system: str,    # its name
+    system: str,  # its name
     recipes: dict,  # as `load_recipes` returns them
 ) -> str:
     "The chain that a system was made for."
@@ -153,7 +191,10 @@ def own_degradation(
 def judge_of(
     measure: str,  # its name
     judges: dict,  # as `read_judges` returns them
-) -> dict:         # by, missing: texts, which may be empty
+) -> dict:  # by, missing: texts, which may be empty
     "Who judged a measure, or why nobody did."
     columns = measure_of(measure).columns or (measure,)
-    return {field: next(filter(None, (judges.get(c, {}).get(field) for c in columns)), "") for field in ("by", "missing")}
+    return {
+        field: next(filter(None, (judges.get(c, {}).get(field) for c in columns)), "")
+        for field in ("by", "missing")
+    }

@@ -13,47 +13,111 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from .drawn_features import brow_line, lids, lips, mouth_half, paint_brows, paint_clothes, paint_earrings, paint_ears, paint_eyes, paint_mouth, paint_neck, paint_nose
-from .drawn_hair import hair_maps, paint_back_hair, paint_front_hair, paint_glasses, paint_hat
+from facelab.faces.drawn_features import (
+    brow_line,
+    lids,
+    lips,
+    mouth_half,
+    paint_brows,
+    paint_clothes,
+    paint_earrings,
+    paint_ears,
+    paint_eyes,
+    paint_mouth,
+    paint_neck,
+    paint_nose,
+)
+from facelab.faces.drawn_hair import (
+    hair_maps,
+    paint_back_hair,
+    paint_front_hair,
+    paint_glasses,
+    paint_hat,
+)
 from .drawn_people import person, picture
-from .drawn_head import Face, SPAN, U0, V0, both, bump, canvas_at, enlarge, gaussians, inside, noise, paint_skin, ramp
+
+# %% ../../nbs/1_faces/06_drawn.ipynb #c002-1
+from facelab.faces.drawn_head import (
+    Face,
+    SPAN,
+    U0,
+    V0,
+    both,
+    bump,
+    canvas_at,
+    enlarge,
+    gaussians,
+    inside,
+    noise,
+    paint_skin,
+    ramp,
+)
 from .. import FacelabError
 from ..base.images import to_uint8
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c007
-def outline_points(face, angles, centre=.47):
+def outline_points(face, angles, centre=0.47):
     "Points of the head's outline seen from (0, centre) at `angles` (N,) from straight right, clockwise: bisection on `inside`."
     cos, sin = angles.cos()[None, :, None], angles.sin()[None, :, None]
-    near, far = torch.zeros_like(face.chin * cos), torch.full_like(face.chin * cos, .7)
+    near, far = torch.zeros_like(face.chin * cos), torch.full_like(face.chin * cos, 0.7)
     for _ in range(11):
-        mid = .5 * (near + far)
+        mid = 0.5 * (near + far)
         within = inside(face, mid * cos, centre + mid * sin) > 0
         near, far = torch.where(within, mid, near), torch.where(within, far, mid)
     return torch.cat([near * cos, centre + near * sin], 2)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c009
 JAW_DEGREES = (182, 172, 161, 150, 139, 127.5, 116, 103.5, 90)
-LIP_STATIONS = (-1, -.62, -.26, 0, .26, .62, 1, .66, .34, 0, -.34, -.66, -.9, -.34, 0, .34, .9, .34, 0, -.34)
+LIP_STATIONS = (
+    -1,
+    -0.62,
+    -0.26,
+    0,
+    0.26,
+    0.62,
+    1,
+    0.66,
+    0.34,
+    0,
+    -0.34,
+    -0.66,
+    -0.9,
+    -0.34,
+    0,
+    0.34,
+    0.9,
+    0.34,
+    0,
+    -0.34,
+)
 LIP_BORDERS = [0] * 7 + [3] * 5 + [1] * 5 + [2] * 3
 
+# %% ../../nbs/1_faces/06_drawn.ipynb #c009-1
 def points_of_parts(face):
     "Points 17 to 67, brows, nose, eyes and lips, of the frontal face: (B,51,2)."
     device, one = face["chin"].device, torch.ones_like(face["chin"])[:, None]
     grid = lambda *x: torch.tensor(x, device=device)[None] * one
-    t = grid(0., .25, .5, .75, 1.)
-    brow_u, brow_v = .050 + .160 * t, brow_line(face, t) - .4 * face["brow_t"][:, None]
+    t = grid(0.0, 0.25, 0.5, 0.75, 1.0)
+    brow_u, brow_v = 0.050 + 0.160 * t, brow_line(face, t) - 0.4 * face["brow_t"][:, None]
     nv, nw = face["nose_v"][:, None], face["nose_w"][:, None]
-    along = grid(0., .33, .67, 1.)
-    nose_u = torch.cat([0 * along, nw * grid(-.8, -.42, 0., .42, .8)], 1)
-    nose_v = torch.cat([.465 + (nv - .035 - .465) * along, nv + grid(-.006, .0005, .004, .0005, -.006)], 1)
-    e = grid(-1., -.36, .36, 1., .36, -.36)
+    along = grid(0.0, 0.33, 0.67, 1.0)
+    nose_u = torch.cat([0 * along, nw * grid(-0.8, -0.42, 0.0, 0.42, 0.8)], 1)
+    nose_v = torch.cat(
+        [0.465 + (nv - 0.035 - 0.465) * along, nv + grid(-0.006, 0.0005, 0.004, 0.0005, -0.006)], 1
+    )
+    e = grid(-1.0, -0.36, 0.36, 1.0, 0.36, -0.36)
     upper, lower = lids(face, e)
-    eye_u, eye_v = face["eye_u"][:, None] + e * face["eye_w"][:, None], .47 + torch.cat([upper[:, :4], lower[:, 4:]], 1)
+    eye_u, eye_v = (
+        face["eye_u"][:, None] + e * face["eye_w"][:, None],
+        0.47 + torch.cat([upper[:, :4], lower[:, 4:]], 1),
+    )
     order = [3, 2, 1, 0, 5, 4]
     s = grid(*LIP_STATIONS)
     lip = torch.tensor(LIP_BORDERS, device=device).expand(len(s), 1, -1)
     lip_v = face["mouth_v"][:, None] + torch.stack(lips(face, s), 1).gather(1, lip)[:, 0]
-    u = torch.cat([-brow_u.flip(1), brow_u, nose_u, -eye_u[:, order], eye_u, s * mouth_half(face)[:, None]], 1)
+    u = torch.cat(
+        [-brow_u.flip(1), brow_u, nose_u, -eye_u[:, order], eye_u, s * mouth_half(face)[:, None]], 1
+    )
     v = torch.cat([brow_v.flip(1), brow_v, nose_v, eye_v[:, order], eye_v, lip_v], 1)
     return torch.stack([u, v], 2)
 
@@ -64,14 +128,23 @@ def landmarks(face):
     half = torch.tensor(JAW_DEGREES, device=device)
     jaw = outline_points(face, torch.deg2rad(torch.cat([half, 180 - half[:-1].flip(0)])))
     top = outline_points(face, torch.deg2rad(torch.linspace(190, 350, 13, device=device)))
-    forehead = torch.stack([top[..., 0], torch.maximum(top[..., 1], .20 + .55 * top[..., 0] ** 2)], 2)
+    forehead = torch.stack(
+        [top[..., 0], torch.maximum(top[..., 1], 0.20 + 0.55 * top[..., 0] ** 2)], 2
+    )
     return torch.cat([jaw, points_of_parts(face), forehead], 1)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c014
 def turning_depth(face):
     "Smooth depth that turns with the head: skull, nose, chin, brows; rows of `gaussians`."
-    return [(0., .50, .175, .24, .245), (0., face["nose_v"] - .045, .032, .038, .050 * face["tip"]), (0., .545, .028, .05, .026 * face["bridge"]),
-            (0., .86, .07, .06, .035), (0., .72, .075, .045, .022), (0., .38, .12, .05, .012), *both(.115, .46, .05, .03, -.012)]
+    return [
+        (0.0, 0.50, 0.175, 0.24, 0.245),
+        (0.0, face["nose_v"] - 0.045, 0.032, 0.038, 0.050 * face["tip"]),
+        (0.0, 0.545, 0.028, 0.05, 0.026 * face["bridge"]),
+        (0.0, 0.86, 0.07, 0.06, 0.035),
+        (0.0, 0.72, 0.075, 0.045, 0.022),
+        (0.0, 0.38, 0.12, 0.05, 0.012),
+        *both(0.115, 0.46, 0.05, 0.03, -0.012),
+    ]
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c016
 def depth_at(face, u, v):
@@ -85,17 +158,23 @@ def depth_at(face, u, v):
 # %% ../../nbs/1_faces/06_drawn.ipynb #c018
 def turn(face, u, v, z):
     "Where the points of the frontal face go when the head turns: shift by depth."
-    yaw, pitch, asym = face["yaw"][:, None], face["pitch"][:, None], .003 * face["asym"][:, None]
-    du = yaw * z + asym * torch.sin(9 * v) + face["lean"][:, None] * (v - .82).clamp(min=0)
-    return du, pitch * (z - .2) + .6 * asym * torch.sin(8 * u)
+    yaw, pitch, asym = face["yaw"][:, None], face["pitch"][:, None], 0.003 * face["asym"][:, None]
+    du = yaw * z + asym * torch.sin(9 * v) + face["lean"][:, None] * (v - 0.82).clamp(min=0)
+    return du, pitch * (z - 0.2) + 0.6 * asym * torch.sin(8 * u)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c021
-TEMPLATE = ((-.123, .47), (.123, .47), (0., .72))
+TEMPLATE = ((-0.123, 0.47), (0.123, 0.47), (0.0, 0.72))
+
 
 def alignment(face, points):
     "Similarity (a, b, tx, ty) that brings eyes and mouth of `points` (B,68,2) to the template; x' = a x - b y + tx."
-    source = torch.stack([points[:, 36:42].mean(1), points[:, 42:48].mean(1), points[:, [48, 54]].mean(1)], 1)
-    target = torch.tensor(TEMPLATE, device=points.device)[None] + torch.stack([face["dx"], face["dy"]], 1)[:, None]
+    source = torch.stack(
+        [points[:, 36:42].mean(1), points[:, 42:48].mean(1), points[:, [48, 54]].mean(1)], 1
+    )
+    target = (
+        torch.tensor(TEMPLATE, device=points.device)[None]
+        + torch.stack([face["dx"], face["dy"]], 1)[:, None]
+    )
     ms, mt = source.mean(1, keepdim=True), target.mean(1, keepdim=True)
     s, t = source - ms, target - mt
     n = (s * s).sum((1, 2))
@@ -112,23 +191,28 @@ def framed(face):
     points = points + torch.stack(turn(face, u, v, depth_at(face, u, v)), 2)
     a, b, tx, ty = [x[:, None] for x in alignment(face, points)]
     u, v = points.unbind(2)
-    return torch.stack([a * u - b * v + tx + .5, b * u + a * v + ty], 2), (a, b, tx, ty)
+    return torch.stack([a * u - b * v + tx + 0.5, b * u + a * v + ty], 2), (a, b, tx, ty)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c026
 def unturn(face, move, n=48, rounds=9):
     "Frontal coordinates (B,2,n,n) of the picture's points: undo the alignment, then find the turn by a damped fixed point."
     a, b, tx, ty = move
-    at = (torch.arange(n, device=tx.device) + .5) / n
-    x, y = (at - .5).repeat(n)[None] - tx, at.repeat_interleave(n)[None] - ty
+    at = (torch.arange(n, device=tx.device) + 0.5) / n
+    x, y = (at - 0.5).repeat(n)[None] - tx, at.repeat_interleave(n)[None] - ty
     n2 = a * a + b * b
     u0, v0 = (a * x + b * y) / n2, (a * y - b * x) / n2
-    lattice = torch.linspace(U0, U0 + SPAN, 96, device=tx.device), torch.linspace(V0, V0 + SPAN, 96, device=tx.device)
+    lattice = (
+        torch.linspace(U0, U0 + SPAN, 96, device=tx.device),
+        torch.linspace(V0, V0 + SPAN, 96, device=tx.device),
+    )
     z = gaussians(turning_depth(face), *lattice)[:, None]
     u, v = u0, v0
     for _ in range(rounds):
         here = torch.stack([(u - U0) / SPAN, (v - V0) / SPAN], -1)[:, None] * 2 - 1
-        du, dv = turn(face, u, v, F.grid_sample(z, here, padding_mode="border", align_corners=True)[:, 0, 0])
-        u, v = .25 * u + .75 * (u0 - du), .25 * v + .75 * (v0 - dv)
+        du, dv = turn(
+            face, u, v, F.grid_sample(z, here, padding_mode="border", align_corners=True)[:, 0, 0]
+        )
+        u, v = 0.25 * u + 0.75 * (u0 - du), 0.25 * v + 0.75 * (v0 - dv)
     return torch.stack([u, v], 1).view(-1, 2, n, n)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c030
@@ -136,28 +220,45 @@ def scenery(face, n=32):
     "What lies behind: a graded wall, or sky over green (B,3,n,n)."
     at = torch.linspace(0, 1, n, device=face["chin"].device)
     x, y, scene = at[None, None, :], at[None, :, None], face.scene
-    tone = 1 + face.grade_u * (x - .5) + face.grade_v * (y - .5) - .5 * (scene == 0) * ((x - .5) ** 2 + (y - .4) ** 2)
-    image = (face.back * tone.clamp(min=.1)[:, None]).contiguous()
-    leaves = torch.stack([.04 + .12 * face.any10, .06 + .09 * face.any10, .03 + .05 * face.any11], 1)
-    image = torch.where((scene == 2)[:, None], leaves * (1 + .5 * (y - .5))[:, None], image)
-    sky = torch.tensor([.62, .70, .80], device=at.device).view(1, 3, 1, 1)
-    return image.lerp_(sky.expand_as(image), ((scene == 2) * ramp(face.any9 * .8 - y, .3) * .9)[:, None].expand_as(image))
+    tone = (
+        1
+        + face.grade_u * (x - 0.5)
+        + face.grade_v * (y - 0.5)
+        - 0.5 * (scene == 0) * ((x - 0.5) ** 2 + (y - 0.4) ** 2)
+    )
+    image = (face.back * tone.clamp(min=0.1)[:, None]).contiguous()
+    leaves = torch.stack(
+        [0.04 + 0.12 * face.any10, 0.06 + 0.09 * face.any10, 0.03 + 0.05 * face.any11], 1
+    )
+    image = torch.where((scene == 2)[:, None], leaves * (1 + 0.5 * (y - 0.5))[:, None], image)
+    sky = torch.tensor([0.62, 0.70, 0.80], device=at.device).view(1, 3, 1, 1)
+    return image.lerp_(
+        sky.expand_as(image),
+        ((scene == 2) * ramp(face.any9 * 0.8 - y, 0.3) * 0.9)[:, None].expand_as(image),
+    )
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c032
 def background(face, size, n=32):
     "Scenery with blurred boxes or lights in it: linear RGB (B,3,S,S)."
     at = torch.linspace(0, 1, n, device=face["chin"].device)
     x, y, scene, image = at[None, None, :], at[None, :, None], face.scene, scenery(face)
-    soft, busy = face.blur * 1.6, (scene == 1) * .9 + (scene == 2) * .65 + (scene == 3) * (face.any11 > .4) * .7
+    soft, busy = (
+        face.blur * 1.6,
+        (scene == 1) * 0.9 + (scene == 2) * 0.65 + (scene == 3) * (face.any11 > 0.4) * 0.7,
+    )
     for k in range(12):
         cx, cy, sx, sy, r, g, b = [t[:, None, None] for t in face["spots"][:, k].unbind(1)]
-        long, thin = .04 + .30 * sx ** 2, .03 + .35 * sy ** 2
-        box = torch.sigmoid((long - (x - cx).abs()) / soft * 2) * torch.sigmoid((thin - (y - cy).abs()) / soft * 2)
-        disc = torch.sigmoid((.03 + .09 * sx - ((x - cx) ** 2 + (y - cy) ** 2).sqrt()) / soft * 3)
-        tint = torch.exp((2.4 * (r - .45))[:, None] + .5 * torch.stack([g - b, .2 - .4 * g, b - g], 1))
+        long, thin = 0.04 + 0.30 * sx**2, 0.03 + 0.35 * sy**2
+        box = torch.sigmoid((long - (x - cx).abs()) / soft * 2) * torch.sigmoid(
+            (thin - (y - cy).abs()) / soft * 2
+        )
+        disc = torch.sigmoid((0.03 + 0.09 * sx - ((x - cx) ** 2 + (y - cy) ** 2).sqrt()) / soft * 3)
+        tint = torch.exp(
+            (2.4 * (r - 0.45))[:, None] + 0.5 * torch.stack([g - b, 0.2 - 0.4 * g, b - g], 1)
+        )
         colour = image.mean((2, 3), keepdim=True) * tint
         image.lerp_(colour.expand_as(image), (busy * torch.where(scene == 2, disc, box))[:, None])
-    return enlarge(image.clamp_(.002, 1.2), size).clamp_(min=.001)
+    return enlarge(image.clamp_(0.002, 1.2), size).clamp_(min=0.001)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c035
 def box(x):
@@ -171,14 +272,18 @@ def develop(face, image):
     "From linear light to a picture in [0, 1], (B,3,S,S)."
     n = image.shape[-1]
     at = torch.linspace(-1, 1, n, device=image.device)
-    balance = torch.stack([1 + face.balance_r, torch.ones_like(face.balance_r), 1 + face.balance_b], 1)
-    fade = torch.exp(face.exposure) * (1 - face.vignette * .5 * (at[None, None, :] ** 2 + at[None, :, None] ** 2))
+    balance = torch.stack(
+        [1 + face.balance_r, torch.ones_like(face.balance_r), 1 + face.balance_b], 1
+    )
+    fade = torch.exp(face.exposure) * (
+        1 - face.vignette * 0.5 * (at[None, None, :] ** 2 + at[None, :, None] ** 2)
+    )
     x = image * (balance * fade[:, None])
-    x = (1.5 * x / (x + .8) + face.black[:, None]).sqrt_()
+    x = (1.5 * x / (x + 0.8) + face.black[:, None]).sqrt_()
     grey = x.mean(1, keepdim=True)
-    curve = 1.5 * face.contrast[:, None] * (grey - .48) * (1 - (2 * grey - 1).abs()).clamp_(0, 1)
+    curve = 1.5 * face.contrast[:, None] * (grey - 0.48) * (1 - (2 * grey - 1).abs()).clamp_(0, 1)
     x = (x - grey).mul_(face.colour[:, None]).add_(grey + curve)
-    x = x + face.sharp.clamp(-.7, .7)[:, None] * (x - box(x))
+    x = x + face.sharp.clamp(-0.7, 0.7)[:, None] * (x - box(x))
     cells = torch.arange(n, device=image.device)
     rows, columns = [(cells + (512 * face[k][:, None]).long()) % 512 for k in ("any10", "any11")]
     grain = noise(str(image.device))[1][rows[:, :, None], columns[:, None, :]]
@@ -189,30 +294,35 @@ def paint(face, canvas):
     "All parts, from back to front."
     hair = hair_maps(canvas)
     paint_back_hair(canvas, hair)
-    lower = canvas.window(.64, 1.)
+    lower = canvas.window(0.64, 1.0)
     paint_neck(lower)
     paint_clothes(lower)
-    paint_ears(canvas.window(.34, .74))
-    paint_skin(canvas.window(0., 1., .06, .94))
-    paint_brows(canvas.window(.30, .50, .12, .88))
-    paint_nose(canvas.window(.42, .70, .28, .72))
-    paint_eyes(canvas.window(.38, .56, .12, .88))
-    paint_mouth(canvas.window(.60, .86, .26, .74))
+    paint_ears(canvas.window(0.34, 0.74))
+    paint_skin(canvas.window(0.0, 1.0, 0.06, 0.94))
+    paint_brows(canvas.window(0.30, 0.50, 0.12, 0.88))
+    paint_nose(canvas.window(0.42, 0.70, 0.28, 0.72))
+    paint_eyes(canvas.window(0.38, 0.56, 0.12, 0.88))
+    paint_mouth(canvas.window(0.60, 0.86, 0.26, 0.74))
     paint_front_hair(canvas, hair)
-    for name, rows, worn in (("earring", (.55, .75), paint_earrings), ("glasses", (.36, .60), paint_glasses), ("hat", (0., .60), paint_hat)):
+    for name, rows, worn in (
+        ("earring", (0.55, 0.75), paint_earrings),
+        ("glasses", (0.36, 0.60), paint_glasses),
+        ("hat", (0.0, 0.60), paint_hat),
+    ):
         canvas.window(*rows).some((face[name] > 0).nonzero()[:, 0], worn)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c042
 #         background, skin ... brows (7), ears (2), mouth and lips (3), hair, hat, ear-ring, necklace, neck, clothes
-LEVELS = (0., *7 * (.10,), .08, .08, *3 * (.10,), .16, .18, .08, .09, .08, .05)
-LIFTS = (0., 0., 0., .03, *4 * (0.,), -9., -9., *3 * (0.,), .03, .05, *4 * (-9.,))
+LEVELS = (0.0, *7 * (0.10,), 0.08, 0.08, *3 * (0.10,), 0.16, 0.18, 0.08, 0.09, 0.08, 0.05)
+LIFTS = (0.0, 0.0, 0.0, 0.03, *4 * (0.0,), -9.0, -9.0, *3 * (0.0,), 0.03, 0.05, *4 * (-9.0,))
+
 
 def depth_map(canvas):
     "Height above the background in picture sides: the relief on the head, its own level for every other thing, 0 behind."
     labels = canvas.labels.long()
     level, lift = (torch.tensor(x, device=labels.device)[labels] for x in (LEVELS, LIFTS))
-    on_head = torch.where(canvas.maps[:, 4] > -.01, .15 + canvas.maps[:, 7] + lift, -9.)
-    return torch.where(labels > 0, torch.maximum(level, on_head), 0.)
+    on_head = torch.where(canvas.maps[:, 4] > -0.01, 0.15 + canvas.maps[:, 7] + lift, -9.0)
+    return torch.where(labels > 0, torch.maximum(level, on_head), 0.0)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c044
 def draw_chunk(face, size):
@@ -221,41 +331,62 @@ def draw_chunk(face, size):
     u, v = enlarge(unturn(face, move), size).unbind(1)
     canvas = canvas_at(face, background(face, size), u, v)
     paint(face, canvas)
-    return dict(image=develop(face, canvas.image), parsing=canvas.labels, landmarks_81=points * size, depth=depth_map(canvas),
-                foreground=canvas.cover)
+    return dict(
+        image=develop(face, canvas.image),
+        parsing=canvas.labels,
+        landmarks_81=points * size,
+        depth=depth_map(canvas),
+        foreground=canvas.cover,
+    )
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c047
 def checked(indices, size, identity):
     "Whole-number arrays of indices and identities, or one sentence about what is wrong with them."
+
     def whole(x, what):
         x = np.asarray(x.cpu() if torch.is_tensor(x) else list(x) if isinstance(x, range) else x)
         if x.ndim != 1 or len(x) == 0 or x.dtype.kind not in "iu" or x.min() < 0:
-            raise FacelabError(f"{what} must be a list of whole numbers from 0 up, not {str(x)[:60]}: pass for example range(16).")
+            raise FacelabError(
+                f"{what} must be a list of whole numbers from 0 up, not {str(x)[:60]}: pass for"
+                " example range(16)."
+            )
         return x.astype(np.int64)
+
     if not isinstance(size, int) or not 32 <= size <= 1024:
-        raise FacelabError(f"A drawn face has a side of 32 to 1024 pixels, not {size!r}: pass for example size=128.")
+        raise FacelabError(
+            f"A drawn face has a side of 32 to 1024 pixels, not {size!r}: pass for example"
+            " size=128."
+        )
     indices = whole(indices, "The indices of drawn faces")
     identity = indices if identity is None else whole(identity, "The identities of drawn faces")
     if len(identity) != len(indices):
-        raise FacelabError(f"There are {len(indices)} indices and {len(identity)} identities of drawn faces: give one identity for each index.")
+        raise FacelabError(
+            f"There are {len(indices)} indices and {len(identity)} identities of drawn faces: give"
+            " one identity for each index."
+        )
     return indices, identity
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c049
 CHUNK = 16  # faces of 128 x 128 pixels at once on a CPU: more of them leave the cache
 
+
 @torch.no_grad()
-def draw_faces(indices, # whole numbers from 0 up: which pictures
-               size: int = 128, # their side in pixels, 32 to 1024
-               seed: int = 0, # another seed, another world of faces
-               device="cpu", # where to draw; the result stays there
-               identity=None, # who is in each picture; by default everybody appears once: identity = index
-               ) -> dict: # image, parsing, landmarks_68, landmarks_81, depth, foreground, identity
+def draw_faces(
+    indices,  # whole numbers from 0 up: which pictures
+    size: int = 128,  # their side in pixels, 32 to 1024
+    seed: int = 0,  # another seed, another world of faces
+    device="cpu",  # where to draw; the result stays there
+    identity=None,  # who is in each picture; by default everybody appears once: identity = index
+) -> dict:  # image, parsing, landmarks_68, landmarks_81, depth, foreground, identity
     "Draw the pictures `indices`: each depends on (`seed`, index, identity) alone, whatever else is in the batch."
     indices, identity = checked(indices, size, identity)
     people = person(seed, identity)
     numbers = {**people, **picture(seed, indices, people)}
-    chunk = max(1, CHUNK * 128 ** 2 // size ** 2) if torch.device(device).type == "cpu" else 128
-    chunks = [Face({k: x[i:i + chunk].to(device) for k, x in numbers.items()}) for i in range(0, len(indices), chunk)]
+    chunk = max(1, CHUNK * 128**2 // size**2) if torch.device(device).type == "cpu" else 128
+    chunks = [
+        Face({k: x[i : i + chunk].to(device) for k, x in numbers.items()})
+        for i in range(0, len(indices), chunk)
+    ]
     parts = [draw_chunk(face, size) for face in chunks]
     faces = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     faces["landmarks_68"] = faces["landmarks_81"][:, :68]
@@ -265,26 +396,37 @@ def draw_faces(indices, # whole numbers from 0 up: which pictures
 # %% ../../nbs/1_faces/06_drawn.ipynb #c069
 SPLIT = 1 << 24  # identities and indices of a split start at a multiple of this
 
-def draw_set(n_train, # pictures to train on
-             n_val, # to choose on
-             n_test, # to report on
-             size=128, # side in pixels
-             seed=0, # of the world of faces
-             pictures_each=4, # pictures of one person
-             ): # FaceSet with 81 landmarks
+
+def draw_set(
+    n_train,  # pictures to train on
+    n_val,  # to choose on
+    n_test,  # to report on
+    size=128,  # side in pixels
+    seed=0,  # of the world of faces
+    pictures_each=4,  # pictures of one person
+):  # FaceSet with 81 landmarks
     "A labelled set of drawn faces; every split has people of its own, and keeps its pictures when another split grows."
     from facelab.faces.sets import FaceSet
+
     counts = [n_train, n_val, n_test]
     if any(not isinstance(n, int) or n < 0 for n in counts) or sum(counts) == 0:
-        raise FacelabError(f"A drawn set needs three numbers of pictures, at least one above 0, not {counts}: try draw_set(1000, 100, 100).")
+        raise FacelabError(
+            f"A drawn set needs three numbers of pictures, at least one above 0, not {counts}: try"
+            " draw_set(1000, 100, 100)."
+        )
     split = np.repeat([0, 1, 2], counts).astype(np.uint8)
     index = np.concatenate([np.arange(n) + SPLIT * k for k, n in enumerate(counts)])
-    who = np.concatenate([np.arange(n) % max(1, -(-n // pictures_each)) + SPLIT * k for k, n in enumerate(counts)])
+    who = np.concatenate(
+        [np.arange(n) % max(1, -(-n // pictures_each)) + SPLIT * k for k, n in enumerate(counts)]
+    )
     parts = []
     for i in range(0, len(index), 256):
-        part = draw_faces(index[i:i + 256], size, seed, identity=who[i:i + 256])
+        part = draw_faces(index[i : i + 256], size, seed, identity=who[i : i + 256])
         parts.append({**part, "image": to_uint8(part["image"])})
     joined = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
     names = [f"{('train', 'val', 'test')[s]}-{i % SPLIT:06d}" for s, i in zip(split, index)]
-    labels = dict(landmarks=joined["landmarks_81"], **{name: joined[name] for name in ("parsing", "identity", "depth", "foreground")})
+    labels = dict(
+        landmarks=joined["landmarks_81"],
+        **{name: joined[name] for name in ("parsing", "identity", "depth", "foreground")},
+    )
     return FaceSet("drawn", joined["image"], names, torch.from_numpy(split), **labels)

@@ -10,7 +10,29 @@ __all__ = ['field', 'lids', 'eyeball', 'paint_lids', 'paint_lashes', 'paint_eyes
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c002
 import torch
 
-from .drawn_head import CLOTH, EAR_R, L_BROW, L_EAR, L_EYE, L_LIP, MOUTH, NECK, NECK_L, NOSE, R_BROW, R_EAR, R_EYE, SKIN, U_LIP, bump, edge, head_light, ramp, skin_colour, texture
+from facelab.faces.drawn_head import (
+    CLOTH,
+    EAR_R,
+    L_BROW,
+    L_EAR,
+    L_EYE,
+    L_LIP,
+    MOUTH,
+    NECK,
+    NECK_L,
+    NOSE,
+    R_BROW,
+    R_EAR,
+    R_EYE,
+    SKIN,
+    U_LIP,
+    bump,
+    edge,
+    head_light,
+    ramp,
+    skin_colour,
+    texture,
+)
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c007
 def field(face, name, like):
@@ -22,63 +44,85 @@ def lids(face, e):
     "Upper and lower lid below the eye line at e: -1 inner corner, 1 outer corner."
     x = lambda name: field(face, name, e)
     e = e.clamp(-1, 1)
-    s = e + (.16 - .10 * x("fold")) * (1 - e * e)
-    height = x("eye_h") * (1 - x("squint")) * (1 - .9 * x("blink")) * (1 - .17 * x("fold"))
-    corner = -x("tilt") * e + .004 * x("fold") * bump(e + 1, .25)
-    arch, basin = (1 - s.abs() ** 2.3).clamp(min=0) ** .85, (1 - (e - .18 * (1 - e * e)).abs() ** 2.2).clamp(min=0)
-    upper = corner - height * arch * (1 - .25 * x("hood") * (e > 0) * e)
-    lower = corner + x("eye_low") * basin * (1 - .3 * x("squint"))
+    s = e + (0.16 - 0.10 * x("fold")) * (1 - e * e)
+    height = x("eye_h") * (1 - x("squint")) * (1 - 0.9 * x("blink")) * (1 - 0.17 * x("fold"))
+    corner = -x("tilt") * e + 0.004 * x("fold") * bump(e + 1, 0.25)
+    arch, basin = (
+        (1 - s.abs() ** 2.3).clamp(min=0) ** 0.85,
+        (1 - (e - 0.18 * (1 - e * e)).abs() ** 2.2).clamp(min=0),
+    )
+    upper = corner - height * arch * (1 - 0.25 * x("hood") * (e > 0) * e)
+    lower = corner + x("eye_low") * basin * (1 - 0.3 * x("squint"))
     return upper, torch.maximum(lower, upper)
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c012
 def eyeball(c, e, down, side, out):
     "Colour of what shows between the lids: white, iris, pupil, the lid's shadow and the window's reflection."
     face, skin = c.face, skin_colour(c.face)
-    du, dv = out - face.gaze_u * side, c.v - .4685 - face.gaze_v
+    du, dv = out - face.gaze_u * side, c.v - 0.4685 - face.gaze_v
     r = (du * du + dv * dv).sqrt() / face.iris
-    white = torch.tensor([.46, .41, .39], device=e.device).view(1, 3, 1, 1) * (.55 + .6 * skin.mean(1, keepdim=True))
-    white = white * (1 - .45 * e.abs() ** 3)[:, None]
-    rays = .55 + .4 * r * r + .35 * (dv / face.iris).clamp(-1, 1)
-    iris = face.iris_colour * (rays * (1 - .7 * ramp(r - .92, .22)) * ramp(r - .40, .16))[:, None]
+    white = torch.tensor([0.46, 0.41, 0.39], device=e.device).view(1, 3, 1, 1) * (
+        0.55 + 0.6 * skin.mean(1, keepdim=True)
+    )
+    white = white * (1 - 0.45 * e.abs() ** 3)[:, None]
+    rays = 0.55 + 0.4 * r * r + 0.35 * (dv / face.iris).clamp(-1, 1)
+    iris = (
+        face.iris_colour * (rays * (1 - 0.7 * ramp(r - 0.92, 0.22)) * ramp(r - 0.40, 0.16))[:, None]
+    )
     ball = white.lerp(iris, ramp((1.02 - r) * face.iris, 1.6 * c.pixel)[:, None])
-    ball = ball * c.light() * (1 - .62 * bump(down, .011))[:, None] * 1.1
+    ball = ball * c.light() * (1 - 0.62 * bump(down, 0.011))[:, None] * 1.1
     lu, lv, _ = head_light(face)
-    glint = ramp(.0040 - ((du - .010 * lu) ** 2 + (dv + .007 - .004 * lv) ** 2).sqrt(), 1.5 * c.pixel)
-    return ball + (glint * .60 * face.key)[:, None]
+    glint = ramp(
+        0.0040 - ((du - 0.010 * lu) ** 2 + (dv + 0.007 - 0.004 * lv) ** 2).sqrt(), 1.5 * c.pixel
+    )
+    return ball + (glint * 0.60 * face.key)[:, None]
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c014
 def paint_lids(c, e, above, under):
     "Shade on the upper lid with make-up, its crease, the bag below; `above` and `under` are distances below the two lids."
     face, within = c.face, (1 - e * e).clamp(min=0)
-    lid = bump(above + .010, .010) * (1.15 - e * e).clamp(0, 1)
-    c.darken(lid * (.10 + .45 * face.make_up ** 2), (.8, 1., 1.))
-    gap = .0095 + .006 * (1 - face.hood) - .004 * face.fold
-    crease = bump(above + gap * (.6 + .4 * within), .0036) * ramp(1.25 - e.abs(), .6) * (.62 - .5 * face.fold) * (1 - .3 * face.hood)
-    c.darken(crease, (.8, 1., 1.))
-    c.darken(bump(under - .012, .006) * within * (.06 + .18 * face.bag), (.8, 1., 1.))
+    lid = bump(above + 0.010, 0.010) * (1.15 - e * e).clamp(0, 1)
+    c.darken(lid * (0.10 + 0.45 * face.make_up**2), (0.8, 1.0, 1.0))
+    gap = 0.0095 + 0.006 * (1 - face.hood) - 0.004 * face.fold
+    crease = (
+        bump(above + gap * (0.6 + 0.4 * within), 0.0036)
+        * ramp(1.25 - e.abs(), 0.6)
+        * (0.62 - 0.5 * face.fold)
+        * (1 - 0.3 * face.hood)
+    )
+    c.darken(crease, (0.8, 1.0, 1.0))
+    c.darken(bump(under - 0.012, 0.006) * within * (0.06 + 0.18 * face.bag), (0.8, 1.0, 1.0))
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c016
 def paint_lashes(c, e, above, below):
     "The dark line of the upper lashes, thicker outwards, and a faint one below."
     face = c.face
-    thick = (.0036 + .0022 * face.lashes) * (.75 + .45 * e.clamp(-1, 1.2))
-    lash = bump(above + .0008 + .0015 * (e - .9).clamp(min=0), thick) * ramp(1.10 - e, .16) * ramp(e + 1.02, .30)
-    under = bump(below + .0010, .0022) * ramp(1 - e.abs(), .3) * (.30 + .25 * face.lashes * (e + .6).clamp(0, 1))
-    c.darken((lash * (.62 + .36 * face.lashes)).clamp(max=.95), (.95, 1., 1.))
-    c.darken(under, (.85, 1., 1.))
+    thick = (0.0036 + 0.0022 * face.lashes) * (0.75 + 0.45 * e.clamp(-1, 1.2))
+    lash = (
+        bump(above + 0.0008 + 0.0015 * (e - 0.9).clamp(min=0), thick)
+        * ramp(1.10 - e, 0.16)
+        * ramp(e + 1.02, 0.30)
+    )
+    under = (
+        bump(below + 0.0010, 0.0022)
+        * ramp(1 - e.abs(), 0.3)
+        * (0.30 + 0.25 * face.lashes * (e + 0.6).clamp(0, 1))
+    )
+    c.darken((lash * (0.62 + 0.36 * face.lashes)).clamp(max=0.95), (0.95, 1.0, 1.0))
+    c.darken(under, (0.85, 1.0, 1.0))
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c018
 def paint_eyes(c):
     "Both eyes: lids, what shows between them, lashes."
-    face, side = c.face, torch.where(c.u < 0, -1., 1.)
+    face, side = c.face, torch.where(c.u < 0, -1.0, 1.0)
     out = c.u.abs() - face.eye_u
     e = out / face.eye_w
     upper, lower = lids(face, e)
-    above, below = c.v - .47 - upper, .47 + lower - c.v
+    above, below = c.v - 0.47 - upper, 0.47 + lower - c.v
     paint_lids(c, e, above, -below)
-    mask = ramp(torch.minimum(above, below), 1.2 * c.pixel) * ramp(1.02 - e.abs(), .08)
+    mask = ramp(torch.minimum(above, below), 1.2 * c.pixel) * ramp(1.02 - e.abs(), 0.08)
     c.paint(mask, eyeball(c, e, above, side, out))
-    open_eye = (mask > .4) & (c.labels == SKIN)
+    open_eye = (mask > 0.4) & (c.labels == SKIN)
     c.labels.masked_fill_(open_eye & (side > 0), L_EYE).masked_fill_(open_eye & (side < 0), R_EYE)
     paint_lashes(c, e, above, below)
 
@@ -86,22 +130,36 @@ def paint_eyes(c):
 def brow_line(face, t):
     "Middle of the brow at t: 0 at its inner end, 1 at its tail."
     x = lambda name: field(face, name, t)
-    arch = x("brow_arch") * (torch.sin(t.clamp(0, 1) ** 1.35 * 3.1416)) + x("brow_slope") * (1 - t) - .010 * (t - .55).clamp(min=0)
-    return x("brow_v") - x("brow_up") * (1 - .4 * t) - arch + .006 * x("frown") * (1 - t) + .012 * (t - .6).clamp(min=0)
+    arch = (
+        x("brow_arch") * (torch.sin(t.clamp(0, 1) ** 1.35 * 3.1416))
+        + x("brow_slope") * (1 - t)
+        - 0.010 * (t - 0.55).clamp(min=0)
+    )
+    return (
+        x("brow_v")
+        - x("brow_up") * (1 - 0.4 * t)
+        - arch
+        + 0.006 * x("frown") * (1 - t)
+        + 0.012 * (t - 0.6).clamp(min=0)
+    )
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c023
 def paint_brows(c):
     "Short strokes that thin out towards the tail."
-    face, side = c.face, torch.where(c.u < 0, -1., 1.)
-    t = (c.u.abs() - .045 - .006 * (1 - face.frown)) / .168
-    off = c.v - brow_line(face, t) + .002 * face.asym * side
-    thick = face.brow_t * (1.05 - .55 * t.clamp(0, 1) ** 1.6)
-    stroke = texture(slice(2, 3), c.v * .9 + c.u.abs() * .6 + face.id_u, c.u + face.id_v)[:, 0]
-    body = (1.45 - (off / thick).abs() + .22 * stroke).clamp(0, 1) * ramp(t - .02, .20) * ramp(1.02 - t, .30)
-    colour = (face.hair_colour * .55 + .010) * (.25 + .75 * c.light())
-    mask = body * face.brow_dark.clamp(.15, .92)
+    face, side = c.face, torch.where(c.u < 0, -1.0, 1.0)
+    t = (c.u.abs() - 0.045 - 0.006 * (1 - face.frown)) / 0.168
+    off = c.v - brow_line(face, t) + 0.002 * face.asym * side
+    thick = face.brow_t * (1.05 - 0.55 * t.clamp(0, 1) ** 1.6)
+    stroke = texture(slice(2, 3), c.v * 0.9 + c.u.abs() * 0.6 + face.id_u, c.u + face.id_v)[:, 0]
+    body = (
+        (1.45 - (off / thick).abs() + 0.22 * stroke).clamp(0, 1)
+        * ramp(t - 0.02, 0.20)
+        * ramp(1.02 - t, 0.30)
+    )
+    colour = (face.hair_colour * 0.55 + 0.010) * (0.25 + 0.75 * c.light())
+    mask = body * face.brow_dark.clamp(0.15, 0.92)
     c.paint(mask, colour)
-    strong = (body > .42) & (c.labels == SKIN)
+    strong = (body > 0.42) & (c.labels == SKIN)
     c.labels.masked_fill_(strong & (side > 0), L_BROW).masked_fill_(strong & (side < 0), R_BROW)
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c026
@@ -109,21 +167,30 @@ def paint_nose(c):
     "Nostrils, the wings' outline and the label; its form is in the relief."
     face = c.face
     nv, nw, a = face.nose_v, face.nose_w, c.u.abs()
-    off, tall = a - .40 * nw, .0040 + .0008 * (1 - face.pitch * 4).clamp(0, 2)
-    hole = bump(off + .25 * (c.v - nv + .004), .0095) * bump(c.v - nv + .0055 + .12 * off, tall)
-    c.darken((hole * .80).clamp(max=.9), (.82, 1., 1.))
-    ring = ((a - nw + .010) / .017) ** 2 + ((c.v - nv + .016) / .019) ** 2
-    wing = bump(ring - 1.15, .28) * ramp(a - nw + .010, .02) * ramp(c.v - nv + .040, .03)
-    c.darken(wing * (.22 + .10 * face.old), (.75, 1., 1.))
-    c.darken(bump(c.v - nv - .004 - .10 * a, .006) * ramp(nw * .75 - a, .03) * .20, (.8, 1., 1.))
-    width = nw * (.34 + .66 * ramp(c.v - nv + .055, .07)) + .004
-    nose = (a < width) & (c.v > .455) & (c.v < nv + .006 - .25 * (a - .3 * nw).clamp(min=0)) & (c.labels == SKIN)
+    off, tall = a - 0.40 * nw, 0.0040 + 0.0008 * (1 - face.pitch * 4).clamp(0, 2)
+    hole = bump(off + 0.25 * (c.v - nv + 0.004), 0.0095) * bump(
+        c.v - nv + 0.0055 + 0.12 * off, tall
+    )
+    c.darken((hole * 0.80).clamp(max=0.9), (0.82, 1.0, 1.0))
+    ring = ((a - nw + 0.010) / 0.017) ** 2 + ((c.v - nv + 0.016) / 0.019) ** 2
+    wing = bump(ring - 1.15, 0.28) * ramp(a - nw + 0.010, 0.02) * ramp(c.v - nv + 0.040, 0.03)
+    c.darken(wing * (0.22 + 0.10 * face.old), (0.75, 1.0, 1.0))
+    c.darken(
+        bump(c.v - nv - 0.004 - 0.10 * a, 0.006) * ramp(nw * 0.75 - a, 0.03) * 0.20, (0.8, 1.0, 1.0)
+    )
+    width = nw * (0.34 + 0.66 * ramp(c.v - nv + 0.055, 0.07)) + 0.004
+    nose = (
+        (a < width)
+        & (c.v > 0.455)
+        & (c.v < nv + 0.006 - 0.25 * (a - 0.3 * nw).clamp(min=0))
+        & (c.labels == SKIN)
+    )
     c.labels.masked_fill_(nose, NOSE)
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c029
 def mouth_half(face):
     "Half width of the mouth; smiling widens it."
-    return face["mouth_w"] + .017 * face["smile"].clamp(min=0)
+    return face["mouth_w"] + 0.017 * face["smile"].clamp(min=0)
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c031
 def lips(face, s):
@@ -131,24 +198,43 @@ def lips(face, s):
     x = lambda name: field(face, name, s)
     q = (1 - s * s).clamp(min=0)
     broad = x("smile").clamp(min=0)
-    bend = -x("smile") * .024 * (s * s - .35) + .002 * bump(s, .22) * (1 - broad) + .0012 * x("asym") * s
-    gap = x("open") * q ** (.75 + .25 * x("teeth"))
-    cupid = 1 - .26 * x("bow") * bump(s, .13) + .05 * bump(s.abs() - .24, .12)
-    upper = x("lip_u") * (1 - .22 * broad) * cupid * (q ** .9) * (1 - .25 * s.abs())
-    lower = x("lip_l") * (1 - .16 * broad) * q ** .62 * (1 - .18 * s.abs())
-    return bend - .35 * gap - upper, bend - .35 * gap, bend + .65 * gap, bend + .65 * gap + lower
+    bend = (
+        -x("smile") * 0.024 * (s * s - 0.35)
+        + 0.002 * bump(s, 0.22) * (1 - broad)
+        + 0.0012 * x("asym") * s
+    )
+    gap = x("open") * q ** (0.75 + 0.25 * x("teeth"))
+    cupid = 1 - 0.26 * x("bow") * bump(s, 0.13) + 0.05 * bump(s.abs() - 0.24, 0.12)
+    upper = x("lip_u") * (1 - 0.22 * broad) * cupid * (q**0.9) * (1 - 0.25 * s.abs())
+    lower = x("lip_l") * (1 - 0.16 * broad) * q**0.62 * (1 - 0.18 * s.abs())
+    return (
+        bend - 0.35 * gap - upper,
+        bend - 0.35 * gap,
+        bend + 0.65 * gap,
+        bend + 0.65 * gap + lower,
+    )
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c034
 def paint_teeth(c, s, top, bottom, middle):
     "A dark mouth with the upper row of teeth, dimmer towards the corners."
     face = c.face
     gap = (bottom - top).clamp(min=1e-4)
-    row = ramp(.78 * gap + .004 - (c.v - top), 1.5 * c.pixel) * ramp(.96 - s.abs(), .10) * face.teeth
-    near = (c.u.abs() * 38) % 1 - .5
-    dim = (1 - .72 * s.abs() ** 1.6) * (1 - .45 * bump(c.v - top, .0045)) * (1 - .10 * bump(near, .07))
-    enamel = torch.tensor([.66, .60, .53], device=s.device).view(1, 3, 1, 1)
-    inner = torch.tensor([.055, .018, .016], device=s.device).view(1, 3, 1, 1) * (.4 + .6 * c.light()[:, 1:2])
-    c.paint(middle, inner.lerp(enamel * (c.light() * .85 + .05) * dim[:, None], row[:, None]))
+    row = (
+        ramp(0.78 * gap + 0.004 - (c.v - top), 1.5 * c.pixel)
+        * ramp(0.96 - s.abs(), 0.10)
+        * face.teeth
+    )
+    near = (c.u.abs() * 38) % 1 - 0.5
+    dim = (
+        (1 - 0.72 * s.abs() ** 1.6)
+        * (1 - 0.45 * bump(c.v - top, 0.0045))
+        * (1 - 0.10 * bump(near, 0.07))
+    )
+    enamel = torch.tensor([0.66, 0.60, 0.53], device=s.device).view(1, 3, 1, 1)
+    inner = torch.tensor([0.055, 0.018, 0.016], device=s.device).view(1, 3, 1, 1) * (
+        0.4 + 0.6 * c.light()[:, 1:2]
+    )
+    c.paint(middle, inner.lerp(enamel * (c.light() * 0.85 + 0.05) * dim[:, None], row[:, None]))
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c036
 def paint_mouth(c):
@@ -156,44 +242,64 @@ def paint_mouth(c):
     face = c.face
     s = c.u / mouth_half(face)[:, None, None]
     top, line1, line2, bottom = [face.mouth_v + x for x in lips(face, s.clamp(-1, 1))]
-    within = ramp(1 - s.abs(), .06)
-    blood = .75 + .25 * face.make_up
-    tone = skin_colour(face, blood + .15, .14 + .05 * face.melanin).lerp_(face.lip_red.expand(-1, -1, 1, 1), (face.lip_paint * .75)[:, None])
-    fine = texture(slice(2, 3), c.u * 1.5, c.v * .5 + face.id_v)[:, 0]
-    upper, middle, lower = [ramp(torch.minimum(c.v - a, b - c.v), 1.4 * c.pixel) * within for a, b in ((top, line1), (line1, line2), (line2, bottom))]
-    light = c.light() * (1 + .05 * fine)[:, None]
-    soft = torch.maximum(upper, lower) * ramp(torch.minimum(c.v - top, bottom - c.v) + .002, .009) * .95
-    c.paint(soft, tone * light * torch.where(c.v < line1, .60, .92)[:, None])
-    shine = bump(c.v - line2 - .40 * (bottom - line2), .0048) * bump(s, .38) * lower * (.04 + .16 * face.lip_paint + .3 * face.gloss)
+    within = ramp(1 - s.abs(), 0.06)
+    blood = 0.75 + 0.25 * face.make_up
+    tone = skin_colour(face, blood + 0.15, 0.14 + 0.05 * face.melanin).lerp_(
+        face.lip_red.expand(-1, -1, 1, 1), (face.lip_paint * 0.75)[:, None]
+    )
+    fine = texture(slice(2, 3), c.u * 1.5, c.v * 0.5 + face.id_v)[:, 0]
+    upper, middle, lower = [
+        ramp(torch.minimum(c.v - a, b - c.v), 1.4 * c.pixel) * within
+        for a, b in ((top, line1), (line1, line2), (line2, bottom))
+    ]
+    light = c.light() * (1 + 0.05 * fine)[:, None]
+    soft = (
+        torch.maximum(upper, lower)
+        * ramp(torch.minimum(c.v - top, bottom - c.v) + 0.002, 0.009)
+        * 0.95
+    )
+    c.paint(soft, tone * light * torch.where(c.v < line1, 0.60, 0.92)[:, None])
+    shine = (
+        bump(c.v - line2 - 0.40 * (bottom - line2), 0.0048)
+        * bump(s, 0.38)
+        * lower
+        * (0.04 + 0.16 * face.lip_paint + 0.3 * face.gloss)
+    )
     c.image += (shine * face.key)[:, None]
     paint_teeth(c, s, line1, line2, middle)
     paint_mouth_shadows(c, s, line1, line2, bottom, middle)
     for mask, label in ((upper, U_LIP), (lower, L_LIP), (middle, MOUTH)):
-        c.labels.masked_fill_((mask > .5) & (c.labels < NECK_L), label)
+        c.labels.masked_fill_((mask > 0.5) & (c.labels < NECK_L), label)
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c038
 def paint_mouth_shadows(c, s, line1, line2, bottom, middle):
     "The seam of closed lips, the corners, the shade under the lower lip."
     face = c.face
-    seam = bump((c.v - .5 * (line1 + line2)) / (1 + 30 * face.open), .0030) * ramp(1.04 - s.abs(), .12) * (1 - .8 * (middle > .5))
-    c.darken(seam * (.62 + .1 * face.smile.clamp(min=0)), (.88, 1., 1.))
-    corner = face.mouth_v - .0156 * face.smile
-    c.darken(bump(s.abs() - 1.0, .06) * bump(c.v - corner, .006) * .45, (.85, 1., 1.))
-    c.darken(bump(c.v - bottom - .007, .006) * bump(s, .45) * .16, (.8, 1., 1.))
+    seam = (
+        bump((c.v - 0.5 * (line1 + line2)) / (1 + 30 * face.open), 0.0030)
+        * ramp(1.04 - s.abs(), 0.12)
+        * (1 - 0.8 * (middle > 0.5))
+    )
+    c.darken(seam * (0.62 + 0.1 * face.smile.clamp(min=0)), (0.88, 1.0, 1.0))
+    corner = face.mouth_v - 0.0156 * face.smile
+    c.darken(bump(s.abs() - 1.0, 0.06) * bump(c.v - corner, 0.006) * 0.45, (0.85, 1.0, 1.0))
+    c.darken(bump(c.v - bottom - 0.007, 0.006) * bump(s, 0.45) * 0.16, (0.8, 1.0, 1.0))
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c041
 def paint_ears(c):
     "Two bowls behind the cheeks, the far one hidden as the head turns; ear-rings."
-    face, side = c.face, torch.where(c.u < 0, -1., 1.)
-    away = (1 - 3.2 * (face.yaw * side).clamp(min=0)).clamp(.1, 1)
-    wide = .035 * face.ear * face.ear_out.clamp(.35, 1.2) * away
-    x = (c.u.abs() - face.face_w * .985 - .25 * wide + .10 * (c.v - .52)) / wide
-    y = (c.v - .525) / (.078 * face.ear)
-    f = 1 - (x * (1 - .25 * y)) ** 2 - (y + .12 * x) ** 2
-    bowl = bump(f - .55, .18) * .45 + bump(x - .1, .35) * bump(y + .05, .35) * .30
-    lit = (.72 + .4 * side * face.light_u).clamp(.35, 1.2) * face.key * (1 - bowl) + face.sky * (1 - .6 * bowl)
-    mask = edge(f) * (c.u.abs() > .15)
-    c.paint(mask, skin_colour(face, .55) * (lit * .82)[:, None])
+    face, side = c.face, torch.where(c.u < 0, -1.0, 1.0)
+    away = (1 - 3.2 * (face.yaw * side).clamp(min=0)).clamp(0.1, 1)
+    wide = 0.035 * face.ear * face.ear_out.clamp(0.35, 1.2) * away
+    x = (c.u.abs() - face.face_w * 0.985 - 0.25 * wide + 0.10 * (c.v - 0.52)) / wide
+    y = (c.v - 0.525) / (0.078 * face.ear)
+    f = 1 - (x * (1 - 0.25 * y)) ** 2 - (y + 0.12 * x) ** 2
+    bowl = bump(f - 0.55, 0.18) * 0.45 + bump(x - 0.1, 0.35) * bump(y + 0.05, 0.35) * 0.30
+    lit = (0.72 + 0.4 * side * face.light_u).clamp(0.35, 1.2) * face.key * (1 - bowl) + face.sky * (
+        1 - 0.6 * bowl
+    )
+    mask = edge(f) * (c.u.abs() > 0.15)
+    c.paint(mask, skin_colour(face, 0.55) * (lit * 0.82)[:, None])
     c.mark(mask * (side > 0), L_EAR)
     c.mark(mask * (side < 0), R_EAR)
 
@@ -201,54 +307,91 @@ def paint_ears(c):
 def paint_earrings(c):
     "A stud or a drop under each ear."
     face = c.face
-    away = 1 - 3.2 * (face.yaw * torch.where(c.u < 0, -1., 1.)).clamp(min=0)
-    x, y = (c.u.abs() - face.face_w - .010) / (.006 + .008 * face.any0), (c.v - .612 - .03 * face.any1) / (.008 + .04 * face.any1)
+    away = 1 - 3.2 * (face.yaw * torch.where(c.u < 0, -1.0, 1.0)).clamp(min=0)
+    x, y = (
+        (c.u.abs() - face.face_w - 0.010) / (0.006 + 0.008 * face.any0),
+        (c.v - 0.612 - 0.03 * face.any1) / (0.008 + 0.04 * face.any1),
+    )
     f = 1 - x * x - y * y
-    metal = torch.tensor([.85, .70, .42], device=f.device).view(1, 3, 1, 1)
-    c.paint(edge(f) * (away > .4), metal * (.25 + .8 * f.clamp(0, 1) ** 2 * face.key)[:, None], EAR_R)
+    metal = torch.tensor([0.85, 0.70, 0.42], device=f.device).view(1, 3, 1, 1)
+    c.paint(
+        edge(f) * (away > 0.4), metal * (0.25 + 0.8 * f.clamp(0, 1) ** 2 * face.key)[:, None], EAR_R
+    )
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c045
 def paint_neck(c):
     "A cylinder under the chin's shadow, with the two cords of the neck."
     face, a = c.face, c.u.abs()
-    wide = face.neck_w + 1.1 * (c.v - face.shoulder + .06).clamp(min=0) ** 1.4 + .02 * bump(c.v - .72, .08)
-    x = (c.u / wide).clamp(-.96, .96)
+    wide = (
+        face.neck_w
+        + 1.1 * (c.v - face.shoulder + 0.06).clamp(min=0) ** 1.4
+        + 0.02 * bump(c.v - 0.72, 0.08)
+    )
+    x = (c.u / wide).clamp(-0.96, 0.96)
     gu = x * 1.15 * torch.rsqrt(1.02 - x * x)
     lu, lv, lw = head_light(face)
     inv = torch.rsqrt(1 + gu * gu)
-    main = ((lw - lu * gu - .1 * lv) * inv + .2).clamp(min=0) * (face.key / 1.2)
+    main = ((lw - lu * gu - 0.1 * lv) * inv + 0.2).clamp(min=0) * (face.key / 1.2)
     chin = (-c.maps[:, 4]).clamp(min=0)
-    shadow = (1 - .72 * ramp(.055 - .10 * face.light_v + .02 * c.u * face.light_u - chin, .07)) * (.55 + .45 * ramp(c.v - .86, .2))
-    cord = a - .05 - .25 * (1.03 - c.v).clamp(min=0)
-    cords = 1 - .12 * bump(cord, .012) + .05 * bump(cord - .03, .014)
-    lit = main * shadow + (face.sky * .75 + face.fill * .4) * (.45 + .55 * shadow) * (.5 + .5 * inv)
-    tint = torch.tensor([1.04, 1., .98], device=a.device).view(1, 3, 1, 1)
-    c.paint(edge(wide - a) * ramp(c.v - .60, .05), skin_colour(face, .1) * tint * (lit * cords)[:, None], NECK)
-    chain = bump(c.v - .99 - .35 * a * a + .03 * face.any2, .0035) * face.necklace * ramp(wide * .9 - a, .02)
-    gold = torch.tensor([.55, .42, .2], device=a.device).view(1, 3, 1, 1)
-    c.paint(chain * .8, gold * (.6 + .5 * face.key)[:, None])
-    c.labels.masked_fill_(chain > .45, NECK_L)
+    shadow = (
+        1 - 0.72 * ramp(0.055 - 0.10 * face.light_v + 0.02 * c.u * face.light_u - chin, 0.07)
+    ) * (0.55 + 0.45 * ramp(c.v - 0.86, 0.2))
+    cord = a - 0.05 - 0.25 * (1.03 - c.v).clamp(min=0)
+    cords = 1 - 0.12 * bump(cord, 0.012) + 0.05 * bump(cord - 0.03, 0.014)
+    lit = main * shadow + (face.sky * 0.75 + face.fill * 0.4) * (0.45 + 0.55 * shadow) * (
+        0.5 + 0.5 * inv
+    )
+    tint = torch.tensor([1.04, 1.0, 0.98], device=a.device).view(1, 3, 1, 1)
+    c.paint(
+        edge(wide - a) * ramp(c.v - 0.60, 0.05),
+        skin_colour(face, 0.1) * tint * (lit * cords)[:, None],
+        NECK,
+    )
+    chain = (
+        bump(c.v - 0.99 - 0.35 * a * a + 0.03 * face.any2, 0.0035)
+        * face.necklace
+        * ramp(wide * 0.9 - a, 0.02)
+    )
+    gold = torch.tensor([0.55, 0.42, 0.2], device=a.device).view(1, 3, 1, 1)
+    c.paint(chain * 0.8, gold * (0.6 + 0.5 * face.key)[:, None])
+    c.labels.masked_fill_(chain > 0.45, NECK_L)
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c047
 def cloth_colour(c, slope):
     "Cloth with folds and stripes; with a collar also a shirt and a tie between the lapels."
     face, a, suit = c.face, c.u.abs(), (c.face.collar == 1).float()
-    folds = texture(slice(0, 1), c.u * .35 + face.any3, c.v * .25 + face.any4)[:, 0]
-    stripe = torch.sin(torch.where(face.any5 > .5, c.u, c.v) * face.pattern_f * 2 + 2 * folds) * face.pattern * .6
-    light = face.key * .62 * (1 + .9 * face.light_u * c.u) + face.sky * .8
-    light = light * (1 + .13 * folds) * (1 + stripe) * (.6 + .4 * ramp(c.v - slope - .01, .12))
-    shirt = suit * ramp(.06 + .75 * (1.03 - c.v).clamp(min=0) - a, 2 * c.pixel)
-    tie = suit * face.boy * (face.any6 > .4) * ramp(.024 + .10 * (c.v - .98).clamp(min=0) - a, 2 * c.pixel)
-    colour = face.cloth.expand_as(c.image).lerp(face.shirt.expand_as(c.image), shirt[:, None].expand_as(c.image))
+    folds = texture(slice(0, 1), c.u * 0.35 + face.any3, c.v * 0.25 + face.any4)[:, 0]
+    stripe = (
+        torch.sin(torch.where(face.any5 > 0.5, c.u, c.v) * face.pattern_f * 2 + 2 * folds)
+        * face.pattern
+        * 0.6
+    )
+    light = face.key * 0.62 * (1 + 0.9 * face.light_u * c.u) + face.sky * 0.8
+    light = light * (1 + 0.13 * folds) * (1 + stripe) * (0.6 + 0.4 * ramp(c.v - slope - 0.01, 0.12))
+    shirt = suit * ramp(0.06 + 0.75 * (1.03 - c.v).clamp(min=0) - a, 2 * c.pixel)
+    tie = (
+        suit
+        * face.boy
+        * (face.any6 > 0.4)
+        * ramp(0.024 + 0.10 * (c.v - 0.98).clamp(min=0) - a, 2 * c.pixel)
+    )
+    colour = face.cloth.expand_as(c.image).lerp(
+        face.shirt.expand_as(c.image), shirt[:, None].expand_as(c.image)
+    )
     return colour.lerp(face.tie.expand_as(colour), tie[:, None].expand_as(colour)) * light[:, None]
 
 # %% ../../nbs/1_faces/09_drawn_features.ipynb #c049
 def paint_clothes(c):
     "Shoulders with a round or deep neckline, a collar, or a high neck."
     face, a = c.face, c.u.abs()
-    slope = face.shoulder - .02 + .42 * (a - face.neck_w).clamp(min=0) ** 1.25 - .03 * (face.collar == 2)
-    depth = .012 + face.neckline * (face.collar != 2) + 1e-3
-    sharp = torch.where(face.collar == 1, 1., 2.2)
-    hole = 1 - (a / (face.neck_w + .03)) ** sharp - ((c.v - slope) / depth).clamp(min=0) ** 1.3
+    slope = (
+        face.shoulder
+        - 0.02
+        + 0.42 * (a - face.neck_w).clamp(min=0) ** 1.25
+        - 0.03 * (face.collar == 2)
+    )
+    depth = 0.012 + face.neckline * (face.collar != 2) + 1e-3
+    sharp = torch.where(face.collar == 1, 1.0, 2.2)
+    hole = 1 - (a / (face.neck_w + 0.03)) ** sharp - ((c.v - slope) / depth).clamp(min=0) ** 1.3
     mask = edge(c.v - slope) * (1 - edge(hole) * (face.collar != 2))
     c.paint(mask, cloth_colour(c, slope), CLOTH)

@@ -15,74 +15,96 @@ from .drawn_head import EYE_G, HAIR, HAT, TOP, bump, edge, ramp, texture
 def outer(face, u, v, rough):
     "Silhouette of the hair: an ellipse over the skull, two falling sides, an end."
     bare = (face.hat == 0).float()
-    wide, high = face.face_w + face.h_side * (.4 + .6 * bare), .45 - TOP + face.h_top * bare - .03 * (1 - bare)
-    fall = (v - .45).clamp(min=0)
-    wide = wide + face.flare * fall * (1 - face.inward * fall) + .006 * face.wave * torch.sin(face.wave_f * v + 3 * face.fan)
-    x, y = u / wide, ((.45 - v) / high).clamp(min=0)
-    shape = 1 - x.abs() ** 2.3 - y ** 2.6 + .05 * rough
-    end = (face.h_end - v + .6 * face.h_tail * rough) * 5
+    wide, high = (
+        face.face_w + face.h_side * (0.4 + 0.6 * bare),
+        0.45 - TOP + face.h_top * bare - 0.03 * (1 - bare),
+    )
+    fall = (v - 0.45).clamp(min=0)
+    wide = (
+        wide
+        + face.flare * fall * (1 - face.inward * fall)
+        + 0.006 * face.wave * torch.sin(face.wave_f * v + 3 * face.fan)
+    )
+    x, y = u / wide, ((0.45 - v) / high).clamp(min=0)
+    shape = 1 - x.abs() ** 2.3 - y**2.6 + 0.05 * rough
+    end = (face.h_end - v + 0.6 * face.h_tail * rough) * 5
     return torch.minimum(shape, end)
 
 # %% ../../nbs/1_faces/10_drawn_hair.ipynb #c009
 def opening(face, u, v, rough):
     "Where the face looks out of the hair: positive there; a superellipse over a falling slit."
     x = u - face.part_u
-    scale = face.face_w / .258
-    wide = torch.where(x < 0, face.cover_l * scale + face.part_u, face.cover_r * scale - face.part_u)
-    fall = (v - .46).clamp(min=0)
-    wide = wide + fall * (-.08 * face.flare + face.inward * .9) - .004 * face.wave * torch.sin(face.wave_f * v + 2)
-    rise = ((.46 - v) / (.46 - face.part_v)).clamp(min=0)
-    frayed = .085 * face.rough * rough * (.35 + .65 * ramp(.5 - v, .3))
-    return 1 - rise ** face.h_curve - (x / wide).abs() ** face.h_square + frayed
+    scale = face.face_w / 0.258
+    wide = torch.where(
+        x < 0, face.cover_l * scale + face.part_u, face.cover_r * scale - face.part_u
+    )
+    fall = (v - 0.46).clamp(min=0)
+    wide = (
+        wide
+        + fall * (-0.08 * face.flare + face.inward * 0.9)
+        - 0.004 * face.wave * torch.sin(face.wave_f * v + 2)
+    )
+    rise = ((0.46 - v) / (0.46 - face.part_v)).clamp(min=0)
+    frayed = 0.085 * face.rough * rough * (0.35 + 0.65 * ramp(0.5 - v, 0.3))
+    return 1 - rise**face.h_curve - (x / wide).abs() ** face.h_square + frayed
 
 # %% ../../nbs/1_faces/10_drawn_hair.ipynb #c012
 def flow(face, u, v):
     "Coordinates across and along the strands: arcs falling from the parting, or a fan from the crown."
     x = u - face.part_u
     a = x.abs()
-    arc = .3 * a + 2.2 * a * a - .3 * torch.tanh(2 * v) + .37 * (x > 0)
-    fan = (u - .25 * face.fan * (v - .05)) / (.55 + .9 * (v + .25).clamp(min=.05))
+    arc = 0.3 * a + 2.2 * a * a - 0.3 * torch.tanh(2 * v) + 0.37 * (x > 0)
+    fan = (u - 0.25 * face.fan * (v - 0.05)) / (0.55 + 0.9 * (v + 0.25).clamp(min=0.05))
     across = fan + face.arcs * (arc - fan)
-    across = across + .007 * face.wave * torch.sin(face.wave_f * v + 14 * across)
-    short = (face.h_end < .7).float()
-    across = across + short * .012 * torch.sin(24 * v + 17 * u + 5 * face.fan)
-    return across, v * (.45 + 1.6 * short)
+    across = across + 0.007 * face.wave * torch.sin(face.wave_f * v + 14 * across)
+    short = (face.h_end < 0.7).float()
+    across = across + short * 0.012 * torch.sin(24 * v + 17 * u + 5 * face.fan)
+    return across, v * (0.45 + 1.6 * short)
 
 # %% ../../nbs/1_faces/10_drawn_hair.ipynb #c014
 def strands(face, u, v):
     "Fine strands and broad locks, or curls: two maps (B,H,W) of mean 0."
     s, t = flow(face, u, v)
-    even = 1 - .85 * face.arcs * bump(u - face.part_u, .03)
+    even = 1 - 0.85 * face.arcs * bump(u - face.part_u, 0.03)
     fine, lock = (texture(slice(2, 4), s + face.id_u, t + face.id_v) * even[:, None]).unbind(1)
     rows = (face["curl"] > 0).nonzero()[:, 0]
     if len(rows):
         mine, at_u, at_v = [face[name][rows, None, None] for name in ("curl", "id_u", "id_v")]
         blotch, curl = texture(slice(0, 5, 4), 1.1 * u[rows] + at_u, 1.1 * v[rows] + at_v).unbind(1)
-        fine[rows] += mine * (.6 * curl - fine[rows])
-        lock[rows] += mine * (.9 * blotch + .25 * curl - lock[rows])
+        fine[rows] += mine * (0.6 * curl - fine[rows])
+        lock[rows] += mine * (0.9 * blotch + 0.25 * curl - lock[rows])
     return fine, lock
 
 # %% ../../nbs/1_faces/10_drawn_hair.ipynb #c017
 def hair_colour(face, u, v, fine, lock, f_out, f_open):
     "Light on a rounded head of strands: soft body, a band of sheen, dark gaps between locks and below."
     wide = face.face_w + face.h_side
-    x, y = (u / wide).clamp(-1.2, 1.2), ((v - .42) / .50).clamp(-1, .6)
-    z = (1.15 - x * x - y * y).clamp(min=.08).sqrt()
-    body = ((.8 * z + face.light_u * x + face.light_v * y) * .8 + .22).clamp(.1, 1.3)
-    band = bump(v - .15 - .275 * x * x - .03 * lock, .055) + .5 * bump(v - .42 - .08 * lock - .2 * x * x, .10) * (x.abs() > .5)
-    depth = 1.1 - .8 * face["hair_colour"].mean(1)[:, None, None].clamp(max=.4) - .4 * face.curl
-    tone = (1 + depth * (.15 * fine + .29 * lock)).clamp(min=.25)
-    tone = tone * (.62 + .38 * ramp(f_out - .12, .3)) * (.72 + .28 * ramp(-f_open - .12, .35))
-    diffuse = face.hair_colour * ((face.key * body * 1.1 + .6 * face.sky) * tone)[:, None]
-    sheen = band * (.35 + .5 * (fine * .6 + lock * .4).clamp(-.6, 1.5)).clamp(min=0) * face.key * (1 - .75 * face.curl)
-    return diffuse + (.018 + .30 * face.hair_colour) * sheen[:, None] * .55
+    x, y = (u / wide).clamp(-1.2, 1.2), ((v - 0.42) / 0.50).clamp(-1, 0.6)
+    z = (1.15 - x * x - y * y).clamp(min=0.08).sqrt()
+    body = ((0.8 * z + face.light_u * x + face.light_v * y) * 0.8 + 0.22).clamp(0.1, 1.3)
+    band = bump(v - 0.15 - 0.275 * x * x - 0.03 * lock, 0.055) + 0.5 * bump(
+        v - 0.42 - 0.08 * lock - 0.2 * x * x, 0.10
+    ) * (x.abs() > 0.5)
+    depth = 1.1 - 0.8 * face["hair_colour"].mean(1)[:, None, None].clamp(max=0.4) - 0.4 * face.curl
+    tone = (1 + depth * (0.15 * fine + 0.29 * lock)).clamp(min=0.25)
+    tone = (
+        tone * (0.62 + 0.38 * ramp(f_out - 0.12, 0.3)) * (0.72 + 0.28 * ramp(-f_open - 0.12, 0.35))
+    )
+    diffuse = face.hair_colour * ((face.key * body * 1.1 + 0.6 * face.sky) * tone)[:, None]
+    sheen = (
+        band
+        * (0.35 + 0.5 * (fine * 0.6 + lock * 0.4).clamp(-0.6, 1.5)).clamp(min=0)
+        * face.key
+        * (1 - 0.75 * face.curl)
+    )
+    return diffuse + (0.018 + 0.30 * face.hair_colour) * sheen[:, None] * 0.55
 
 # %% ../../nbs/1_faces/10_drawn_hair.ipynb #c019
 def hair_maps(c):
     "What back and front hair share: silhouette, opening, colour."
     face = c.face
     fine, lock = strands(face, c.u, c.v)
-    rough = .75 * lock + .25 * fine
+    rough = 0.75 * lock + 0.25 * fine
     f_out = outer(face, c.u, c.v, rough * face.rough)
     f_open = opening(face, c.u, c.v, rough)
     return f_out, f_open, hair_colour(face, c.u, c.v, fine, lock, f_out, f_open)
@@ -92,20 +114,36 @@ def paint_back_hair(c, hair):
     "Hair behind the neck and ears, in its own shadow."
     f_out, _, colour = hair
     face = c.face
-    dark = (.80 - .45 * ramp(c.v - .55, .2) * ramp(face.face_w - .01 - c.u.abs(), .10))[:, None]
-    c.paint(edge(f_out, 1.5 + 1.5 * face.rough) * (1 - face.bald) * (1 - .5 * face.buzz), colour * dark, HAIR)
+    dark = (0.80 - 0.45 * ramp(c.v - 0.55, 0.2) * ramp(face.face_w - 0.01 - c.u.abs(), 0.10))[
+        :, None
+    ]
+    c.paint(
+        edge(f_out, 1.5 + 1.5 * face.rough) * (1 - face.bald) * (1 - 0.5 * face.buzz),
+        colour * dark,
+        HAIR,
+    )
 
 # %% ../../nbs/1_faces/10_drawn_hair.ipynb #c023
 def paint_front_hair(c, hair):
     "Hair over forehead, temples and shoulders, and the shadow it throws on the skin."
     f_out, f_open, colour = hair
     face = c.face
-    skin = ramp(c.maps[:, 4] + .004, .012)
-    near = bump(f_open.clamp(min=0), .13) * ramp(.12 - c.v + face.h_end.clamp(max=1), .15) * (1 - face.bald) * (1 - .6 * face.buzz)
-    c.darken(near * skin * (.50 + .15 * face.shadow), (.85, 1., 1.))
-    beside = ramp(face.h_end - c.v, .05) * (1 - face.bald)
-    soft = 1.6 + 2.2 * (face.h_end < .7) + 3 * face.buzz
-    mask = edge(f_out, 1.5 + 1.5 * face.rough) * (1 - edge(f_open, soft)) * beside * (1 - .35 * face.buzz)
+    skin = ramp(c.maps[:, 4] + 0.004, 0.012)
+    near = (
+        bump(f_open.clamp(min=0), 0.13)
+        * ramp(0.12 - c.v + face.h_end.clamp(max=1), 0.15)
+        * (1 - face.bald)
+        * (1 - 0.6 * face.buzz)
+    )
+    c.darken(near * skin * (0.50 + 0.15 * face.shadow), (0.85, 1.0, 1.0))
+    beside = ramp(face.h_end - c.v, 0.05) * (1 - face.bald)
+    soft = 1.6 + 2.2 * (face.h_end < 0.7) + 3 * face.buzz
+    mask = (
+        edge(f_out, 1.5 + 1.5 * face.rough)
+        * (1 - edge(f_open, soft))
+        * beside
+        * (1 - 0.35 * face.buzz)
+    )
     c.paint(mask, colour, HAIR)
 
 # %% ../../nbs/1_faces/10_drawn_hair.ipynb #c029
@@ -113,35 +151,56 @@ def paint_hat(c):
     "A knitted cap, a cap with a peak, or a hat with a brim."
     face, a = c.face, c.u.abs()
     knit = (face.hat == 1).float()
-    rim = face.hat_v - .20 * c.u ** 2 + .03 * (face.hat == 2)
-    crown = 1 - (a / (face.face_w + .035)) ** 2.4 - ((.36 - c.v) / (.33 + .06 * face.any7)).clamp(min=0) ** 2.3
-    body = torch.minimum(crown * .15, rim - c.v)
-    across = .018 + .020 * face.any8 - (c.v - rim + .008 - .25 * c.u ** 2 * (face.hat == 2)).abs()
-    brim = torch.minimum(across, face.face_w + .02 + .28 * (face.hat == 3) - a) - 9 * knit
+    rim = face.hat_v - 0.20 * c.u**2 + 0.03 * (face.hat == 2)
+    crown = (
+        1
+        - (a / (face.face_w + 0.035)) ** 2.4
+        - ((0.36 - c.v) / (0.33 + 0.06 * face.any7)).clamp(min=0) ** 2.3
+    )
+    body = torch.minimum(crown * 0.15, rim - c.v)
+    across = 0.018 + 0.020 * face.any8 - (c.v - rim + 0.008 - 0.25 * c.u**2 * (face.hat == 2)).abs()
+    brim = torch.minimum(across, face.face_w + 0.02 + 0.28 * (face.hat == 3) - a) - 9 * knit
     f = torch.maximum(body, brim)
-    x = (c.u / (face.face_w + .06)).clamp(-1, 1)
-    ribs = texture(slice(1, 2), c.u * .8 + face.id_v, c.v * .8)[:, 0] * .10 + .12 * knit * torch.sin(c.u * 230)
-    light = ((.75 + face.light_u * x - .25 * x * x) * face.key * .8 + face.sky * .9).clamp(min=.1) * (1 + ribs)
-    light = light * (1 - .35 * (brim > body)) * (.75 + .25 * ramp(crown - .1, .3))
-    c.darken(bump((c.v - rim).clamp(min=0), .04) * (c.labels > 0) * .5)
+    x = (c.u / (face.face_w + 0.06)).clamp(-1, 1)
+    ribs = texture(slice(1, 2), c.u * 0.8 + face.id_v, c.v * 0.8)[
+        :, 0
+    ] * 0.10 + 0.12 * knit * torch.sin(c.u * 230)
+    light = ((0.75 + face.light_u * x - 0.25 * x * x) * face.key * 0.8 + face.sky * 0.9).clamp(
+        min=0.1
+    ) * (1 + ribs)
+    light = light * (1 - 0.35 * (brim > body)) * (0.75 + 0.25 * ramp(crown - 0.1, 0.3))
+    c.darken(bump((c.v - rim).clamp(min=0), 0.04) * (c.labels > 0) * 0.5)
     c.paint(ramp(f, c.pixel), face.hat_colour * light[:, None], HAT)
 
 # %% ../../nbs/1_faces/10_drawn_hair.ipynb #c031
 def paint_glasses(c):
     "Frame, lens tint with a faint reflection, and the bridge."
-    face, side = c.face, torch.where(c.u < 0, -1., 1.)
-    du, dv = (c.u.abs() - face.eye_u - .004) / face.g_w, (c.v - .478) / face.g_h
-    lower = (dv.abs() + .12 * du * (dv > 0)).abs()
-    r = (du.abs() ** face.g_square + lower ** face.g_square) ** (1 / face.g_square)
+    face, side = c.face, torch.where(c.u < 0, -1.0, 1.0)
+    du, dv = (c.u.abs() - face.eye_u - 0.004) / face.g_w, (c.v - 0.478) / face.g_h
+    lower = (dv.abs() + 0.12 * du * (dv > 0)).abs()
+    r = (du.abs() ** face.g_square + lower**face.g_square) ** (1 / face.g_square)
     off = (r - 1) * face.g_h
     lens = ramp(-off, c.pixel)
-    tint = face.frame * .6 + .010
-    c.paint(lens * (.04 + .82 * face.shades * (1 - .25 * dv.clamp(-1, 1))), tint.expand_as(c.image))
-    gleam = bump(du * side + .5 * dv + 1.2 * face.light_u, .30) * lens * (.02 + .05 * face.shades) * face.key
+    tint = face.frame * 0.6 + 0.010
+    c.paint(
+        lens * (0.04 + 0.82 * face.shades * (1 - 0.25 * dv.clamp(-1, 1))), tint.expand_as(c.image)
+    )
+    gleam = (
+        bump(du * side + 0.5 * dv + 1.2 * face.light_u, 0.30)
+        * lens
+        * (0.02 + 0.05 * face.shades)
+        * face.key
+    )
     c.image += gleam[:, None]
-    frame = ramp(face.g_t * .5 - off.abs(), c.pixel)
-    bridge = ramp(.5 * face.g_t - (c.v - .468 + .02 * bump(c.u, .02)).abs(), c.pixel) * (du < -.9)
-    arms = ramp(.6 * face.g_t - (c.v - .462).abs(), c.pixel) * (du > .95) * ramp(face.face_w - c.u.abs(), .02)
+    frame = ramp(face.g_t * 0.5 - off.abs(), c.pixel)
+    bridge = ramp(0.5 * face.g_t - (c.v - 0.468 + 0.02 * bump(c.u, 0.02)).abs(), c.pixel) * (
+        du < -0.9
+    )
+    arms = (
+        ramp(0.6 * face.g_t - (c.v - 0.462).abs(), c.pixel)
+        * (du > 0.95)
+        * ramp(face.face_w - c.u.abs(), 0.02)
+    )
     mask = torch.maximum(torch.maximum(frame, bridge), arms)
-    c.paint(mask, face.frame * (.4 + .8 * c.light()))
+    c.paint(mask, face.frame * (0.4 + 0.8 * c.light()))
     c.mark(torch.maximum(lens, mask), EYE_G)

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c005
 class Face(dict):
     "Parameters of B faces: `face.chin` has shape (B,1,1), `face.cloth` (B,3,1,1), ready to broadcast over a picture."
+
     def __getattr__(self, name):
         if name not in self:
             raise AttributeError(name)
@@ -30,12 +31,12 @@ class Face(dict):
 def bump(x, width):
     "Gaussian of height 1; its far tail stays above the denormal numbers, which are slow."
     x = x / width
-    return x.mul_(x).mul_(-.5).clamp_(min=-40).exp_()
+    return x.mul_(x).mul_(-0.5).clamp_(min=-40).exp_()
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c010
 def ramp(x, width):
     "0 below -width / 2, 1 above width / 2, straight between: a step with an anti-aliased edge when `width` is a pixel."
-    return (x / width + .5).clamp(0, 1)
+    return (x / width + 0.5).clamp(0, 1)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c012
 def gradient(f):
@@ -43,10 +44,10 @@ def gradient(f):
     gu, gv = torch.zeros_like(f), torch.zeros_like(f)
     torch.sub(f[..., 2:], f[..., :-2], out=gu[..., 1:-1])
     torch.sub(f[..., 2:, :], f[..., :-2, :], out=gv[..., 1:-1, :])
-    return gu.mul_(.5), gv.mul_(.5)
+    return gu.mul_(0.5), gv.mul_(0.5)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c013
-def edge(f, soft=1.):
+def edge(f, soft=1.0):
     "Coverage of the region f > 0, `soft` pixels wide at its border: f / |grad f| is the distance to it in pixels."
     gu, gv = gradient(f)
     return ramp(f * torch.rsqrt(gu.square_().add_(gv.square_()).add_(1e-12)), soft)
@@ -55,7 +56,11 @@ def edge(f, soft=1.):
 def gaussians(table, u, v):
     "Sum of rows (u0, v0, su, sv, height) on the grid `u` x `v`: separable, so one matrix product (B,G,K) (B,K,G)."
     batch = max(len(x) for row in table for x in row if torch.is_tensor(x))
-    numbers = [x if torch.is_tensor(x) else torch.full((batch,), float(x), device=u.device) for row in table for x in row]
+    numbers = [
+        x if torch.is_tensor(x) else torch.full((batch,), float(x), device=u.device)
+        for row in table
+        for x in row
+    ]
     u0, v0, su, sv, height = torch.stack(numbers, 1).view(batch, len(table), 5, 1).unbind(2)
     return torch.bmm(bump(v - v0, sv).transpose(1, 2), bump(u - u0, su) * height)
 
@@ -65,75 +70,112 @@ def both(u0, *rest):
     return [(-u0, *rest), (u0, *rest)]
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c021
-TOP, CENTRE = .085, .50
+TOP, CENTRE = 0.085, 0.50
+
 
 def inside(face, u, v):
     "Outline of the bare head: positive inside, zero on it, 1 near the middle of the face."
-    wide = face.face_w * (1 + face.jaw * bump(v - .775, .07) - face.temple * bump(v - .36, .08) + .02 * bump(v - .56, .05))
-    down = ((v - CENTRE) / (face.chin + .6 * face.open - CENTRE)).clamp(min=0)
-    up = ((CENTRE - v) / (CENTRE - TOP + .03 * face.young)).clamp(min=0)
-    chin = face.chin_w * bump(u, .06) * bump(v - face.chin, .035)
-    return 1 - (u.abs() / wide).clamp(min=1e-3) ** face.square - down ** 2.25 - up ** 2.8 + chin - .25 * face.chin_w * bump(v - face.chin, .05)
+    wide = face.face_w * (
+        1
+        + face.jaw * bump(v - 0.775, 0.07)
+        - face.temple * bump(v - 0.36, 0.08)
+        + 0.02 * bump(v - 0.56, 0.05)
+    )
+    down = ((v - CENTRE) / (face.chin + 0.6 * face.open - CENTRE)).clamp(min=0)
+    up = ((CENTRE - v) / (CENTRE - TOP + 0.03 * face.young)).clamp(min=0)
+    chin = face.chin_w * bump(u, 0.06) * bump(v - face.chin, 0.035)
+    return (
+        1
+        - (u.abs() / wide).clamp(min=1e-3) ** face.square
+        - down**2.25
+        - up**2.8
+        + chin
+        - 0.25 * face.chin_w * bump(v - face.chin, 0.05)
+    )
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c024
 def nose_bumps(p):
     "Bridge, tip, wings and the groove beside them."
     nv, nw = p["nose_v"], p["nose_w"]
-    return [(0., .455, .024, .030, .014 * p["bridge"]),
-            (0., .50, .020, .035, .020 * p["bridge"] + .008 * p["hump"]),
-            (0., nv - .105, .021, .036, .034 * p["bridge"] + .006),
-            (0., nv - .060, .026, .030, .040),
-            (0., nv - .033, .024 + .05 * (nw - .06), .024, .050 * p["tip"]),
-            *both(nw - .022, nv - .019, .017, .018, .026),
-            *both(nw + .012, nv - .014, .012, .022, -.012),
-            (0., nv + .012, .050, .013, -.012)]
+    return [
+        (0.0, 0.455, 0.024, 0.030, 0.014 * p["bridge"]),
+        (0.0, 0.50, 0.020, 0.035, 0.020 * p["bridge"] + 0.008 * p["hump"]),
+        (0.0, nv - 0.105, 0.021, 0.036, 0.034 * p["bridge"] + 0.006),
+        (0.0, nv - 0.060, 0.026, 0.030, 0.040),
+        (0.0, nv - 0.033, 0.024 + 0.05 * (nw - 0.06), 0.024, 0.050 * p["tip"]),
+        *both(nw - 0.022, nv - 0.019, 0.017, 0.018, 0.026),
+        *both(nw + 0.012, nv - 0.014, 0.012, 0.022, -0.012),
+        (0.0, nv + 0.012, 0.050, 0.013, -0.012),
+    ]
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c026
 def mouth_bumps(p):
     "Muzzle, philtrum, lips, chin and its groove, nasolabial folds."
     mv, nv, broad = p["mouth_v"], p["nose_v"], p["smile"].clamp(min=0)
-    fold = .0022 + .005 * broad + .0085 * p["old"] - .002 * p["young"]
-    table = [(0., .70, .080, .05, .024),
-             (0., nv + .030, .007, .018, -.0022 - .002 * p["bow"]), *both(.015, nv + .030, .007, .018, .0014),
-             (0., mv - .011, .055, .010, .3 * p["lip_u"]), (0., mv + .020, .045, .012, .35 * p["lip_l"]),
-             (0., mv + .056, .045, .014, -.011),
-             (0., p["chin"] - .055, .055, .034, .024 + .006 * p["masculine"]), (0., p["chin"] - .05, .007, .022, -.008 * p["cleft"]),
-             *both(p["mouth_w"] + .016 + .012 * broad, mv - .012 * broad, .015, .022, -.006 - .006 * broad)]
-    for along in (0., .33, .67, 1.):
-        beside = p["nose_w"] + .010 + (.042 + .010 * broad) * along ** .8
-        table += both(beside, nv - .005 + .095 * along, .012, .020, -fold * (1.1 - .5 * along))
+    fold = 0.0022 + 0.005 * broad + 0.0085 * p["old"] - 0.002 * p["young"]
+    table = [
+        (0.0, 0.70, 0.080, 0.05, 0.024),
+        (0.0, nv + 0.030, 0.007, 0.018, -0.0022 - 0.002 * p["bow"]),
+        *both(0.015, nv + 0.030, 0.007, 0.018, 0.0014),
+        (0.0, mv - 0.011, 0.055, 0.010, 0.3 * p["lip_u"]),
+        (0.0, mv + 0.020, 0.045, 0.012, 0.35 * p["lip_l"]),
+        (0.0, mv + 0.056, 0.045, 0.014, -0.011),
+        (0.0, p["chin"] - 0.055, 0.055, 0.034, 0.024 + 0.006 * p["masculine"]),
+        (0.0, p["chin"] - 0.05, 0.007, 0.022, -0.008 * p["cleft"]),
+        *both(
+            p["mouth_w"] + 0.016 + 0.012 * broad,
+            mv - 0.012 * broad,
+            0.015,
+            0.022,
+            -0.006 - 0.006 * broad,
+        ),
+    ]
+    for along in (0.0, 0.33, 0.67, 1.0):
+        beside = p["nose_w"] + 0.010 + (0.042 + 0.010 * broad) * along**0.8
+        table += both(beside, nv - 0.005 + 0.095 * along, 0.012, 0.020, -fold * (1.1 - 0.5 * along))
     return table
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c028
 def eye_bumps(p):
     "Forehead, brow ridge, sockets, eyeballs, bags, wrinkles, cheek bones and cheeks."
     eu, broad, old = p["eye_u"], p["smile"].clamp(min=0), p["old"]
-    wrinkles = -.0060 * (old - .15).clamp(min=0)
-    return [(0., .30, .15, .09, .014), *both(.095, p["brow_v"] + .012, .065, .020, .011 * p["ridge"]),
-            *both(eu + .004, .447, .052, .027, -.018 * p["socket"] - .006), *both(.066, .470, .018, .028, -.022),
-            *both(eu, .472, .036, .024, .019),
-            *both(eu - .006, .517, .036, .009, .003 + .006 * p["bag"]), *both(eu - .012, .537, .040, .010, -.003 - .005 * p["bag"]),
-            *both(.158, .572, .055, .042, .015 * p["cheek"]), *both(.140, .600, .045, .034, .020 * broad),
-            *both(.200, .690, .045, .07, -.014 * p["sunken"]), *both(.135, .70, .05, .06, .014 * p["young"] + .006 * p["full"]),
-            (0., .43, .008, .02, -.004 * p["frown"] - .002 * old),
-            *[(.02 * (k - 1), .265 + .035 * k, .10, .005, wrinkles) for k in range(3)]]
+    wrinkles = -0.0060 * (old - 0.15).clamp(min=0)
+    return [
+        (0.0, 0.30, 0.15, 0.09, 0.014),
+        *both(0.095, p["brow_v"] + 0.012, 0.065, 0.020, 0.011 * p["ridge"]),
+        *both(eu + 0.004, 0.447, 0.052, 0.027, -0.018 * p["socket"] - 0.006),
+        *both(0.066, 0.470, 0.018, 0.028, -0.022),
+        *both(eu, 0.472, 0.036, 0.024, 0.019),
+        *both(eu - 0.006, 0.517, 0.036, 0.009, 0.003 + 0.006 * p["bag"]),
+        *both(eu - 0.012, 0.537, 0.040, 0.010, -0.003 - 0.005 * p["bag"]),
+        *both(0.158, 0.572, 0.055, 0.042, 0.015 * p["cheek"]),
+        *both(0.140, 0.600, 0.045, 0.034, 0.020 * broad),
+        *both(0.200, 0.690, 0.045, 0.07, -0.014 * p["sunken"]),
+        *both(0.135, 0.70, 0.05, 0.06, 0.014 * p["young"] + 0.006 * p["full"]),
+        (0.0, 0.43, 0.008, 0.02, -0.004 * p["frown"] - 0.002 * old),
+        *[(0.02 * (k - 1), 0.265 + 0.035 * k, 0.10, 0.005, wrinkles) for k in range(3)],
+    ]
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c029
 def head_depth(f):
     "Height of the bare head over its outline."
-    return .31 * (F.softplus(f * 10) / 10 + .008).sqrt()
+    return 0.31 * (F.softplus(f * 10) / 10 + 0.008).sqrt()
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c031
 def relief(face, u, v):
     "Height of the face above the plane of its outline and the outline function, both (B,G,G)."
     f = inside(face, u[None, None, :], v[None, :, None])
-    return head_depth(f).add_(gaussians(nose_bumps(face) + mouth_bumps(face) + eye_bumps(face), u, v)), f
+    return head_depth(f).add_(
+        gaussians(nose_bumps(face) + mouth_bumps(face) + eye_bumps(face), u, v)
+    ), f
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c034
 @lru_cache(None)
 def enlarging(n, size, device="cpu"):
     "The matrix (size, n) that enlarges n points to `size`, bicubic."
-    return F.interpolate(torch.eye(n)[None, None], size=(size, n), mode="bicubic", align_corners=False)[0, 0].to(device)
+    return F.interpolate(
+        torch.eye(n)[None, None], size=(size, n), mode="bicubic", align_corners=False
+    )[0, 0].to(device)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c035
 def enlarge(x, size):
@@ -150,20 +192,20 @@ def blurring(n, width, device="cpu"):
     return w / w.sum(1, keepdim=True)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c038
-def cavities(height, widths=(.9, 2.1), strength=(14., 7.)):
+def cavities(height, widths=(0.9, 2.1), strength=(14.0, 7.0)):
     "Ambient shadow of hollows: how far the height lies below its own local mean, at two widths."
     shade = torch.ones_like(height)
     for width, k in zip(widths, strength):
         w = blurring(height.shape[-1], width, str(height.device))
-        shade *= 1 - (k * (w @ height @ w.T - height)).clamp(-.12, .55)
+        shade *= 1 - (k * (w @ height @ w.T - height)).clamp(-0.12, 0.55)
     return shade
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c041
 def head_light(face):
     "Direction of the main light in the turning head's own frame: (B,1,1) each."
-    u, v, w = face.light_u, face.light_v * (1 - face.flash), .80 + .5 * face.flash
-    u, w = u - .9 * face.yaw * w, w + .9 * face.yaw * u
-    v, w = v - .9 * face.pitch * w, w + .9 * face.pitch * v
+    u, v, w = face.light_u, face.light_v * (1 - face.flash), 0.80 + 0.5 * face.flash
+    u, w = u - 0.9 * face.yaw * w, w + 0.9 * face.yaw * u
+    v, w = v - 0.9 * face.pitch * w, w + 0.9 * face.pitch * v
     n = torch.rsqrt(u * u + v * v + w * w)
     return u * n, v * n, w * n
 
@@ -176,43 +218,67 @@ def cast_shadow(height, step, light, reach=(2, 4, 7, 11, 16)):
     across = torch.rsqrt(lu * lu + lv * lv + 1e-6)
     blocked = torch.zeros_like(height)
     for k in reach:
-        gu = (at[None, None, :] + k * lu * across + .5) * (2 / n) - 1
-        gv = (at[None, :, None] + k * lv * across + .5) * (2 / n) - 1
-        there = F.grid_sample(height[:, None], torch.stack(torch.broadcast_tensors(gu, gv), -1), padding_mode="border",
-                              align_corners=False)[:, 0]
-        blocked = torch.maximum(blocked, (there - height - k * step * lw * across) * (22 / (1 + .18 * k)))
+        gu = (at[None, None, :] + k * lu * across + 0.5) * (2 / n) - 1
+        gv = (at[None, :, None] + k * lv * across + 0.5) * (2 / n) - 1
+        there = F.grid_sample(
+            height[:, None],
+            torch.stack(torch.broadcast_tensors(gu, gv), -1),
+            padding_mode="border",
+            align_corners=False,
+        )[:, 0]
+        blocked = torch.maximum(
+            blocked, (there - height - k * step * lw * across) * (22 / (1 + 0.18 * k))
+        )
     return 1 - blocked.clamp(0, 1)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c045
-WRAP = (.42, .27, .20)
+WRAP = (0.42, 0.27, 0.20)
+
 
 def shade(face, gu, gv, cavity, cast):
     "Light arriving on slopes (gu, gv): three colours, and the strength of the highlight."
     lu, lv, lw = head_light(face)
     inv = torch.rsqrt(gu * gu + gv * gv + 1)
     main = (lw - lu * gu - lv * gv) * inv
-    side = ((.5 - face.fill_u * gu) * inv).clamp(min=0)
-    sky = (cavity * (.78 - .22 * gv * inv)).mul_(face.sky).add_(side.mul_(face.fill) * cavity)
+    side = ((0.5 - face.fill_u * gu) * inv).clamp(min=0)
+    sky = (cavity * (0.78 - 0.22 * gv * inv)).mul_(face.sky).add_(side.mul_(face.fill) * cavity)
     lit = 1 - face.shadow * (1 - cast)
     colours = []
-    for k, (wrap, tint) in enumerate(zip(WRAP, (1., .15, -1.))):
-        direct = ((main + wrap) * (1 / (1 + wrap))).clamp(min=0) * (lit if k else 1 - .85 * face.shadow * (1 - cast))
-        colours.append(direct.mul_(face.key * (1 + face.warm * tint)).mul_(.35 + .65 * cavity).add_(sky * (1 - .5 * face.warm * tint)))
+    for k, (wrap, tint) in enumerate(zip(WRAP, (1.0, 0.15, -1.0))):
+        direct = ((main + wrap) * (1 / (1 + wrap))).clamp(min=0) * (
+            lit if k else 1 - 0.85 * face.shadow * (1 - cast)
+        )
+        colours.append(
+            direct.mul_(face.key * (1 + face.warm * tint))
+            .mul_(0.35 + 0.65 * cavity)
+            .add_(sky * (1 - 0.5 * face.warm * tint))
+        )
     half = torch.rsqrt(lu * lu + lv * lv + (lw + 1) ** 2)
     mirror = ((lw + 1 - lu * gu - lv * gv) * inv * half).clamp(min=0) ** 18
     return colours, mirror.mul_(lit).mul_(cavity)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c048
-GRID, U0, V0, SPAN = 112, -.62, -.12, 1.24
+GRID, U0, V0, SPAN = 112, -0.62, -0.12, 1.24
+
 
 def skin_fields(face, u, v):
     "Blood near the surface and density of beard on the grid."
     nv, chin, made_up, mv = face["nose_v"], face["chin"], face["make_up"], face["mouth_v"]
-    red = [*both(.160, .590, .055, .045, .45 + .5 * made_up), (0., nv - .035, .032, .03, .45), (0., chin - .05, .06, .03, .2),
-           *both(face["eye_u"], .508, .045, .012, .28 + .4 * face["bag"]), (0., .33, .16, .06, -.2)]
+    red = [
+        *both(0.160, 0.590, 0.055, 0.045, 0.45 + 0.5 * made_up),
+        (0.0, nv - 0.035, 0.032, 0.03, 0.45),
+        (0.0, chin - 0.05, 0.06, 0.03, 0.2),
+        *both(face["eye_u"], 0.508, 0.045, 0.012, 0.28 + 0.4 * face["bag"]),
+        (0.0, 0.33, 0.16, 0.06, -0.2),
+    ]
     chops, lip = face["chops"], face["moustache"] + (face["beard"] > 0)
-    beard = [*both(.225, .70, .035, .11, .75 * chops), *both(.165, .82, .07, .06, .9 * chops), (0., chin - .035, .075, .052, 1.05),
-             (0., nv + .036, .055, .012, .9 * lip), *both(.088, mv + .01, .016, .045, .6 * lip)]
+    beard = [
+        *both(0.225, 0.70, 0.035, 0.11, 0.75 * chops),
+        *both(0.165, 0.82, 0.07, 0.06, 0.9 * chops),
+        (0.0, chin - 0.035, 0.075, 0.052, 1.05),
+        (0.0, nv + 0.036, 0.055, 0.012, 0.9 * lip),
+        *both(0.088, mv + 0.01, 0.016, 0.045, 0.6 * lip),
+    ]
     return gaussians(red, u, v), gaussians(beard, u, v) * (face.beard + face.stubble > 0)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c050
@@ -228,7 +294,9 @@ def fields(face):
     cavity, cast = enlarge(shadows, GRID).unbind(1)
     colours, mirror = shade(face, gu.div_(step), gv.div_(step), cavity, cast)
     fu, fv = gradient(f)
-    distance = (f * step * torch.rsqrt(fu.square_().add_(fv.square_()).add_(1e-7))).clamp_(-.2, .2)
+    distance = (f * step * torch.rsqrt(fu.square_().add_(fv.square_()).add_(1e-7))).clamp_(
+        -0.2, 0.2
+    )
     return torch.stack([*colours, mirror, distance, *skin_fields(face, u, v), height], 1)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c053
@@ -238,10 +306,13 @@ def noise(device="cpu", n=512):
     rng = np.random.RandomState(7)
     fv, fu = np.meshgrid(np.fft.fftfreq(n) * n, np.fft.rfftfreq(n) * n, indexing="ij")
     r = np.hypot(fu, fv) + 1e-6
-    spectra = [(r > 2) / (r ** 1.5 + 12) * np.exp(-(r / 45) ** 2), (r > 8) * (r + 8) ** -.6 * np.exp(-(r / 120) ** 2),
-               (fu > 4) * (fu + 6) ** -.35 * np.exp(-(fu / 70) ** 2 - (fv / 2.5) ** 2),
-               (fu > 1) / (fu + 5) * np.exp(-(fu / 24) ** 2 - (fv / 2.) ** 2),
-               (r > 6) * np.exp(-((r - 26) / 14) ** 2) + (r > 4) * .15 / (1 + r / 20)]
+    spectra = [
+        (r > 2) / (r**1.5 + 12) * np.exp(-((r / 45) ** 2)),
+        (r > 8) * (r + 8) ** -0.6 * np.exp(-((r / 120) ** 2)),
+        (fu > 4) * (fu + 6) ** -0.35 * np.exp(-((fu / 70) ** 2) - (fv / 2.5) ** 2),
+        (fu > 1) / (fu + 5) * np.exp(-((fu / 24) ** 2) - (fv / 2.0) ** 2),
+        (r > 6) * np.exp(-(((r - 26) / 14) ** 2)) + (r > 4) * 0.15 / (1 + r / 20),
+    ]
     maps = np.stack([np.fft.irfft2(np.fft.rfft2(rng.randn(n, n)) * s, s=(n, n)) for s in spectra])
     maps = (maps - maps.mean((1, 2), keepdims=True)) / maps.std((1, 2), keepdims=True)
     return torch.tensor(maps, dtype=torch.float32, device=device)
@@ -251,20 +322,31 @@ def texture(which, s, t):
     "Textures `which` (a slice of the bank) at coordinates (s, t), one unit long: (B,k,H,W)."
     bank = noise(str(s.device))[which]
     at = torch.stack([s, t], -1) * 2
-    return F.grid_sample(bank.expand(len(s), -1, -1, -1), at, padding_mode="reflection", align_corners=False)
+    return F.grid_sample(
+        bank.expand(len(s), -1, -1, -1), at, padding_mode="reflection", align_corners=False
+    )
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c058
 class Canvas:
     "A picture in the making: linear RGB `image` (B,3,H,W), `labels`, `cover` (0 where the background shows) and coordinates `u`, `v` (B,H,W)."
+
     def __init__(self, face, image, labels, cover, u, v, maps, pixel):
         self.face, self.image, self.labels, self.cover = face, image, labels, cover
         self.u, self.v, self.maps, self.pixel = u, v, maps, pixel
 
-    def window(self, top, bottom, left=0., right=1.):
+    def window(self, top, bottom, left=0.0, right=1.0):
         "The part between these fractions of the picture; painting it paints the whole."
         n = self.image.shape[-1]
-        at = (..., slice(round(top * n), round(bottom * n)), slice(round(left * n), round(right * n)))
-        return Canvas(self.face, *[x[at] for x in (self.image, self.labels, self.cover, self.u, self.v, self.maps)], self.pixel)
+        at = (
+            ...,
+            slice(round(top * n), round(bottom * n)),
+            slice(round(left * n), round(right * n)),
+        )
+        return Canvas(
+            self.face,
+            *[x[at] for x in (self.image, self.labels, self.cover, self.u, self.v, self.maps)],
+            self.pixel,
+        )
 
     def some(self, rows, part):
         "Let `part` paint only the faces `rows` that have it."
@@ -283,10 +365,10 @@ class Canvas:
 
     def mark(self, mask, label):
         "Give the label to where `mask` is more than half, and hide the background there."
-        self.labels.masked_fill_(mask > .5, label)
+        self.labels.masked_fill_(mask > 0.5, label)
         torch.maximum(self.cover, mask, out=self.cover)
 
-    def darken(self, amount, tint=(1., 1., 1.)):
+    def darken(self, amount, tint=(1.0, 1.0, 1.0)):
         "Multiply the picture by 1 - amount * tint."
         for k, t in enumerate(tint):
             self.image[:, k].mul_(1 - amount * t)
@@ -308,36 +390,84 @@ def canvas_at(face, image, u, v):
     return Canvas(face, image, labels, torch.zeros_like(u), u, v, maps, 1 / u.shape[-1])
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c061
-def frontal(face, size=128, grey=.25):
+def frontal(face, size=128, grey=0.25):
     "An empty grey canvas before faces that look straight ahead; for looking at single parts."
-    at = (torch.arange(size) + .5) / size
-    u, v = torch.broadcast_tensors(at[None, None, :] - .5, at[None, :, None])
+    at = (torch.arange(size) + 0.5) / size
+    u, v = torch.broadcast_tensors(at[None, None, :] - 0.5, at[None, :, None])
     count = len(face["chin"])
-    return canvas_at(face, torch.full((count, 3, size, size), grey), u.repeat(count, 1, 1), v.repeat(count, 1, 1))
+    return canvas_at(
+        face, torch.full((count, 3, size, size), grey), u.repeat(count, 1, 1), v.repeat(count, 1, 1)
+    )
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c064
-BARE = ((.71, 2.20, .05, .02), (.405, 2.55, .42, .08), (.292, 2.72, .36, .45))
+BARE = ((0.71, 2.20, 0.05, 0.02), (0.405, 2.55, 0.42, 0.08), (0.292, 2.72, 0.36, 0.45))
 
-def skin_colour(face, blood=0., melanin=0.):
+
+def skin_colour(face, blood=0.0, melanin=0.0):
     "Beer-Lambert: light crosses melanin, blood and carotene twice; linear RGB (B,3,H,W)."
-    m, b = face.melanin + melanin, (face.blood * .8 + blood) * (1 - .45 * face.melanin.clamp(max=1))
-    return torch.stack([c * torch.exp(-(mel * m + red * b + yellow * face.yellow)) for c, mel, red, yellow in BARE], 1)
+    m, b = (
+        face.melanin + melanin,
+        (face.blood * 0.8 + blood) * (1 - 0.45 * face.melanin.clamp(max=1)),
+    )
+    return torch.stack(
+        [
+            c * torch.exp(-(mel * m + red * b + yellow * face.yellow))
+            for c, mel, red, yellow in BARE
+        ],
+        1,
+    )
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c066
-SKIN, NOSE, EYE_G, L_EYE, R_EYE, L_BROW, R_BROW, L_EAR, R_EAR, MOUTH, U_LIP, L_LIP, HAIR, HAT, EAR_R, NECK_L, NECK, CLOTH = range(1, 19)
+(
+    SKIN,
+    NOSE,
+    EYE_G,
+    L_EYE,
+    R_EYE,
+    L_BROW,
+    R_BROW,
+    L_EAR,
+    R_EAR,
+    MOUTH,
+    U_LIP,
+    L_LIP,
+    HAIR,
+    HAT,
+    EAR_R,
+    NECK_L,
+    NECK,
+    CLOTH,
+) = range(1, 19)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c068
 def paint_skin(c):
     "The bare head: skin of uneven colour under the light, with its highlight; beard and stubble."
     face = c.face
-    light, mirror, distance, blood, beard = c.light(), c.maps[:, 3], c.maps[:, 4], c.maps[:, 5], c.maps[:, 6]
-    blotch, pores = texture(slice(0, 2), c.u * .9 + face.id_u, c.v * .9 + face.id_v).unbind(1)
-    spots = face.freckles * .2 * (pores - .9).clamp(0, 1.) * bump(c.v - .56, .10)
-    colour = skin_colour(face, .32 * blood + .05 * blotch * face.mottle, (.022 * blotch + .008 * pores) * face.mottle + spots)
-    grain = .5 * pores
-    stubble = (beard * (.75 + .25 * grain)).clamp(0, 1) * face.stubble * .30
-    full = ((beard * (1 + .30 * grain) - .30) * 1.7).clamp(0, 1) * face.beard.clamp(max=.85) * (face.beard > 0)
-    colour.lerp_((face.hair_colour * .45 + .15 * colour + .006) * (1 + .25 * grain[:, None]), torch.maximum(stubble, full)[:, None].expand_as(colour))
-    colour *= light * (1 - .20 * bump(distance, .022))[:, None]
-    colour += (mirror * face.gloss * (1 - full) * (1 + .08 * pores) * face.key)[:, None]
+    light, mirror, distance, blood, beard = (
+        c.light(),
+        c.maps[:, 3],
+        c.maps[:, 4],
+        c.maps[:, 5],
+        c.maps[:, 6],
+    )
+    blotch, pores = texture(slice(0, 2), c.u * 0.9 + face.id_u, c.v * 0.9 + face.id_v).unbind(1)
+    spots = face.freckles * 0.2 * (pores - 0.9).clamp(0, 1.0) * bump(c.v - 0.56, 0.10)
+    colour = skin_colour(
+        face,
+        0.32 * blood + 0.05 * blotch * face.mottle,
+        (0.022 * blotch + 0.008 * pores) * face.mottle + spots,
+    )
+    grain = 0.5 * pores
+    stubble = (beard * (0.75 + 0.25 * grain)).clamp(0, 1) * face.stubble * 0.30
+    full = (
+        ((beard * (1 + 0.30 * grain) - 0.30) * 1.7).clamp(0, 1)
+        * face.beard.clamp(max=0.85)
+        * (face.beard > 0)
+    )
+    colour.lerp_(
+        (face.hair_colour * 0.45 + 0.15 * colour + 0.006) * (1 + 0.25 * grain[:, None]),
+        torch.maximum(stubble, full)[:, None].expand_as(colour),
+    )
+    colour *= light * (1 - 0.20 * bump(distance, 0.022))[:, None]
+    colour += (mirror * face.gloss * (1 - full) * (1 + 0.08 * pores) * face.key)[:, None]
     c.paint(ramp(distance, 1.6 * c.pixel), colour, SKIN)

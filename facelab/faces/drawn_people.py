@@ -15,10 +15,13 @@ from ..base.dice import Dice
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c005
 ANCESTRIES = ("European", "East Asian", "South Asian, Latin American or Middle Eastern", "African")
 #            share melanin yellow nose  bridge lips  fold  tilt  brow
-ANCESTRY = [[.42,  .12,    .10,   .060, 1.00,  .90,  .10,  .000, 1.00],
-            [.23,  .20,    .22,   .067,  .62, 1.00,  .80,  .004,  .92],
-            [.20,  .34,    .34,   .066,  .95, 1.10,  .15,  .002, 1.15],
-            [.15,  .74,    .25,   .080,  .62, 1.45,  .15,  .002, 1.00]]
+ANCESTRY = [
+    [0.42, 0.12, 0.10, 0.060, 1.00, 0.90, 0.10, 0.000, 1.00],
+    [0.23, 0.20, 0.22, 0.067, 0.62, 1.00, 0.80, 0.004, 0.92],
+    [0.20, 0.34, 0.34, 0.066, 0.95, 1.10, 0.15, 0.002, 1.15],
+    [0.15, 0.74, 0.25, 0.080, 0.62, 1.45, 0.15, 0.002, 1.00],
+]
+
 
 def pick(rows, which):
     "Row `which[i]` of a table, as float64 (N, ...)."
@@ -28,22 +31,40 @@ def pick(rows, which):
 def body(d):
     "Age, sex and ancestry of people, and the numbers that follow from them."
     ancestry = d.choose([row[0] for row in ANCESTRY])
-    boy, years = d.chance(.49), 18 + 58 * d.uniform() ** 2.1
-    years = torch.where(d.chance(.09) > 0, d.uniform(3, 14), years)
+    boy, years = d.chance(0.49), 18 + 58 * d.uniform() ** 2.1
+    years = torch.where(d.chance(0.09) > 0, d.uniform(3, 14), years)
     young, old = ((15 - years) / 11).clamp(0, 1), ((years - 38) / 38).clamp(0, 1)
-    masculine = (boy * .8 + d.uniform(0, .2)) * (1 - .8 * young)
-    return dict(ancestry=ancestry, boy=boy, man=boy * (years > 17), years=years, young=young, old=old, masculine=masculine)
+    masculine = (boy * 0.8 + d.uniform(0, 0.2)) * (1 - 0.8 * young)
+    return dict(
+        ancestry=ancestry,
+        boy=boy,
+        man=boy * (years > 17),
+        years=years,
+        young=young,
+        old=old,
+        masculine=masculine,
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c011
 def head_shape(d, b):
     "Outline of the head, cheeks, chin, ears, neck."
     m, kid, old, full = b["masculine"], b["young"], b["old"], d.normal()
     return dict(
-        full=full, face_w=.258 + .008 * m + .010 * kid + .009 * full + d.normal(0, .006),
-        chin=d.normal(.860, .014) + .014 * m - .026 * kid, chin_w=d.normal(-.06, .07) + .07 * m, cleft=d.uniform() ** 5 * m,
-        jaw=d.normal(-.04, .04) + .07 * m + .03 * full, temple=d.normal(.02, .025), square=d.normal(2.02, .11) + .09 * m,
-        cheek=d.normal(1, .35), sunken=d.normal(.5, .3) + .5 * old - .5 * kid, ear=d.normal(1, .12), ear_out=d.normal(.6, .35),
-        neck_w=d.normal(.168, .010) + .034 * m - .020 * kid + .008 * full, shoulder=d.normal(.947, .018) - .02 * m + .03 * kid)
+        full=full,
+        face_w=0.258 + 0.008 * m + 0.010 * kid + 0.009 * full + d.normal(0, 0.006),
+        chin=d.normal(0.860, 0.014) + 0.014 * m - 0.026 * kid,
+        chin_w=d.normal(-0.06, 0.07) + 0.07 * m,
+        cleft=d.uniform() ** 5 * m,
+        jaw=d.normal(-0.04, 0.04) + 0.07 * m + 0.03 * full,
+        temple=d.normal(0.02, 0.025),
+        square=d.normal(2.02, 0.11) + 0.09 * m,
+        cheek=d.normal(1, 0.35),
+        sunken=d.normal(0.5, 0.3) + 0.5 * old - 0.5 * kid,
+        ear=d.normal(1, 0.12),
+        ear_out=d.normal(0.6, 0.35),
+        neck_w=d.normal(0.168, 0.010) + 0.034 * m - 0.020 * kid + 0.008 * full,
+        shoulder=d.normal(0.947, 0.018) - 0.02 * m + 0.03 * kid,
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c013
 def eye_shape(d, b):
@@ -51,12 +72,23 @@ def eye_shape(d, b):
     m, kid, old = b["masculine"], b["young"], b["old"]
     fold, tilt, brow = pick(ANCESTRY, b["ancestry"]).unbind(1)[6:]
     return dict(
-        eye_u=d.normal(.122, .004), eye_w=d.normal(.0575, .0030) + .003 * kid, eye_low=d.normal(.0125, .0018),
-        eye_h=d.normal(.0300, .0030) - .002 * m + .004 * kid - .003 * old, tilt=d.normal(.003, .0035) + tilt - .003 * old,
-        fold=(fold + d.normal(0, .25)).clamp(0, 1), hood=(d.normal(.25, .3) + .4 * old).clamp(0, 1), iris=d.normal(.0232, .0008),
-        bag=(d.uniform(0, .4) + .7 * old) * (1 - kid), socket=d.normal(1, .25) + .2 * m - .5 * fold - .5 * kid,
-        ridge=d.normal(.3, .25) + .7 * m, brow_v=d.normal(.400, .008) + .008 * m, brow_arch=d.normal(.012, .005) - .006 * m,
-        brow_slope=d.normal(-.003, .005), brow_t=d.normal(.0128, .0022) + .004 * m - .002 * kid, brow_dark=d.uniform(.55, .95) * brow)
+        eye_u=d.normal(0.122, 0.004),
+        eye_w=d.normal(0.0575, 0.0030) + 0.003 * kid,
+        eye_low=d.normal(0.0125, 0.0018),
+        eye_h=d.normal(0.0300, 0.0030) - 0.002 * m + 0.004 * kid - 0.003 * old,
+        tilt=d.normal(0.003, 0.0035) + tilt - 0.003 * old,
+        fold=(fold + d.normal(0, 0.25)).clamp(0, 1),
+        hood=(d.normal(0.25, 0.3) + 0.4 * old).clamp(0, 1),
+        iris=d.normal(0.0232, 0.0008),
+        bag=(d.uniform(0, 0.4) + 0.7 * old) * (1 - kid),
+        socket=d.normal(1, 0.25) + 0.2 * m - 0.5 * fold - 0.5 * kid,
+        ridge=d.normal(0.3, 0.25) + 0.7 * m,
+        brow_v=d.normal(0.400, 0.008) + 0.008 * m,
+        brow_arch=d.normal(0.012, 0.005) - 0.006 * m,
+        brow_slope=d.normal(-0.003, 0.005),
+        brow_t=d.normal(0.0128, 0.0022) + 0.004 * m - 0.002 * kid,
+        brow_dark=d.uniform(0.55, 0.95) * brow,
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c015
 def nose_and_mouth(d, b):
@@ -64,131 +96,336 @@ def nose_and_mouth(d, b):
     m, kid, old = b["masculine"], b["young"], b["old"]
     nose, bridge, lips = pick(ANCESTRY, b["ancestry"]).unbind(1)[3:6]
     return dict(
-        nose_w=d.normal(nose, .0048) + .004 * m - .004 * kid, nose_v=d.normal(.637, .009) - .010 * kid,
-        bridge=(bridge + d.normal(0, .16) - .25 * kid).clamp(.3, 1.4), tip=d.normal(1., .16) - .25 * kid,
-        hump=d.normal(0, .35) * (1 - kid), mouth_w=d.normal(.094, .006) + .004 * m - .008 * kid, mouth_v=d.normal(.718, .007),
-        lip_u=d.normal(.0250, .0042) * (.35 + .65 * lips) - .004 * m - .007 * old,
-        lip_l=d.normal(.0350, .0045) * (.45 + .55 * lips) - .004 * m - .006 * old, bow=d.uniform(.1, 1))
+        nose_w=d.normal(nose, 0.0048) + 0.004 * m - 0.004 * kid,
+        nose_v=d.normal(0.637, 0.009) - 0.010 * kid,
+        bridge=(bridge + d.normal(0, 0.16) - 0.25 * kid).clamp(0.3, 1.4),
+        tip=d.normal(1.0, 0.16) - 0.25 * kid,
+        hump=d.normal(0, 0.35) * (1 - kid),
+        mouth_w=d.normal(0.094, 0.006) + 0.004 * m - 0.008 * kid,
+        mouth_v=d.normal(0.718, 0.007),
+        lip_u=d.normal(0.0250, 0.0042) * (0.35 + 0.65 * lips) - 0.004 * m - 0.007 * old,
+        lip_l=d.normal(0.0350, 0.0045) * (0.45 + 0.55 * lips) - 0.004 * m - 0.006 * old,
+        bow=d.uniform(0.1, 1),
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c019
-EYE_COLOURS = [[.075, .040, .022], [.11, .060, .030], [.17, .105, .05], [.15, .15, .085], [.16, .20, .23], [.15, .22, .32]]
-HAIR_COLOURS = [[.012, .010, .009], [.030, .018, .012], [.065, .036, .020], [.15, .085, .045], [.36, .23, .115], [.20, .065, .025]]
-SILVER = [.42, .40, .38]
+EYE_COLOURS = [
+    [0.075, 0.040, 0.022],
+    [0.11, 0.060, 0.030],
+    [0.17, 0.105, 0.05],
+    [0.15, 0.15, 0.085],
+    [0.16, 0.20, 0.23],
+    [0.15, 0.22, 0.32],
+]
+HAIR_COLOURS = [
+    [0.012, 0.010, 0.009],
+    [0.030, 0.018, 0.012],
+    [0.065, 0.036, 0.020],
+    [0.15, 0.085, 0.045],
+    [0.36, 0.23, 0.115],
+    [0.20, 0.065, 0.025],
+]
+SILVER = [0.42, 0.40, 0.38]
 
+# %% ../../nbs/1_faces/07_drawn_people.ipynb #c019-1
 def hair_tint(d, b, fair):
     "Colour of the hair (N,3), linear RGB."
     dark = 1 - fair
-    weights = [.1 + 9 * dark, .5 + 2.2 * dark, .9 * fair + .12, .9 * fair + .03, .9 * fair + .01, .16 * fair + .01]
-    natural, dyed = d.choose(torch.stack(weights, 1)), 2 + d.choose([1, 1, 1, .5])
-    natural = torch.where((d.chance(.10) * (1 - b["boy"]) * (b["young"] == 0)) > 0, dyed, natural)
-    colour = pick(HAIR_COLOURS, natural) * (.75 + .6 * d.uniform())[:, None] + .01 * d.uniform()[:, None]
-    grey = (b["old"] * 1.5 - d.uniform(0, .8)).clamp(0, .95) * (1 - .7 * (1 - b["man"]) * d.chance(.6))
-    silver = pick([SILVER], 0) * (.6 + .5 * d.uniform())[:, None]
+    weights = [
+        0.1 + 9 * dark,
+        0.5 + 2.2 * dark,
+        0.9 * fair + 0.12,
+        0.9 * fair + 0.03,
+        0.9 * fair + 0.01,
+        0.16 * fair + 0.01,
+    ]
+    natural, dyed = d.choose(torch.stack(weights, 1)), 2 + d.choose([1, 1, 1, 0.5])
+    natural = torch.where((d.chance(0.10) * (1 - b["boy"]) * (b["young"] == 0)) > 0, dyed, natural)
+    colour = (
+        pick(HAIR_COLOURS, natural) * (0.75 + 0.6 * d.uniform())[:, None]
+        + 0.01 * d.uniform()[:, None]
+    )
+    grey = (b["old"] * 1.5 - d.uniform(0, 0.8)).clamp(0, 0.95) * (
+        1 - 0.7 * (1 - b["man"]) * d.chance(0.6)
+    )
+    silver = pick([SILVER], 0) * (0.6 + 0.5 * d.uniform())[:, None]
     return colour.lerp(silver, grey[:, None])
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c021
 def colours(d, b):
     "Pigments of skin, eyes and hair; `fair` is 1 for the least melanin and 0 from .3 on."
     _, melanin, yellow, *_ = pick(ANCESTRY, b["ancestry"]).unbind(1)
-    melanin = (melanin + d.normal(0, .075) + .06 * d.normal() * (b["ancestry"] > 1)).clamp(.02, 1.05)
-    fair = ((.30 - melanin) / .2).clamp(0, 1) * (b["ancestry"] == 0)
+    melanin = (melanin + d.normal(0, 0.075) + 0.06 * d.normal() * (b["ancestry"] > 1)).clamp(
+        0.02, 1.05
+    )
+    fair = ((0.30 - melanin) / 0.2).clamp(0, 1) * (b["ancestry"] == 0)
     dark = 1 - fair
-    eye = d.choose(torch.stack([.4 + 8 * dark, .5 + .6 * dark, .6 * fair + .02, .5 * fair, .7 * fair, .9 * fair], 1))
+    eye = d.choose(
+        torch.stack(
+            [
+                0.4 + 8 * dark,
+                0.5 + 0.6 * dark,
+                0.6 * fair + 0.02,
+                0.5 * fair,
+                0.7 * fair,
+                0.9 * fair,
+            ],
+            1,
+        )
+    )
     return dict(
-        melanin=melanin, yellow=(yellow + d.normal(0, .14)).clamp(0, 1), blood=d.uniform(.15, .6) + .15 * fair,
-        mottle=d.uniform(.15, .6) + .5 * b["old"], freckles=d.uniform() ** 7 * fair * (1 - b["old"]),
-        iris_colour=pick(EYE_COLOURS, eye) * (.8 + .5 * d.uniform())[:, None], hair_colour=hair_tint(d, b, fair))
+        melanin=melanin,
+        yellow=(yellow + d.normal(0, 0.14)).clamp(0, 1),
+        blood=d.uniform(0.15, 0.6) + 0.15 * fair,
+        mottle=d.uniform(0.15, 0.6) + 0.5 * b["old"],
+        freckles=d.uniform() ** 7 * fair * (1 - b["old"]),
+        iris_colour=pick(EYE_COLOURS, eye) * (0.8 + 0.5 * d.uniform())[:, None],
+        hair_colour=hair_tint(d, b, fair),
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c024
-STYLES = ("short", "side part", "buzz", "fringe", "receding", "shaved", "long", "wavy", "long fringe", "bob", "tied", "curly", "afro",
-          "long curls", "pixie")
+STYLES = (
+    "short",
+    "side part",
+    "buzz",
+    "fringe",
+    "receding",
+    "shaved",
+    "long",
+    "wavy",
+    "long fringe",
+    "bob",
+    "tied",
+    "curly",
+    "afro",
+    "long curls",
+    "pixie",
+)
 #          top   side  end   tail  part_v curve square cover flare arcs curl wave rough
-STYLE = [[.062, .022, .480, .020, .230, 2.6, 3.2, .243,  .00, 0.0, 0.0, 0.3, 0.9],
-         [.066, .023, .480, .020, .220, 2.2, 2.6, .244,  .00, 0.4, 0.0, 0.3, 0.8],
-         [.004, .000, .460, .030, .225, 2.8, 3.2, .252,  .00, 0.0, 0.0, 0.0, 0.2],
-         [.055, .034, .520, .030, .325, 4.5, 4.5, .240,  .00, 0.0, 0.0, 0.0, 1.2],
-         [.012, .012, .520, .020, .145, 2.4, 2.6, .250,  .00, 0.0, 0.0, 0.0, 0.4],
-         [-.01, -.01, .300, .020, -.30, 3.0, 3.0, .300,  .00, 0.0, 0.0, 0.0, 0.0],
-         [.060, .088, 1.30, .040, .205, 1.8, 1.9, .236,  .14, 1.0, 0.0, 0.2, 0.7],
-         [.078, .130, 1.30, .060, .210, 1.8, 1.8, .238,  .22, 1.0, 0.0, 1.0, 0.6],
-         [.065, .078, 1.30, .040, .365, 4.5, 3.6, .226,  .10, 0.2, 0.0, 0.2, 0.8],
-         [.065, .092, .860, .030, .215, 1.8, 1.9, .232, -.03, 1.0, 0.0, 0.2, 0.4],
-         [.030, .006, .520, .020, .215, 2.2, 2.1, .278,  .00, 0.0, 0.0, 0.0, 0.2],
-         [.085, .045, .600, .050, .240, 2.6, 2.6, .275,  .00, 0.0, 0.8, 0.0, 1.5],
-         [.130, .110, .640, .050, .215, 2.8, 2.6, .280,  .00, 0.0, 1.0, 0.0, 0.8],
-         [.095, .140, 1.20, .080, .215, 1.8, 1.8, .240,  .12, 0.3, 0.8, 0.6, 1.5],
-         [.065, .035, .560, .040, .240, 1.7, 1.7, .248,  .00, 0.3, 0.0, 0.3, 1.1]]
-WORN_BY_MEN =   [.46, .20, .07, .08, .00, .03, .02, .02, .00, .00, .01, .08, .00, .01, .00]
-WORN_BY_WOMEN = [.01, .02, .00, .00, .00, .00, .25, .22, .10, .10, .15, .02, .00, .05, .07]
-OLD_MEN =       [.00, .00, .00, .00, .90, .25, .00, .00, .00, .00, .00, .00, .00, .00, .00]
-AFRICAN_MEN =   [.00, .00, .50, .00, .00, .12, .00, .00, .00, .00, .00, .15, .10, .00, .00]
-AFRICAN_WOMEN = [.00, .00, .00, .00, .00, .00, .00, .00, .00, .00, .20, .00, .15, .25, .00]
+STYLE = [
+    [0.062, 0.022, 0.480, 0.020, 0.230, 2.6, 3.2, 0.243, 0.00, 0.0, 0.0, 0.3, 0.9],
+    [0.066, 0.023, 0.480, 0.020, 0.220, 2.2, 2.6, 0.244, 0.00, 0.4, 0.0, 0.3, 0.8],
+    [0.004, 0.000, 0.460, 0.030, 0.225, 2.8, 3.2, 0.252, 0.00, 0.0, 0.0, 0.0, 0.2],
+    [0.055, 0.034, 0.520, 0.030, 0.325, 4.5, 4.5, 0.240, 0.00, 0.0, 0.0, 0.0, 1.2],
+    [0.012, 0.012, 0.520, 0.020, 0.145, 2.4, 2.6, 0.250, 0.00, 0.0, 0.0, 0.0, 0.4],
+    [-0.01, -0.01, 0.300, 0.020, -0.30, 3.0, 3.0, 0.300, 0.00, 0.0, 0.0, 0.0, 0.0],
+    [0.060, 0.088, 1.30, 0.040, 0.205, 1.8, 1.9, 0.236, 0.14, 1.0, 0.0, 0.2, 0.7],
+    [0.078, 0.130, 1.30, 0.060, 0.210, 1.8, 1.8, 0.238, 0.22, 1.0, 0.0, 1.0, 0.6],
+    [0.065, 0.078, 1.30, 0.040, 0.365, 4.5, 3.6, 0.226, 0.10, 0.2, 0.0, 0.2, 0.8],
+    [0.065, 0.092, 0.860, 0.030, 0.215, 1.8, 1.9, 0.232, -0.03, 1.0, 0.0, 0.2, 0.4],
+    [0.030, 0.006, 0.520, 0.020, 0.215, 2.2, 2.1, 0.278, 0.00, 0.0, 0.0, 0.0, 0.2],
+    [0.085, 0.045, 0.600, 0.050, 0.240, 2.6, 2.6, 0.275, 0.00, 0.0, 0.8, 0.0, 1.5],
+    [0.130, 0.110, 0.640, 0.050, 0.215, 2.8, 2.6, 0.280, 0.00, 0.0, 1.0, 0.0, 0.8],
+    [0.095, 0.140, 1.20, 0.080, 0.215, 1.8, 1.8, 0.240, 0.12, 0.3, 0.8, 0.6, 1.5],
+    [0.065, 0.035, 0.560, 0.040, 0.240, 1.7, 1.7, 0.248, 0.00, 0.3, 0.0, 0.3, 1.1],
+]
+
+# %% ../../nbs/1_faces/07_drawn_people.ipynb #c024-1
+WORN_BY_MEN = [
+    0.46,
+    0.20,
+    0.07,
+    0.08,
+    0.00,
+    0.03,
+    0.02,
+    0.02,
+    0.00,
+    0.00,
+    0.01,
+    0.08,
+    0.00,
+    0.01,
+    0.00,
+]
+WORN_BY_WOMEN = [
+    0.01,
+    0.02,
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.25,
+    0.22,
+    0.10,
+    0.10,
+    0.15,
+    0.02,
+    0.00,
+    0.05,
+    0.07,
+]
+OLD_MEN = [0.00, 0.00, 0.00, 0.00, 0.90, 0.25, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00, 0.00]
+
+# %% ../../nbs/1_faces/07_drawn_people.ipynb #c024-2
+AFRICAN_MEN = [
+    0.00,
+    0.00,
+    0.50,
+    0.00,
+    0.00,
+    0.12,
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.15,
+    0.10,
+    0.00,
+    0.00,
+]
+AFRICAN_WOMEN = [
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.00,
+    0.20,
+    0.00,
+    0.15,
+    0.25,
+    0.00,
+]
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c026
 def style_of(d, b):
     "Which row of `STYLE` each person wears."
     boy, man, old, african = b["boy"], b["man"], b["old"], (b["ancestry"] == 3).double()
-    shares = ((boy, WORN_BY_MEN), (1 - boy, WORN_BY_WOMEN), (man * old, OLD_MEN), (african * boy, AFRICAN_MEN), (african * (1 - boy), AFRICAN_WOMEN))
+    shares = (
+        (boy, WORN_BY_MEN),
+        (1 - boy, WORN_BY_WOMEN),
+        (man * old, OLD_MEN),
+        (african * boy, AFRICAN_MEN),
+        (african * (1 - boy), AFRICAN_WOMEN),
+    )
     return d.choose(sum(share[:, None] * pick([row], 0) for share, row in shares))
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c028
 def hair(d, b):
     "The style of the hair, varied for each person, and the beard."
     style, n = style_of(d, b), d.normal
-    top, side, end, tail, part_v, curve, square, cover, flare, arcs, curl, wave, rough = pick(STYLE, style).unbind(1)
-    parted = (pick([[name in ("side part", "wavy", "pixie")] for name in STYLES], style)[:, 0]) * (.5 - d.chance(.5)).sign() * d.uniform(.05, .12)
-    receding, long = (style == STYLES.index("receding")), end > .8
-    tucked = lambda: cover + n(0, .012) + .05 * d.chance(.25) * long
+    top, side, end, tail, part_v, curve, square, cover, flare, arcs, curl, wave, rough = pick(
+        STYLE, style
+    ).unbind(1)
+    parted = (
+        (pick([[name in ("side part", "wavy", "pixie")] for name in STYLES], style)[:, 0])
+        * (0.5 - d.chance(0.5)).sign()
+        * d.uniform(0.05, 0.12)
+    )
+    receding, long = (style == STYLES.index("receding")), end > 0.8
+    tucked = lambda: cover + n(0, 0.012) + 0.05 * d.chance(0.25) * long
     return dict(
-        style=style, h_top=top * (1 + n(0, .22)), h_side=side * (1 + n(0, .28)), h_tail=tail,
-        h_end=end + n(0, .5) * (end - .5).clamp(0, .25) + n(0, .012), part_u=parted + n(0, .018),
-        part_v=part_v + n(0, .012) - .06 * receding * d.uniform(), h_curve=curve * torch.exp(n(0, .22)),
-        h_square=square * torch.exp(n(0, .20)), cover_l=tucked(), cover_r=tucked(), flare=flare + n(0, .04) * (end > .7),
-        inward=n(0, .05) * (end > .7), arcs=(arcs + n(0, .12)).clamp(0, 1) * (arcs > 0), curl=curl, wave=wave * d.uniform(.6, 2.),
-        wave_f=d.uniform(18, 34), rough=rough * d.uniform(.6, 1.4), fan=n(0, .5), buzz=style == STYLES.index("buzz"),
-        bald=style == STYLES.index("shaved"))
+        style=style,
+        h_top=top * (1 + n(0, 0.22)),
+        h_side=side * (1 + n(0, 0.28)),
+        h_tail=tail,
+        h_end=end + n(0, 0.5) * (end - 0.5).clamp(0, 0.25) + n(0, 0.012),
+        part_u=parted + n(0, 0.018),
+        part_v=part_v + n(0, 0.012) - 0.06 * receding * d.uniform(),
+        h_curve=curve * torch.exp(n(0, 0.22)),
+        h_square=square * torch.exp(n(0, 0.20)),
+        cover_l=tucked(),
+        cover_r=tucked(),
+        flare=flare + n(0, 0.04) * (end > 0.7),
+        inward=n(0, 0.05) * (end > 0.7),
+        arcs=(arcs + n(0, 0.12)).clamp(0, 1) * (arcs > 0),
+        curl=curl,
+        wave=wave * d.uniform(0.6, 2.0),
+        wave_f=d.uniform(18, 34),
+        rough=rough * d.uniform(0.6, 1.4),
+        fan=n(0, 0.5),
+        buzz=style == STYLES.index("buzz"),
+        bald=style == STYLES.index("shaved"),
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c030
 def beard(d, b):
     "Full beard, moustache and stubble; 0 is none."
-    grown = b["man"] * d.chance(.38) * d.uniform(.3, 1.) * (1 - .4 * (b["ancestry"] == 1))
-    return dict(beard=grown, moustache=b["man"] * d.chance(.5), chops=d.chance(.6), stubble=b["man"] * d.uniform(0, .8) * d.chance(.7))
+    grown = b["man"] * d.chance(0.38) * d.uniform(0.3, 1.0) * (1 - 0.4 * (b["ancestry"] == 1))
+    return dict(
+        beard=grown,
+        moustache=b["man"] * d.chance(0.5),
+        chops=d.chance(0.6),
+        stubble=b["man"] * d.uniform(0, 0.8) * d.chance(0.7),
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c033
-def person(seed, # of the world of faces
-           identity, # (N,) whole numbers
-           ): # dict of float32 (N,) numbers and (N,3) linear RGB colours
+def person(
+    seed,  # of the world of faces
+    identity,  # (N,) whole numbers
+):  # dict of float32 (N,) numbers and (N,3) linear RGB colours
     "All that stays the same in every picture of a person."
     d = Dice(seed, 1, identity)
     b = body(d)
-    numbers = b | head_shape(d, b) | eye_shape(d, b) | nose_and_mouth(d, b) | colours(d, b) | hair(d, b) | beard(d, b)
+    numbers = (
+        b
+        | head_shape(d, b)
+        | eye_shape(d, b)
+        | nose_and_mouth(d, b)
+        | colours(d, b)
+        | hair(d, b)
+        | beard(d, b)
+    )
     numbers |= dict(id_u=d.uniform(-1, 1), id_v=d.uniform(-1, 1))
     return {name: x.float() for name, x in numbers.items()}
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c036
 def pose(d):
     "How the head is held and framed; the last three are errors of the alignment."
-    return dict(yaw=d.normal(0, .25), pitch=d.normal(0, .11), roll=d.normal(0, .02), lean=d.normal(0, .06), asym=d.normal(),
-                dx=d.normal(0, .006), dy=d.normal(0, .005), zoom=d.normal(1, .013))
+    return dict(
+        yaw=d.normal(0, 0.25),
+        pitch=d.normal(0, 0.11),
+        roll=d.normal(0, 0.02),
+        lean=d.normal(0, 0.06),
+        asym=d.normal(),
+        dx=d.normal(0, 0.006),
+        dy=d.normal(0, 0.005),
+        zoom=d.normal(1, 0.013),
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c038
 def expression(d):
     "Mouth, eyes and brows; `smile` runs from -.4 (glum) to 1.2 (broad)."
-    smile = torch.where(d.chance(.5) > 0, d.normal(.14, .15), d.normal(.75, .22)).clamp(-.4, 1.2)
-    teeth = d.chance(((smile - .15) * 1.3).clamp(0, .9))
-    ajar = d.chance(.12) * d.uniform(.006, .03)
-    wide = d.uniform(.012, .040) * (.5 + .5 * smile.clamp(0, 1))
-    return dict(smile=smile, teeth=teeth, open=torch.where(teeth > 0, wide, ajar), blink=d.chance(.03),
-                squint=d.uniform(.0, .25) * smile.clamp(0, 1) + d.normal(0, .06), gaze_u=d.normal(0, .006), gaze_v=d.normal(0, .0015),
-                brow_up=d.normal(0, .005), frown=d.uniform() ** 4)
+    smile = torch.where(d.chance(0.5) > 0, d.normal(0.14, 0.15), d.normal(0.75, 0.22)).clamp(
+        -0.4, 1.2
+    )
+    teeth = d.chance(((smile - 0.15) * 1.3).clamp(0, 0.9))
+    ajar = d.chance(0.12) * d.uniform(0.006, 0.03)
+    wide = d.uniform(0.012, 0.040) * (0.5 + 0.5 * smile.clamp(0, 1))
+    return dict(
+        smile=smile,
+        teeth=teeth,
+        open=torch.where(teeth > 0, wide, ajar),
+        blink=d.chance(0.03),
+        squint=d.uniform(0.0, 0.25) * smile.clamp(0, 1) + d.normal(0, 0.06),
+        gaze_u=d.normal(0, 0.006),
+        gaze_v=d.normal(0, 0.0015),
+        brow_up=d.normal(0, 0.005),
+        frown=d.uniform() ** 4,
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c040
 def lighting(d):
     "Main light (its direction from the face, strength, warmth), a fill from one side, the sky, shine of the skin."
     hard = d.uniform()
-    return dict(light_u=d.normal(0, .55), light_v=d.normal(-.42, .28).clamp(-1.1, .15), key=d.uniform(.70, 1.08) * (.75 + .4 * hard),
-                warm=d.normal(.02, .045), fill=d.uniform(.04, .28), fill_u=d.normal(0, .8), sky=d.uniform(.18, .42) * (1.2 - .45 * hard),
-                shadow=.25 + .6 * hard, gloss=d.uniform(.03, .16), flash=d.chance(.15))
+    return dict(
+        light_u=d.normal(0, 0.55),
+        light_v=d.normal(-0.42, 0.28).clamp(-1.1, 0.15),
+        key=d.uniform(0.70, 1.08) * (0.75 + 0.4 * hard),
+        warm=d.normal(0.02, 0.045),
+        fill=d.uniform(0.04, 0.28),
+        fill_u=d.normal(0, 0.8),
+        sky=d.uniform(0.18, 0.42) * (1.2 - 0.45 * hard),
+        shadow=0.25 + 0.6 * hard,
+        gloss=d.uniform(0.03, 0.16),
+        flash=d.chance(0.15),
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c043
 def muted(d, dark, bright, colourful):
@@ -196,36 +433,65 @@ def muted(d, dark, bright, colourful):
     tint = torch.stack([d.uniform(-1, 1), d.uniform(-1, 1), d.uniform(-1, 1)], 1)
     tint = tint - tint.mean(1, keepdim=True)
     level = dark * (bright / dark) ** d.uniform()
-    return (level[:, None] * torch.exp(colourful * d.uniform()[:, None] * tint)).clamp(.004, .85)
+    return (level[:, None] * torch.exp(colourful * d.uniform()[:, None] * tint)).clamp(0.004, 0.85)
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c045
 def things(d, people):
     "Make-up, glasses, hats (0 none, 1 knitted, 2 peaked, 3 brimmed), ear-rings, clothes (collar 0 round, 1 shirt, 2 high)."
     woman, grown = (1 - people["boy"]) * (people["years"] > 15), people["young"] == 0
-    made_up = woman * d.uniform() ** .8
+    made_up = woman * d.uniform() ** 0.8
     return dict(
-        make_up=made_up, lashes=.4 + .6 * made_up, lip_paint=made_up * d.chance(.6) * d.uniform(.2, 1),
-        lip_red=muted(d, .10, .30, .1) * pick([[1.6, .28, .32]], 0), glasses=d.chance(.01 + .09 * grown), shades=d.chance(.25),
-        g_w=d.uniform(.070, .086), g_h=d.uniform(.042, .062), g_square=d.uniform(2.1, 4.5), g_t=d.uniform(.0035, .0085),
-        frame=muted(d, .008, .08, .6), hat=d.chance(.055) * (1 + d.choose([.4, .35, .25])), hat_v=d.uniform(.24, .31),
-        hat_colour=muted(d, .01, .6, .9), earring=woman * d.chance(.35), necklace=woman * d.chance(.2),
-        collar=d.choose([.42, .25, .33]), neckline=d.uniform(0, .14), cloth=muted(d, .012, .55, .9), shirt=muted(d, .25, .75, .15),
-        tie=muted(d, .01, .15, 1.2), pattern=d.uniform() ** 3, pattern_f=d.uniform(30, 90))
+        make_up=made_up,
+        lashes=0.4 + 0.6 * made_up,
+        lip_paint=made_up * d.chance(0.6) * d.uniform(0.2, 1),
+        lip_red=muted(d, 0.10, 0.30, 0.1) * pick([[1.6, 0.28, 0.32]], 0),
+        glasses=d.chance(0.01 + 0.09 * grown),
+        shades=d.chance(0.25),
+        g_w=d.uniform(0.070, 0.086),
+        g_h=d.uniform(0.042, 0.062),
+        g_square=d.uniform(2.1, 4.5),
+        g_t=d.uniform(0.0035, 0.0085),
+        frame=muted(d, 0.008, 0.08, 0.6),
+        hat=d.chance(0.055) * (1 + d.choose([0.4, 0.35, 0.25])),
+        hat_v=d.uniform(0.24, 0.31),
+        hat_colour=muted(d, 0.01, 0.6, 0.9),
+        earring=woman * d.chance(0.35),
+        necklace=woman * d.chance(0.2),
+        collar=d.choose([0.42, 0.25, 0.33]),
+        neckline=d.uniform(0, 0.14),
+        cloth=muted(d, 0.012, 0.55, 0.9),
+        shirt=muted(d, 0.25, 0.75, 0.15),
+        tie=muted(d, 0.01, 0.15, 1.2),
+        pattern=d.uniform() ** 3,
+        pattern_f=d.uniform(30, 90),
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c047
 def camera(d):
     "Background (scene 0 studio, 1 room, 2 outdoors, 3 wall) and camera."
     return dict(
-        scene=d.choose([.32, .32, .16, .20]), back=muted(d, .04, .95, .9) * pick([[1.05, .97, .89]], 0), blur=d.uniform(.02, .09),
-        grade_u=d.normal(0, .5), grade_v=d.normal(0, .5), exposure=d.normal(-.08, .17), balance_r=d.normal(.015, .045),
-        balance_b=d.normal(-.07, .055), contrast=d.normal(.60, .15), colour=d.normal(1.12, .12), vignette=d.uniform(0, .2),
-        sharp=d.normal(0, .3), noise=d.uniform(.001, .007), black=d.uniform(0, .012))
+        scene=d.choose([0.32, 0.32, 0.16, 0.20]),
+        back=muted(d, 0.04, 0.95, 0.9) * pick([[1.05, 0.97, 0.89]], 0),
+        blur=d.uniform(0.02, 0.09),
+        grade_u=d.normal(0, 0.5),
+        grade_v=d.normal(0, 0.5),
+        exposure=d.normal(-0.08, 0.17),
+        balance_r=d.normal(0.015, 0.045),
+        balance_b=d.normal(-0.07, 0.055),
+        contrast=d.normal(0.60, 0.15),
+        colour=d.normal(1.12, 0.12),
+        vignette=d.uniform(0, 0.2),
+        sharp=d.normal(0, 0.3),
+        noise=d.uniform(0.001, 0.007),
+        black=d.uniform(0, 0.012),
+    )
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c049
-def picture(seed, # of the world of faces
-            index, # (N,) whole numbers: which pictures
-            people, # `person(seed, ...)` of the same rows
-            ): # dict of float32 (N,) numbers, (N,3) colours and the (N,12,7) spots of the background
+def picture(
+    seed,  # of the world of faces
+    index,  # (N,) whole numbers: which pictures
+    people,  # `person(seed, ...)` of the same rows
+):  # dict of float32 (N,) numbers, (N,3) colours and the (N,12,7) spots of the background
     "All that belongs to one picture: pose, expression, light, things worn, background, camera."
     d = Dice(seed, 2, index)
     people = {name: people[name].double() for name in ("boy", "years", "young")}

@@ -11,64 +11,88 @@ from .. import FacelabError
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c005
 def heatmaps(
-    landmarks,   # (N,K,2), pixels of a picture of `side`; a missing point is NaN
-    side,        # of that picture
-    size=64,     # side of the maps
+    landmarks,  # (N,K,2), pixels of a picture of `side`; a missing point is NaN
+    side,  # of that picture
+    size=64,  # side of the maps
     sigma=1.75,  # width of the Gaussian, in map pixels
-    window=7,    # odd: cut to a square of so many map pixels around the point's; None: not cut
-    exact=False, # centre on the point itself instead of its pixel's middle; the peak is then a little below 1
+    window=7,  # odd: cut to a square of so many map pixels around the point's; None: not cut
+    exact=False,  # centre on the point itself instead of its pixel's middle; the peak is then a little below 1
 ):
     "One Gaussian a landmark, (N,K,size,size) in [0,1] on the landmarks' device; a point outside the picture gives an empty map."
-    if landmarks.dim() != 3 or landmarks.shape[2] != 2: raise FacelabError(f"heatmaps takes landmarks as (N,K,2), not {tuple(landmarks.shape)}")
-    p = landmarks*(size/side)
+    if landmarks.dim() != 3 or landmarks.shape[2] != 2:
+        raise FacelabError(f"heatmaps takes landmarks as (N,K,2), not {tuple(landmarks.shape)}")
+    p = landmarks * (size / side)
     pixel, cells = p.floor(), torch.arange(size, device=p.device, dtype=p.dtype)
-    distance = cells + .5 - (p if exact else pixel + .5)[..., None]
-    bell = torch.exp(-distance**2/(2*sigma**2))
-    if window: bell = bell*((cells - pixel[..., None]).abs() <= window//2)
+    distance = cells + 0.5 - (p if exact else pixel + 0.5)[..., None]
+    bell = torch.exp(-(distance**2) / (2 * sigma**2))
+    if window:
+        bell = bell * ((cells - pixel[..., None]).abs() <= window // 2)
     x, y = bell.unbind(2)
     inside = ((pixel >= 0) & (pixel < size)).all(2)[..., None, None]
-    return torch.where(inside, y[..., :, None]*x[..., None, :], 0.)
+    return torch.where(inside, y[..., :, None] * x[..., None, :], 0.0)
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c007
 FSRNET_MAPS = dict(size=64, sigma=1.75, window=7)
-DIC_MAPS = dict(size=32, sigma=1., window=None, exact=True)
+DIC_MAPS = dict(size=32, sigma=1.0, window=None, exact=True)
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c015
 def points(
-    maps, # (N,K,h,w)
-    side, # of the picture that the maps belong to
+    maps,  # (N,K,h,w)
+    side,  # of the picture that the maps belong to
 ):
     "The landmark of each map, (N,K,2) in pixels of the picture: arg-max, moved to the vertex of a parabola in log H; NaN for an empty map."
     h, w = maps.shape[-2:]
     flat, last = maps.flatten(2), lambda i, n: n - 1 - (n - 1 - i.abs()).abs()
     peak, best = flat.max(2)
-    x, y = best % w, best//w
-    log = lambda dx, dy: flat.gather(2, (last(y + dy, h)*w + last(x + dx, w))[..., None])[..., 0].clamp(min=1e-6).log()
-    vertex = lambda l0, before, after: ((after - before)/(2*(2*l0 - before - after).clamp(min=1e-6))).clamp(-.5, .5)
+    x, y = best % w, best // w
+    log = lambda dx, dy: (
+        flat.gather(2, (last(y + dy, h) * w + last(x + dx, w))[..., None])[..., 0]
+        .clamp(min=1e-6)
+        .log()
+    )
+    vertex = lambda l0, before, after: (
+        (after - before) / (2 * (2 * l0 - before - after).clamp(min=1e-6))
+    ).clamp(-0.5, 0.5)
     l0 = log(0, 0)
-    p = torch.stack([(x + .5 + vertex(l0, log(-1, 0), log(1, 0)))/w, (y + .5 + vertex(l0, log(0, -1), log(0, 1)))/h], 2)*side
+    p = (
+        torch.stack(
+            [
+                (x + 0.5 + vertex(l0, log(-1, 0), log(1, 0))) / w,
+                (y + 0.5 + vertex(l0, log(0, -1), log(0, 1))) / h,
+            ],
+            2,
+        )
+        * side
+    )
     return torch.where(peak[..., None] > 0, p, torch.nan)
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c020
 FIVE_PARTS = ("left eye", "right eye", "nose", "mouth", "outline")
-_RUNS = {68: ([(36, 41)], [(42, 47)], [(27, 35)], [(48, 67)], [(0, 26)]),
-         81: ([(36, 41)], [(42, 47)], [(27, 35)], [(48, 67)], [(0, 26), (68, 80)]),
-         194: ([(114, 133), (154, 173)], [(134, 153), (174, 193)], [(41, 57)], [(58, 113)], [(0, 40)])}
+_RUNS = {
+    68: ([(36, 41)], [(42, 47)], [(27, 35)], [(48, 67)], [(0, 26)]),
+    81: ([(36, 41)], [(42, 47)], [(27, 35)], [(48, 67)], [(0, 26), (68, 80)]),
+    194: ([(114, 133), (154, 173)], [(134, 153), (174, 193)], [(41, 57)], [(58, 113)], [(0, 40)]),
+}
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c021
 def part_matrix(
-    count, # landmarks a face: 68, 81 or 194
+    count,  # landmarks a face: 68, 81 or 194
 ):
     "Which points make up which part, (5,count) of 0 and 1; FacelabError for another count."
-    if count not in _RUNS: raise FacelabError(f"the five parts of {count} landmarks are not known: give {', '.join(map(str, _RUNS))}")
+    if count not in _RUNS:
+        raise FacelabError(
+            f"the five parts of {count} landmarks are not known: give {', '.join(map(str, _RUNS))}"
+        )
     k = torch.arange(count)
-    return torch.stack([sum(((k >= first) & (k <= last)).float() for first, last in runs) for runs in _RUNS[count]])
+    return torch.stack(
+        [sum(((k >= first) & (k <= last)).float() for first, last in runs) for runs in _RUNS[count]]
+    )
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c023
 def merge_parts(
-    maps,   # (N,K,H,W)
-    matrix, # `part_matrix(K)`
+    maps,  # (N,K,H,W)
+    matrix,  # `part_matrix(K)`
 ):
     "The maps of each part, divided by their peaks and added: (N,5,H,W)."
-    scaled = maps/maps.amax((2, 3), keepdim=True).clamp(min=.05)
+    scaled = maps / maps.amax((2, 3), keepdim=True).clamp(min=0.05)
     return (matrix @ scaled.flatten(2)).unflatten(2, maps.shape[-2:])

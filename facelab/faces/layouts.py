@@ -16,46 +16,82 @@ import numpy as np, torch
 from PIL import Image
 from .. import FacelabError
 from ..base.images import open_image, tensor_of
-from .parts import CLASSES_19, LANDMARK_SCHEMES, order_194, resize_labels, _oversampling
+from facelab.faces.parts import (
+    CLASSES_19,
+    LANDMARK_SCHEMES,
+    order_194,
+    resize_labels,
+    _oversampling,
+)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c006
 @cache
-def _threads(): return ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)), thread_name_prefix="facelab-read")
+def _threads():
+    return ThreadPoolExecutor(min(16, 2 * (os.cpu_count() or 1)), thread_name_prefix="facelab-read")
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c007
 def _read_all(read, indices, out, after=None):
     "Fill out[k] with read(indices[k]), in threads, then `after` on each 256; a progress bar for many; the first error stops it."
-    def one(k): out[k] = read(indices[k])
+
+    def one(k):
+        out[k] = read(indices[k])
+
     steps = range(0, len(indices), 256)
     if len(indices) > 2000:
         try:
             from tqdm import tqdm
+
             steps = tqdm(steps, desc="reading faces", unit="batch of 256")
-        except ImportError: pass
+        except ImportError:
+            pass
     for start in steps:
         list(_threads().map(one, range(start, min(start + 256, len(indices)))))
-        if after: out[start:start + 256] = after(out[start:start + 256])
+        if after:
+            out[start : start + 256] = after(out[start : start + 256])
     return out
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c008
 class Files:
     "Pictures or label maps on disk that index like a uint8 tensor (N, *shape); indexing with a list, tensor or slice reads them."
+
     dtype, device = torch.uint8, torch.device("cpu")
-    def __init__(self,
-        read, # i -> uint8 tensor of `shape`
-        shape:tuple, # of one item
-        index, # which items, in order: a tensor of integers
-        after=None, # applied to the stacked items
-    ): self.read, self.item_shape, self.index, self.after = read, tuple(shape), torch.as_tensor(index), after
-    def __len__(self): return len(self.index)
+
+    def __init__(
+        self,
+        read,  # i -> uint8 tensor of `shape`
+        shape: tuple,  # of one item
+        index,  # which items, in order: a tensor of integers
+        after=None,  # applied to the stacked items
+    ):
+        self.read, self.item_shape, self.index, self.after = (
+            read,
+            tuple(shape),
+            torch.as_tensor(index),
+            after,
+        )
+
+    def __len__(self):
+        return len(self.index)
+
     @property
-    def shape(self): return torch.Size((len(self), *self.item_shape))
+    def shape(self):
+        return torch.Size((len(self), *self.item_shape))
+
     @property
-    def nbytes(self): return math.prod(self.shape)
-    def take(self, indices): return Files(self.read, self.item_shape, self.index[indices], self.after)
+    def nbytes(self):
+        return math.prod(self.shape)
+
+    def take(self, indices):
+        return Files(self.read, self.item_shape, self.index[indices], self.after)
+
     def __getitem__(self, indices):
         wanted = self.index[indices].tolist()
-        return _read_all(self.read, wanted, torch.empty(len(wanted), *self.item_shape, dtype=torch.uint8), self.after)
+        return _read_all(
+            self.read,
+            wanted,
+            torch.empty(len(wanted), *self.item_shape, dtype=torch.uint8),
+            self.after,
+        )
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c011
 SPLITS = ("train", "val", "test")
@@ -65,26 +101,33 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", "
 @dataclass
 class Survey:
     "What a folder holds, before any picture is decoded."
+
     name: str
     kind: str
     files: list
     split: torch.Tensor = None
     landmarks: torch.Tensor = None  # (N, K, 2) in pixels of the files
     identity: torch.Tensor = None
-    parsing: object = None          # i -> uint8 array (H, W), 19 classes, at the label files' size
+    parsing: object = None  # i -> uint8 array (H, W), 19 classes, at the label files' size
     notes: list = field(default_factory=list)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c013
 def _image_size(path):
     try:
-        with Image.open(path) as picture: return picture.size if picture.getexif().get(274, 1) < 5 else picture.size[::-1]
-    except Exception: return open_image(path).size  # raises the sentence that names the file
+        with Image.open(path) as picture:
+            return picture.size if picture.getexif().get(274, 1) < 5 else picture.size[::-1]
+    except Exception:
+        return open_image(path).size  # raises the sentence that names the file
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c014
 def _sizes(files):
     "Width and height of every picture (N, 2) by its header; of more than 20,000 only 200 are looked at while these agree."
     look = lambda some: np.array(list(_threads().map(_image_size, some)))
-    if len(files) > 20000 and len(np.unique(some := look(files[::len(files) // 200]), axis=0)) == 1: return np.broadcast_to(some[0], (len(files), 2))
+    if (
+        len(files) > 20000
+        and len(np.unique(some := look(files[:: len(files) // 200]), axis=0)) == 1
+    ):
+        return np.broadcast_to(some[0], (len(files), 2))
     return look(files)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c015
@@ -92,111 +135,203 @@ def square(picture, size):
     "A square of side `size` from the middle of a picture or label map."
     side = min(picture.size)
     x, y = (picture.width - side) // 2, (picture.height - side) // 2
-    if picture.width != picture.height: picture = picture.crop((x, y, x + side, y + side))
-    if side == size: return picture
-    return resize_labels(picture, size) if picture.mode == "L" else picture.resize((size, size), Image.LANCZOS)
+    if picture.width != picture.height:
+        picture = picture.crop((x, y, x + side, y + side))
+    if side == size:
+        return picture
+    return (
+        resize_labels(picture, size)
+        if picture.mode == "L"
+        else picture.resize((size, size), Image.LANCZOS)
+    )
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c016
 def turned(picture, matrix, size, nearest=False):
     "A picture or label map aligned by a 2x3 matrix; what lies outside is mirrored. A face that is no pixel large, twice as large as the picture or beside it is refused."
     grows, (W, H) = math.hypot(*matrix[:, 0]), picture.size
-    if not size / (2 * max(W, H)) <= grows <= 8 * size: raise FacelabError(f"the landmarks span a face of {size / max(grows, 1e-9):.3g} pixels in a picture of {W}x{H}: correct them, they may be of another picture or size")
+    if not size / (2 * max(W, H)) <= grows <= 8 * size:
+        raise FacelabError(
+            f"the landmarks span a face of {size / max(grows, 1e-9):.3g} pixels in a picture of"
+            f" {W}x{H}: correct them, they may be of another picture or size"
+        )
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
     x, y = inverse @ [size / 2, size / 2, 1]
-    if not (0 <= x <= W and 0 <= y <= H): raise FacelabError(f"the landmarks put the face at ({x:.0f}, {y:.0f}), outside of a picture of {W}x{H}: correct them, they may be of another picture or size")
+    if not (0 <= x <= W and 0 <= y <= H):
+        raise FacelabError(
+            f"the landmarks put the face at ({x:.0f}, {y:.0f}), outside of a picture of {W}x{H}:"
+            " correct them, they may be of another picture or size"
+        )
     corners = inverse @ np.array([[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]], float)
     out = max(0, -corners.min(), (corners - np.array([[picture.width], [picture.height]])).max())
     pad = min(math.ceil(out) + 3, 4 * max(picture.size)) if out > 0 else 0
-    if pad: picture = Image.fromarray(np.pad(np.asarray(picture), [(pad, pad), (pad, pad), (0, 0)][:2 + (picture.mode == "RGB")], mode="symmetric"))
+    if pad:
+        picture = Image.fromarray(
+            np.pad(
+                np.asarray(picture),
+                [(pad, pad), (pad, pad), (0, 0)][: 2 + (picture.mode == "RGB")],
+                mode="symmetric",
+            )
+        )
     inverse[:, 2] += pad
     k = 1 if nearest else _oversampling(math.hypot(*matrix[:, 0]))
     inverse[:, :2] /= k
-    fine = picture.transform((k * size, k * size), Image.AFFINE, inverse.ravel().tolist(), Image.NEAREST if nearest else Image.BICUBIC)
+    fine = picture.transform(
+        (k * size, k * size),
+        Image.AFFINE,
+        inverse.ravel().tolist(),
+        Image.NEAREST if nearest else Image.BICUBIC,
+    )
     return fine if nearest else fine.resize((size, size), Image.LANCZOS)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c017
 def _reader(files, size, sizes, matrices, i):
     "File i as uint8 (3, size, size)."
     picture = open_image(files[i])
-    if picture.size != tuple(sizes[i]): raise FacelabError(f"{files[i]} is {picture.width}x{picture.height} but the set's pictures are {sizes[i][0]}x{sizes[i][1]}: restore the file or remove it")
-    try: picture = square(picture, size) if matrices is None else turned(picture, matrices[i], size)
-    except FacelabError as e: raise FacelabError(f"{files[i]}: {e}") from None
+    if picture.size != tuple(sizes[i]):
+        raise FacelabError(
+            f"{files[i]} is {picture.width}x{picture.height} but the set's pictures are"
+            f" {sizes[i][0]}x{sizes[i][1]}: restore the file or remove it"
+        )
+    try:
+        picture = square(picture, size) if matrices is None else turned(picture, matrices[i], size)
+    except FacelabError as e:
+        raise FacelabError(f"{files[i]}: {e}") from None
     return tensor_of(picture)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c018
 def _label_reader(labels, size, sizes, matrices, i):
     "Label map i as uint8 (size, size), 19 classes."
     picture = Image.fromarray(labels(i))
-    if matrices is None: return torch.from_numpy(np.array(square(picture, size)))
-    if picture.size != tuple(sizes[i]): picture = picture.resize(tuple(sizes[i]), Image.NEAREST)
+    if matrices is None:
+        return torch.from_numpy(np.array(square(picture, size)))
+    if picture.size != tuple(sizes[i]):
+        picture = picture.resize(tuple(sizes[i]), Image.NEAREST)
     return torch.from_numpy(np.array(turned(picture, matrices[i], size, nearest=True)))
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c023
-def _text(path): return path.read_text(encoding="utf-8", errors="replace")
+def _text(path):
+    return path.read_text(encoding="utf-8", errors="replace")
+
 
 def read_table(
-    path, # .txt (blanks between) or .csv; lines before the first row of numbers are headers
-)->dict: # file name -> list of floats
+    path,  # .txt (blanks between) or .csv; lines before the first row of numbers are headers
+) -> dict:  # file name -> list of floats
     "Rows of numbers by file name; a line that cannot be read, or that has another length, raises `FacelabError` with its number."
     path, rows, width = Path(path), {}, None
     for number, line in enumerate(_text(path).splitlines(), 1):
-        name, *cells = [c.strip() for c in line.split(",")] if path.suffix == ".csv" else line.split() or [""]
-        if not name: continue
-        try: values = [float(c) for c in cells]
-        except ValueError: values = []
-        if not values and number <= 2: continue
-        if not np.isfinite(values).all(): raise FacelabError(f"{path} line {number} holds a number that is not finite: restore the file or correct the line")
-        if not values or len(values) != (width or len(values)): raise FacelabError(f"{path} line {number} is not a file name with {width or 'its'} numbers: restore the file or correct the line")
+        name, *cells = (
+            [c.strip() for c in line.split(",")] if path.suffix == ".csv" else line.split() or [""]
+        )
+        if not name:
+            continue
+        try:
+            values = [float(c) for c in cells]
+        except ValueError:
+            values = []
+        if not values and number <= 2:
+            continue
+        if not np.isfinite(values).all():
+            raise FacelabError(
+                f"{path} line {number} holds a number that is not finite: restore the file or"
+                " correct the line"
+            )
+        if not values or len(values) != (width or len(values)):
+            raise FacelabError(
+                f"{path} line {number} is not a file name with {width or 'its'} numbers: restore"
+                " the file or correct the line"
+            )
         rows[name], width = values, len(values)
-    if not rows: raise FacelabError(f"{path} holds no rows: restore the file or remove it")
+    if not rows:
+        raise FacelabError(f"{path} holds no rows: restore the file or remove it")
     return rows
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c024
 def _matched(rows, files, path):
     "The rows of a table in the files' order; both must name the same pictures."
     names = [f.name for f in files]
-    some = lambda missing: f"{missing[0]}" + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
+    some = lambda missing: (
+        f"{missing[0]}" + (f" and {len(missing) - 1} others" if len(missing) > 1 else "")
+    )
     absent = sorted(rows.keys() - set(names))
-    if absent: raise FacelabError(f"{path} names {some(absent)} but {files[0].parent} has no such picture: unpack the pictures again, or remove those lines")
+    if absent:
+        raise FacelabError(
+            f"{path} names {some(absent)} but {files[0].parent} has no such picture: unpack the"
+            " pictures again, or remove those lines"
+        )
     untold = sorted(set(names) - rows.keys())
-    if untold: raise FacelabError(f"{path} has no line for {some(untold)} in {files[0].parent}: restore the file, or remove those pictures")
+    if untold:
+        raise FacelabError(
+            f"{path} has no line for {some(untold)} in {files[0].parent}: restore the file, or"
+            " remove those pictures"
+        )
     return np.array([rows[n] for n in names])
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c028
 def hash_split(
-    names, # file names; only the part before the suffix counts
-)->torch.Tensor: # uint8 (N,): 0 train, 1 val, 2 test
+    names,  # file names; only the part before the suffix counts
+) -> torch.Tensor:  # uint8 (N,): 0 train, 1 val, 2 test
     "A split by SHA-256 of each name: first four bytes below 80 % of their range train, below 90 % val, else test."
-    share = [int.from_bytes(hashlib.sha256(Path(n).stem.encode()).digest()[:4], "big") / 2**32 for n in names]
-    return torch.tensor([0 if s < .8 else 1 if s < .9 else 2 for s in share], dtype=torch.uint8)
+    share = [
+        int.from_bytes(hashlib.sha256(Path(n).stem.encode()).digest()[:4], "big") / 2**32
+        for n in names
+    ]
+    return torch.tensor([0 if s < 0.8 else 1 if s < 0.9 else 2 for s in share], dtype=torch.uint8)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c029
 def _read_split(path, files):
     "split.csv with the columns file and train, val or test."
     lines = [line.split(",") for line in _text(path).splitlines() if line.strip()]
-    rows = {cells[0].strip(): cells[1].strip() for cells in lines if len(cells) == 2 and cells[1].strip() in SPLITS}
-    bad = [k for k, cells in enumerate(lines[1:], 2) if len(cells) != 2 or cells[1].strip() not in SPLITS]
-    if bad: raise FacelabError(f"{path} line {bad[0]} is not 'file,train|val|test': correct the line")
+    rows = {
+        cells[0].strip(): cells[1].strip()
+        for cells in lines
+        if len(cells) == 2 and cells[1].strip() in SPLITS
+    }
+    bad = [
+        k
+        for k, cells in enumerate(lines[1:], 2)
+        if len(cells) != 2 or cells[1].strip() not in SPLITS
+    ]
+    if bad:
+        raise FacelabError(f"{path} line {bad[0]} is not 'file,train|val|test': correct the line")
     return torch.tensor([SPLITS.index(s) for s in _matched(rows, files, path)], dtype=torch.uint8)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c032
 def _pictures(folder):
     "The picture files of a folder, in natural order of their names."
     key = lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)]
-    return sorted((p for p in Path(folder).iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")), key=key) if Path(folder).is_dir() else []
+    return (
+        sorted(
+            (
+                p
+                for p in Path(folder).iterdir()
+                if p.suffix.lower() in SUFFIXES and not p.name.startswith(".")
+            ),
+            key=key,
+        )
+        if Path(folder).is_dir()
+        else []
+    )
 
-def _split_note(counts, how): return ("split", ", ".join(f"{n} {s}" for s, n in counts.items()), how)
+
+def _split_note(counts, how):
+    return ("split", ", ".join(f"{n} {s}" for s, n in counts.items()), how)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c033
 def _set_split(survey, split, how):
     survey.split = split
-    survey.notes.append(_split_note({s: int((split == k).sum()) for k, s in enumerate(SPLITS)}, how))
+    survey.notes.append(
+        _split_note({s: int((split == k).sum()) for k, s in enumerate(SPLITS)}, how)
+    )
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c034
-def _set_landmarks(survey, path, shift=0.):
+def _set_landmarks(survey, path, shift=0.0):
     "Landmarks from a table of x, y pairs."
     values = _matched(read_table(path), survey.files, path)
-    if values.shape[1] % 2 or values.shape[1] // 2 not in LANDMARK_SCHEMES: raise FacelabError(f"{path} has {values.shape[1]} numbers a face, which is no count of x, y pairs that is handled: give 5, 49, 68, 81 or 194 points")
+    if values.shape[1] % 2 or values.shape[1] // 2 not in LANDMARK_SCHEMES:
+        raise FacelabError(
+            f"{path} has {values.shape[1]} numbers a face, which is no count of x, y pairs that is"
+            " handled: give 5, 49, 68, 81 or 194 points"
+        )
     survey.landmarks = torch.tensor(values, dtype=torch.float64).view(len(values), -1, 2) + shift
     survey.notes.append(("landmarks", f"{survey.landmarks.shape[1]} points", f"from {path.name}"))
 
@@ -206,36 +341,97 @@ def survey_plain(path):
     files = _pictures(path) or [f for d in folders for f in _pictures(d)]
     if not files:
         below = sorted(d.name for d in path.iterdir() if _pictures(d))
-        raise FacelabError(f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))}): " + (f"open one of its folders {', '.join(below[:5])}" if below else "check the path"))
+        raise FacelabError(
+            f"{path} holds no pictures ({', '.join(sorted(SUFFIXES))}): "
+            + (f"open one of its folders {', '.join(below[:5])}" if below else "check the path")
+        )
     survey = Survey(path.name, "plain folder", files)
-    points = [path / f for k in sorted(LANDMARK_SCHEMES, reverse=True) for f in (f"landmarks_{k}.csv", f"list_landmarks_{k}.csv") if (path / f).exists()]
-    if points: _set_landmarks(survey, points[0])
-    if (path / "split.csv").exists(): _set_split(survey, _read_split(path / "split.csv", files), "from split.csv")
-    elif not _pictures(path): _set_split(survey, torch.tensor([SPLITS.index(f.parent.name) for f in files], dtype=torch.uint8), "from the folders' names")
-    else: _set_split(survey, hash_split([f.name for f in files]), "ours, by hash of the file names (80 : 10 : 10)")
+    points = [
+        path / f
+        for k in sorted(LANDMARK_SCHEMES, reverse=True)
+        for f in (f"landmarks_{k}.csv", f"list_landmarks_{k}.csv")
+        if (path / f).exists()
+    ]
+    if points:
+        _set_landmarks(survey, points[0])
+    if (path / "split.csv").exists():
+        _set_split(survey, _read_split(path / "split.csv", files), "from split.csv")
+    elif not _pictures(path):
+        _set_split(
+            survey,
+            torch.tensor([SPLITS.index(f.parent.name) for f in files], dtype=torch.uint8),
+            "from the folders' names",
+        )
+    else:
+        _set_split(
+            survey,
+            hash_split([f.name for f in files]),
+            "ours, by hash of the file names (80 : 10 : 10)",
+        )
     return survey
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c038
 def _find(path, *names):
     "The first of `names` that exists in the folder or in its usual sub-folders."
-    return next((p for d in ("", "Img", "Anno", "Eval", "CelebAMask-HQ") for n in names if (p := path / d / n).exists()), None)
+    return next(
+        (
+            p
+            for d in ("", "Img", "Anno", "Eval", "CelebAMask-HQ")
+            for n in names
+            if (p := path / d / n).exists()
+        ),
+        None,
+    )
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c039
 def survey_celeba(path):
     folder = _find(path, "img_align_celeba", "img_align_celeba_png")
-    if folder and not _pictures(folder) and _pictures(folder / folder.name): folder = folder / folder.name
-    if not folder or not _pictures(folder): raise FacelabError(f"{path} has CelebA's text files but no pictures in img_align_celeba: unpack img_align_celeba.zip into {path}")
+    if folder and not _pictures(folder) and _pictures(folder / folder.name):
+        folder = folder / folder.name
+    if not folder or not _pictures(folder):
+        raise FacelabError(
+            f"{path} has CelebA's text files but no pictures in img_align_celeba: unpack"
+            f" img_align_celeba.zip into {path}"
+        )
     survey = Survey(path.name, "CelebA", _pictures(folder))
-    points, coarse = _find(path, "list_landmarks_68.csv"), _find(path, "list_landmarks_align_celeba.txt", "list_landmarks_align_celeba.csv")
-    if points: _set_landmarks(survey, points)
-    elif coarse: _set_landmarks(survey, coarse, .5)
-    partition, identity = _find(path, "list_eval_partition.txt", "list_eval_partition.csv"), _find(path, "identity_CelebA.txt")
-    if partition: _set_split(survey, torch.tensor(_matched(read_table(partition), survey.files, partition)[:, 0], dtype=torch.uint8), f"from {partition.name}")
-    else: _set_split(survey, hash_split([f.name for f in survey.files]), "ours, by hash (80 : 10 : 10): put list_eval_partition.txt here for the official split")
-    if survey.split.max() > 2: raise FacelabError(f"{partition} holds partition {survey.split.max()} but only 0, 1 and 2 have a meaning: restore the file")
+    points, coarse = (
+        _find(path, "list_landmarks_68.csv"),
+        _find(path, "list_landmarks_align_celeba.txt", "list_landmarks_align_celeba.csv"),
+    )
+    if points:
+        _set_landmarks(survey, points)
+    elif coarse:
+        _set_landmarks(survey, coarse, 0.5)
+    partition, identity = (
+        _find(path, "list_eval_partition.txt", "list_eval_partition.csv"),
+        _find(path, "identity_CelebA.txt"),
+    )
+    if partition:
+        _set_split(
+            survey,
+            torch.tensor(
+                _matched(read_table(partition), survey.files, partition)[:, 0], dtype=torch.uint8
+            ),
+            f"from {partition.name}",
+        )
+    else:
+        _set_split(
+            survey,
+            hash_split([f.name for f in survey.files]),
+            "ours, by hash (80 : 10 : 10): put list_eval_partition.txt here for the official split",
+        )
+    if survey.split.max() > 2:
+        raise FacelabError(
+            f"{partition} holds partition {survey.split.max()} but only 0, 1 and 2 have a meaning:"
+            " restore the file"
+        )
     if identity:
-        survey.identity = torch.tensor(_matched(read_table(identity), survey.files, identity)[:, 0]).long()
-        survey.notes.append(("identity", f"{len(survey.identity.unique())} people", "from identity_CelebA.txt"))
+        survey.identity = torch.tensor(
+            _matched(read_table(identity), survey.files, identity)[:, 0]
+        ).long()
+        survey.notes.append(
+            ("identity", f"{len(survey.identity.unique())} people", "from identity_CelebA.txt")
+        )
     return survey
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c044
@@ -244,8 +440,13 @@ def _painted(parts, path):
     label = None
     for name in sorted(parts, key=CLASSES_19.index):
         mask = np.asarray(open_image(parts[name], "L")) > 127
-        if label is None: label = np.zeros(mask.shape, np.uint8)
-        if mask.shape != label.shape: raise FacelabError(f"{parts[name]} is {mask.shape[1]}x{mask.shape[0]} but other masks of {path.name} are {label.shape[1]}x{label.shape[0]}: restore the file")
+        if label is None:
+            label = np.zeros(mask.shape, np.uint8)
+        if mask.shape != label.shape:
+            raise FacelabError(
+                f"{parts[name]} is {mask.shape[1]}x{mask.shape[0]} but other masks of {path.name}"
+                f" are {label.shape[1]}x{label.shape[0]}: restore the file"
+            )
         label[mask] = CLASSES_19.index(name)
     return label
 
@@ -255,46 +456,99 @@ def _part_masks(folder):
     masks = {}
     for file in sorted(folder.rglob("*.png")):
         number, _, name = file.stem.partition("_")
-        if number.isdigit() and name in CLASSES_19: masks.setdefault(int(number), {})[name] = file
+        if number.isdigit() and name in CLASSES_19:
+            masks.setdefault(int(number), {})[name] = file
     return masks
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c046
 def _celeba_partition(path, files):
     "CelebA's split of CelebA-HQ numbers, through CelebA-HQ-to-CelebA-mapping.txt (index, original index, original file)."
-    mapping, partition = _find(path, "CelebA-HQ-to-CelebA-mapping.txt"), _find(path, "list_eval_partition.txt")
-    if not mapping or not partition: return None
-    original = {int(c[0]): c[2] for c in map(str.split, _text(mapping).splitlines()) if len(c) == 3 and c[0].isdigit()}
+    mapping, partition = (
+        _find(path, "CelebA-HQ-to-CelebA-mapping.txt"),
+        _find(path, "list_eval_partition.txt"),
+    )
+    if not mapping or not partition:
+        return None
+    original = {
+        int(c[0]): c[2]
+        for c in map(str.split, _text(mapping).splitlines())
+        if len(c) == 3 and c[0].isdigit()
+    }
     rows = read_table(partition)
     lost = [f.name for f in files if original.get(int(f.stem)) not in rows]
-    if lost: raise FacelabError(f"{lost[0]} has no entry in {mapping} and {partition}: restore the two files")
+    if lost:
+        raise FacelabError(
+            f"{lost[0]} has no entry in {mapping} and {partition}: restore the two files"
+        )
     return torch.tensor([rows[original[int(f.stem)]][0] for f in files], dtype=torch.uint8)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c047
 def survey_celebamask(path):
     folder, anno = _find(path, "CelebA-HQ-img"), _find(path, "CelebAMask-HQ-mask-anno")
     files = _pictures(folder) if folder else []
-    if not files: raise FacelabError(f"{path} has CelebAMask-HQ's masks but no pictures in CelebA-HQ-img: unpack CelebAMask-HQ.zip into {path} again")
+    if not files:
+        raise FacelabError(
+            f"{path} has CelebAMask-HQ's masks but no pictures in CelebA-HQ-img: unpack"
+            f" CelebAMask-HQ.zip into {path} again"
+        )
     odd = [f for f in files if not f.stem.isdigit()]
-    if odd: raise FacelabError(f"{odd[0]} is not named by a number as CelebA-HQ's pictures are: remove it from {folder}")
+    if odd:
+        raise FacelabError(
+            f"{odd[0]} is not named by a number as CelebA-HQ's pictures are: remove it from"
+            f" {folder}"
+        )
     survey, masks = Survey(path.name, "CelebAMask-HQ", files), _part_masks(anno) if anno else {}
     bare = [f.name for f in files if int(f.stem) not in masks]
-    if masks and bare: raise FacelabError(f"{len(bare)} of {len(files)} pictures in {folder} have no mask in {anno} (first {bare[0]}): unpack CelebAMask-HQ.zip again, or remove those pictures")
+    if masks and bare:
+        raise FacelabError(
+            f"{len(bare)} of {len(files)} pictures in {folder} have no mask in {anno} (first"
+            f" {bare[0]}): unpack CelebAMask-HQ.zip again, or remove those pictures"
+        )
     if masks:
         survey.parsing = lambda i: _painted(masks[int(files[i].stem)], files[i])
-        survey.notes.append(("parsing", f"{sum(len(masks[int(f.stem)]) for f in files)} part masks", "19 classes; eyes, brows and ears named by side of the picture"))
-    else: survey.notes.append(("parsing", "absent", f"no masks in {path / 'CelebAMask-HQ-mask-anno'}: unpack CelebAMask-HQ.zip there"))
+        survey.notes.append(
+            (
+                "parsing",
+                f"{sum(len(masks[int(f.stem)]) for f in files)} part masks",
+                "19 classes; eyes, brows and ears named by side of the picture",
+            )
+        )
+    else:
+        survey.notes.append(
+            (
+                "parsing",
+                "absent",
+                f"no masks in {path / 'CelebAMask-HQ-mask-anno'}: unpack CelebAMask-HQ.zip there",
+            )
+        )
     split = _celeba_partition(path, files)
-    if (path / "split.csv").exists(): _set_split(survey, _read_split(path / "split.csv", files), "from split.csv")
-    elif split is not None: _set_split(survey, split, "CelebA's partition, through the mapping file")
-    else: _set_split(survey, hash_split([f.name for f in files]), "ours, by hash (80 : 10 : 10): put list_eval_partition.txt and CelebA-HQ-to-CelebA-mapping.txt here for CelebA's")
+    if (path / "split.csv").exists():
+        _set_split(survey, _read_split(path / "split.csv", files), "from split.csv")
+    elif split is not None:
+        _set_split(survey, split, "CelebA's partition, through the mapping file")
+    else:
+        _set_split(
+            survey,
+            hash_split([f.name for f in files]),
+            "ours, by hash (80 : 10 : 10): put list_eval_partition.txt and"
+            " CelebA-HQ-to-CelebA-mapping.txt here for CelebA's",
+        )
     return survey
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c052
-FROM_HELEN = tuple(CLASSES_19.index(c) for c in "background skin l_brow r_brow l_eye r_eye nose u_lip mouth l_lip hair".split())
+FROM_HELEN = tuple(
+    CLASSES_19.index(c)
+    for c in "background skin l_brow r_brow l_eye r_eye nose u_lip mouth l_lip hair".split()
+)
+
+
 def _helen_labels(folder, name):
     "The most probable of Helen's eleven labels a pixel, as 19 classes."
     maps = [np.asarray(open_image(folder / f"{name}_lbl{k:02}.png", "L")) for k in range(11)]
-    if len({m.shape for m in maps}) > 1: raise FacelabError(f"{folder} has label maps of different sizes: unpack this face's labels again")
+    if len({m.shape for m in maps}) > 1:
+        raise FacelabError(
+            f"{folder} has label maps of different sizes: unpack this face's labels again"
+        )
     return np.array(FROM_HELEN, np.uint8)[np.argmax(maps, 0)]
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c053
@@ -303,76 +557,175 @@ def _helen_points(path, files):
     rows = {}
     for file in sorted((path / "annotation").glob("*.txt")):
         name, *lines = _text(file).split("\n")
-        try: rows[name.strip()] = [float(v) for line in lines if line.strip() for v in line.split(",")]
-        except ValueError: raise FacelabError(f"{file} is not a name and 194 lines 'x , y': restore the file") from None
-        if len(rows[name.strip()]) != 388: raise FacelabError(f"{file} holds {len(rows[name.strip()]) // 2} points but Helen has 194: restore the file")
+        try:
+            rows[name.strip()] = [
+                float(v) for line in lines if line.strip() for v in line.split(",")
+            ]
+        except ValueError:
+            raise FacelabError(
+                f"{file} is not a name and 194 lines 'x , y': restore the file"
+            ) from None
+        if len(rows[name.strip()]) != 388:
+            raise FacelabError(
+                f"{file} holds {len(rows[name.strip()]) // 2} points but Helen has 194: restore the"
+                " file"
+            )
     lost = [f.name for f in files if f.stem not in rows]
-    if lost: raise FacelabError(f"{path / 'annotation'} has no points for {lost[0]} ({len(lost)} such pictures): unpack annotation.zip again, or remove them")
+    if lost:
+        raise FacelabError(
+            f"{path / 'annotation'} has no points for {lost[0]} ({len(lost)} such pictures): unpack"
+            " annotation.zip again, or remove them"
+        )
     return order_194(torch.tensor([rows[f.stem] for f in files]).view(-1, 194, 2))
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c054
 def _middles(labels):
     "Five points from a label map: middles of eyes and nose, and the middle of the mouth twice; nan where a part is absent."
+
     def middle(*names):
         y, x = np.nonzero(np.isin(labels, [CLASSES_19.index(n) for n in names]))
-        return (x.mean() + .5, y.mean() + .5) if len(x) else (np.nan, np.nan)
+        return (x.mean() + 0.5, y.mean() + 0.5) if len(x) else (np.nan, np.nan)
+
     eyes, mouth = sorted((middle("l_eye"), middle("r_eye"))), middle("u_lip", "mouth", "l_lip")
     return [*eyes, middle("nose"), mouth, mouth]
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c055
 def _helen_split(path, files):
     "Helen's lists; None if there are none."
-    lists = [[("exemplars.txt", 0), ("tuning.txt", 1), ("testing.txt", 2)], [("trainnames.txt", 0), ("testnames.txt", 2)]]
+    lists = [
+        [("exemplars.txt", 0), ("tuning.txt", 1), ("testing.txt", 2)],
+        [("trainnames.txt", 0), ("testnames.txt", 2)],
+    ]
     for names in lists:
         found = [(path / n, k) for n, k in names if (path / n).exists()]
-        if not found: continue
-        split = {line.split(",")[-1].strip(): k for p, k in found for line in _text(p).splitlines() if line.strip()}
+        if not found:
+            continue
+        split = {
+            line.split(",")[-1].strip(): k
+            for p, k in found
+            for line in _text(p).splitlines()
+            if line.strip()
+        }
         lost = [f.name for f in files if f.stem not in split]
-        if lost: raise FacelabError(f"{lost[0]} is in none of {', '.join(p.name for p, _ in found)} ({len(lost)} such pictures): restore the lists in {path}")
+        if lost:
+            raise FacelabError(
+                f"{lost[0]} is in none of {', '.join(p.name for p, _ in found)} ({len(lost)} such"
+                f" pictures): restore the lists in {path}"
+            )
         absent = sorted(split.keys() - {f.stem for f in files})
-        if absent: raise FacelabError(f"{path}'s lists name {absent[0]} ({len(absent)} such names), which is not among the pictures: unpack all archives of pictures")
+        if absent:
+            raise FacelabError(
+                f"{path}'s lists name {absent[0]} ({len(absent)} such names), which is not among"
+                " the pictures: unpack all archives of pictures"
+            )
         return torch.tensor([split[f.stem] for f in files], dtype=torch.uint8), found
     return None
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c056
 def survey_helen(path):
-    files = sorted((f for d in [path / "images", *sorted(path.glob("helen_*")), *sorted(path.glob("train*")), *sorted(path.glob("test*"))] for f in _pictures(d)), key=lambda f: f.name)
-    if not files: raise FacelabError(f"{path} has Helen's labels or lists but no pictures in images, helen_1 to helen_5, train_1 to train_4 or test: unpack the pictures there")
+    files = sorted(
+        (
+            f
+            for d in [
+                path / "images",
+                *sorted(path.glob("helen_*")),
+                *sorted(path.glob("train*")),
+                *sorted(path.glob("test*")),
+            ]
+            for f in _pictures(d)
+        ),
+        key=lambda f: f.name,
+    )
+    if not files:
+        raise FacelabError(
+            f"{path} has Helen's labels or lists but no pictures in images, helen_1 to helen_5,"
+            " train_1 to train_4 or test: unpack the pictures there"
+        )
     survey, labels = Survey(path.name, "Helen", files), path / "labels"
     if labels.is_dir():
         lost = [f for f in files if not (labels / f.stem / f"{f.stem}_lbl10.png").exists()]
-        if lost: raise FacelabError(f"{labels} has no label maps for {lost[0].name} ({len(lost)} such pictures): unpack the labels again, or remove the pictures")
+        if lost:
+            raise FacelabError(
+                f"{labels} has no label maps for {lost[0].name} ({len(lost)} such pictures): unpack"
+                " the labels again, or remove the pictures"
+            )
         survey.parsing = lambda i: _helen_labels(labels / files[i].stem, files[i].stem)
-        survey.notes.append(("parsing", "11 labels", "ears and neck are background in Helen; eyes and brows named by side of the picture"))
+        survey.notes.append(
+            (
+                "parsing",
+                "11 labels",
+                (
+                    "ears and neck are background in Helen; eyes and brows named by side of the"
+                    " picture"
+                ),
+            )
+        )
     if (path / "annotation").is_dir():
         survey.landmarks = _helen_points(path, files)
-        survey.notes.append(("landmarks", "194 points", "from annotation, eyes and brows renumbered to mirror each other"))
+        survey.notes.append(
+            (
+                "landmarks",
+                "194 points",
+                "from annotation, eyes and brows renumbered to mirror each other",
+            )
+        )
     split = _helen_split(path, files)
-    if split: _set_split(survey, split[0], "from " + ", ".join(p.name for p, _ in split[1]))
-    else: _set_split(survey, hash_split([f.name for f in files]), "ours, by hash (80 : 10 : 10): put exemplars.txt, tuning.txt and testing.txt here for the published one")
+    if split:
+        _set_split(survey, split[0], "from " + ", ".join(p.name for p, _ in split[1]))
+    else:
+        _set_split(
+            survey,
+            hash_split([f.name for f in files]),
+            "ours, by hash (80 : 10 : 10): put exemplars.txt, tuning.txt and testing.txt here for"
+            " the published one",
+        )
     return survey
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c061
 def survey(
-    path, # a folder
-)->Survey:
+    path,  # a folder
+) -> Survey:
     "Recognise the layout of a folder and survey it."
     path = Path(path)
-    if not path.exists(): raise FacelabError(f"{path} does not exist: check the path")
-    if not path.is_dir(): raise FacelabError(f"{path} is a file: give the folder of a face set, or a file that FaceSet.save wrote (.safetensors)")
-    celeba = ("img_align_celeba", "img_align_celeba_png", "list_eval_partition.txt", "list_eval_partition.csv", "list_landmarks_align_celeba.txt", "identity_CelebA.txt")
-    if _find(path, "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"): return survey_celebamask(path)
-    if _find(path, *celeba): return survey_celeba(path)
-    if any((path / n).exists() for n in ("exemplars.txt", "tuning.txt", "testing.txt", "trainnames.txt", "annotation")) or any((path / "labels").glob("*/*_lbl00.png")): return survey_helen(path)
+    if not path.exists():
+        raise FacelabError(f"{path} does not exist: check the path")
+    if not path.is_dir():
+        raise FacelabError(
+            f"{path} is a file: give the folder of a face set, or a file that FaceSet.save wrote"
+            " (.safetensors)"
+        )
+    celeba = (
+        "img_align_celeba",
+        "img_align_celeba_png",
+        "list_eval_partition.txt",
+        "list_eval_partition.csv",
+        "list_landmarks_align_celeba.txt",
+        "identity_CelebA.txt",
+    )
+    if _find(path, "CelebA-HQ-img", "CelebAMask-HQ-mask-anno"):
+        return survey_celebamask(path)
+    if _find(path, *celeba):
+        return survey_celeba(path)
+    if any(
+        (path / n).exists()
+        for n in ("exemplars.txt", "tuning.txt", "testing.txt", "trainnames.txt", "annotation")
+    ) or any((path / "labels").glob("*/*_lbl00.png")):
+        return survey_helen(path)
     return survey_plain(path)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c064
 def label_points(survey, sizes):
     "Five points of each face from its label map; only used to align pictures that have no landmarks."
+
     def one(i):
         labels = survey.parsing(i)
         return np.array(_middles(labels)) * sizes[i] / labels.shape[::-1]
+
     points = np.stack(list(_threads().map(one, range(len(survey.files)))))
     lost = np.nonzero(np.isnan(points[:, [0, 1, 3]]).any((1, 2)))[0]
-    if len(lost): raise FacelabError(f"{survey.files[lost[0]]} has no labelled eyes or mouth to align it by ({len(lost)} such pictures): remove it, or add landmarks")
+    if len(lost):
+        raise FacelabError(
+            f"{survey.files[lost[0]]} has no labelled eyes or mouth to align it by ({len(lost)}"
+            " such pictures): remove it, or add landmarks"
+        )
     return torch.tensor(points)

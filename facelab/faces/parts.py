@@ -18,130 +18,232 @@ from ..base.files import markdown_table
 from .. import FacelabError
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c006
-PART_OF = dict(background="background", skin="face", nose="nose", eye_g="face", l_eye="left eye", r_eye="right eye", l_brow="left brow", r_brow="right brow",
-               l_ear="face", r_ear="face", mouth="inner mouth", u_lip="upper lip", l_lip="lower lip", hair="hair", hat="background",
-               ear_r="background", neck_l="background", neck="background", cloth="background")
+PART_OF = dict(
+    background="background",
+    skin="face",
+    nose="nose",
+    eye_g="face",
+    l_eye="left eye",
+    r_eye="right eye",
+    l_brow="left brow",
+    r_brow="right brow",
+    l_ear="face",
+    r_ear="face",
+    mouth="inner mouth",
+    u_lip="upper lip",
+    l_lip="lower lip",
+    hair="hair",
+    hat="background",
+    ear_r="background",
+    neck_l="background",
+    neck="background",
+    cloth="background",
+)
 CLASSES_19 = tuple(PART_OF)
-PARTS_11 = ("background", "face", "left brow", "right brow", "left eye", "right eye", "nose", "upper lip", "inner mouth", "lower lip", "hair")
+PARTS_11 = (
+    "background",
+    "face",
+    "left brow",
+    "right brow",
+    "left eye",
+    "right eye",
+    "nose",
+    "upper lip",
+    "inner mouth",
+    "lower lip",
+    "hair",
+)
 TO_11 = tuple(PARTS_11.index(part) for part in PART_OF.values())
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c007
 def parts_table():
     "The decision for each of the 19 classes as a Markdown table (a string)."
-    return markdown_table([(k, name, part) for k, (name, part) in enumerate(PART_OF.items())], ("label", "CelebAMask-HQ class", "map"))
+    return markdown_table(
+        [(k, name, part) for k, (name, part) in enumerate(PART_OF.items())],
+        ("label", "CelebAMask-HQ class", "map"),
+    )
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c010
 def parsing_11(
-    labels:torch.Tensor, # integer (N, H, W), the 19 classes
-    eleventh:str="hair", # "hair", or "neck": then the neck is the eleventh map and hair is background
-)->torch.Tensor: # float32 (N, 11, H, W), one-hot
+    labels: torch.Tensor,  # integer (N, H, W), the 19 classes
+    eleventh: str = "hair",  # "hair", or "neck": then the neck is the eleventh map and hair is background
+) -> torch.Tensor:  # float32 (N, 11, H, W), one-hot
     "The 11 parsing maps of the papers from 19-class labels (`TO_11`)."
-    if eleventh not in ("hair", "neck"): raise FacelabError(f"parsing_11 got eleventh={eleventh!r}: choose 'hair' or 'neck'")
-    if labels.numel() and labels.max() >= 19: raise FacelabError(f"parsing labels reach {labels.max()} but CelebAMask-HQ has classes 0..18: look at the label files")
+    if eleventh not in ("hair", "neck"):
+        raise FacelabError(f"parsing_11 got eleventh={eleventh!r}: choose 'hair' or 'neck'")
+    if labels.numel() and labels.max() >= 19:
+        raise FacelabError(
+            f"parsing labels reach {labels.max()} but CelebAMask-HQ has classes 0..18: look at the"
+            " label files"
+        )
     to = list(TO_11)
-    if eleventh == "neck": to[CLASSES_19.index("hair")], to[CLASSES_19.index("neck")] = 0, 10
-    return F.one_hot(torch.tensor(to, device=labels.device)[labels.long()], 11).permute(0, 3, 1, 2).float()
+    if eleventh == "neck":
+        to[CLASSES_19.index("hair")], to[CLASSES_19.index("neck")] = 0, 10
+    return (
+        F.one_hot(torch.tensor(to, device=labels.device)[labels.long()], 11)
+        .permute(0, 3, 1, 2)
+        .float()
+    )
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c016
 class Scheme(NamedTuple):
     "What is known of a landmark order; left and right are sides of the picture."
-    left_eye: tuple   # indices whose mean is the eye's centre
+
+    left_eye: tuple  # indices whose mean is the eye's centre
     right_eye: tuple
     nose: int
-    corners: tuple    # mouth corner left, right
-    mirror: tuple     # mirror[k]: which point of the original takes place k in the mirrored face
+    corners: tuple  # mouth corner left, right
+    mirror: tuple  # mirror[k]: which point of the original takes place k in the mirrored face
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c017
 def _swapped(n, *pairs):
     "The permutation of n points that swaps each pair."
     order = list(range(n))
-    for a, b in pairs: order[a], order[b] = b, a
+    for a, b in pairs:
+        order[a], order[b] = b, a
     return tuple(order)
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c018
 def _ends(first, last):
     "Pairs that turn the run first..last around."
     return [(first + k, last - k) for k in range((last - first + 1) // 2)]
-_PAIRS_68 = (*_ends(0, 16), *_ends(17, 26), *_ends(31, 35), (36, 45), (37, 44), (38, 43), (39, 42), (40, 47), (41, 46),
-             *_ends(48, 54), *_ends(55, 59), *_ends(60, 64), *_ends(65, 67))
+
+
+_PAIRS_68 = (
+    *_ends(0, 16),
+    *_ends(17, 26),
+    *_ends(31, 35),
+    (36, 45),
+    (37, 44),
+    (38, 43),
+    (39, 42),
+    (40, 47),
+    (41, 46),
+    *_ends(48, 54),
+    *_ends(55, 59),
+    *_ends(60, 64),
+    *_ends(65, 67),
+)
 _KEPT_49 = tuple(k for k in range(17, 68) if k not in (60, 64))
 _PAIRS_49 = tuple((_KEPT_49.index(a), _KEPT_49.index(b)) for a, b in _PAIRS_68 if a in _KEPT_49)
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c019
 _RUNS_194 = ((0, 40), (41, 57), (58, 71), (72, 85), (86, 99), (100, 113))
-_TWINS_194 = ((114, 134), (154, 174))  # first points of the two eyes and the two brows, 20 points each
+_TWINS_194 = (
+    (114, 134),
+    (154, 174),
+)  # first points of the two eyes and the two brows, 20 points each
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c020
 LANDMARK_SCHEMES = {
     5: Scheme((0,), (1,), 2, (3, 4), _swapped(5, (0, 1), (3, 4))),
     49: Scheme(tuple(range(19, 25)), tuple(range(25, 31)), 13, (31, 37), _swapped(49, *_PAIRS_49)),
     68: Scheme(tuple(range(36, 42)), tuple(range(42, 48)), 30, (48, 54), _swapped(68, *_PAIRS_68)),
-    81: Scheme(tuple(range(36, 42)), tuple(range(42, 48)), 30, (48, 54), _swapped(81, *_PAIRS_68, *_ends(68, 80))),
-    194: Scheme(tuple(range(114, 134)), tuple(range(134, 154)), 49, (58, 71),
-                _swapped(194, *[p for run in _RUNS_194 for p in _ends(*run)], *[(a + k, b + k) for a, b in _TWINS_194 for k in range(20)])),
+    81: Scheme(
+        tuple(range(36, 42)),
+        tuple(range(42, 48)),
+        30,
+        (48, 54),
+        _swapped(81, *_PAIRS_68, *_ends(68, 80)),
+    ),
+    194: Scheme(
+        tuple(range(114, 134)),
+        tuple(range(134, 154)),
+        49,
+        (58, 71),
+        _swapped(
+            194,
+            *[p for run in _RUNS_194 for p in _ends(*run)],
+            *[(a + k, b + k) for a, b in _TWINS_194 for k in range(20)],
+        ),
+    ),
 }
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c021
 def scheme(
-    count:int, # number of landmarks a face
-)->Scheme:
+    count: int,  # number of landmarks a face
+) -> Scheme:
     "The scheme of `count` landmarks; `FacelabError` for a count that is not handled."
-    if count not in LANDMARK_SCHEMES: raise FacelabError(f"{count} landmarks a face are not handled: give {', '.join(map(str, LANDMARK_SCHEMES))}, or add a Scheme to LANDMARK_SCHEMES")
+    if count not in LANDMARK_SCHEMES:
+        raise FacelabError(
+            f"{count} landmarks a face are not handled: give"
+            f" {', '.join(map(str, LANDMARK_SCHEMES))}, or add a Scheme to LANDMARK_SCHEMES"
+        )
     return LANDMARK_SCHEMES[count]
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c024
 def five_points(
-    landmarks:torch.Tensor, # (N, K, 2) with K in LANDMARK_SCHEMES
-)->torch.Tensor: # (N, 5, 2): left eye, right eye, nose, left mouth corner, right mouth corner, as seen in the picture
+    landmarks: torch.Tensor,  # (N, K, 2) with K in LANDMARK_SCHEMES
+) -> torch.Tensor:  # (N, 5, 2): left eye, right eye, nose, left mouth corner, right mouth corner, as seen in the picture
     "The five points that every scheme shares; an eye is the mean of its points."
     s = scheme(landmarks.shape[1])
     at = lambda *k: landmarks[:, list(k)].mean(1)
-    return torch.stack([at(*s.left_eye), at(*s.right_eye), at(s.nose), at(s.corners[0]), at(s.corners[1])], 1)
+    return torch.stack(
+        [at(*s.left_eye), at(*s.right_eye), at(s.nose), at(s.corners[0]), at(s.corners[1])], 1
+    )
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c027
 def order_194(
-    landmarks:torch.Tensor, # (N, 194, 2) in Helen's files' order
-)->torch.Tensor: # (N, 194, 2), the order of LANDMARK_SCHEMES[194]
+    landmarks: torch.Tensor,  # (N, 194, 2) in Helen's files' order
+) -> torch.Tensor:  # (N, 194, 2), the order of LANDMARK_SCHEMES[194]
     "Renumber Helen's points so that the mirror table holds; the renumbering is one permutation, found from the mean face."
-    left, right = (landmarks[:, 114 + k:134 + k].mean(1) for k in (0, 20))
+    left, right = (landmarks[:, 114 + k : 134 + k].mean(1) for k in (0, 20))
     span = (right - left).norm(dim=1)[:, None, None].clamp(min=1e-6)
     mean = ((landmarks - (left + right)[:, None] / 2) / span).mean(0)
     order = torch.arange(194)
     for first, last in _RUNS_194:
-        if mean[first, 0] > mean[last, 0]: order[first:last + 1] = order[first:last + 1].flip(0)
+        if mean[first, 0] > mean[last, 0]:
+            order[first : last + 1] = order[first : last + 1].flip(0)
     for a, b in _TWINS_194:
-        if mean[a:a + 20, 0].mean() > mean[b:b + 20, 0].mean(): a, b = b, a
-        target, run = mean[a:a + 20] * torch.tensor([-1., 1.]), torch.arange(b, b + 20)
+        if mean[a : a + 20, 0].mean() > mean[b : b + 20, 0].mean():
+            a, b = b, a
+        target, run = mean[a : a + 20] * torch.tensor([-1.0, 1.0]), torch.arange(b, b + 20)
         ways = [way.roll(shift) for way in (run, run.flip(0)) for shift in range(20)]
         best = min(ways, key=lambda w: (mean[w] - target).square().sum().item())
-        order[min(a, b):min(a, b) + 20], order[max(a, b):max(a, b) + 20] = torch.arange(a, a + 20), best
+        order[min(a, b) : min(a, b) + 20], order[max(a, b) : max(a, b) + 20] = (
+            torch.arange(a, a + 20),
+            best,
+        )
     return landmarks[:, order]
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c032
-TEMPLATES = {"celeba_hq": ((.377, .470), (.623, .470), (.500, .720))}  # left eye, right eye, middle of the mouth
+TEMPLATES = {
+    "celeba_hq": ((0.377, 0.470), (0.623, 0.470), (0.500, 0.720))
+}  # left eye, right eye, middle of the mouth
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c033
 def similarity(
-    landmarks:torch.Tensor, # (N, K, 2)
-    size:int, # side of the aligned square
-    template="celeba_hq", # a name in TEMPLATES, or three points as shares of the side
-)->torch.Tensor: # (N, 2, 3): source pixels to aligned pixels
+    landmarks: torch.Tensor,  # (N, K, 2)
+    size: int,  # side of the aligned square
+    template="celeba_hq",  # a name in TEMPLATES, or three points as shares of the side
+) -> torch.Tensor:  # (N, 2, 3): source pixels to aligned pixels
     "Least-squares similarity transforms of eyes and mouth onto the template."
-    if isinstance(template, str) and template not in TEMPLATES: raise FacelabError(f"template {template!r} is not known: choose one of {', '.join(TEMPLATES)} or give three points")
-    q = torch.as_tensor(TEMPLATES[template] if isinstance(template, str) else template, dtype=torch.float64) * size
+    if isinstance(template, str) and template not in TEMPLATES:
+        raise FacelabError(
+            f"template {template!r} is not known: choose one of {', '.join(TEMPLATES)} or give"
+            " three points"
+        )
+    q = (
+        torch.as_tensor(
+            TEMPLATES[template] if isinstance(template, str) else template, dtype=torch.float64
+        )
+        * size
+    )
     p = five_points(landmarks.double().cpu())
     p = torch.stack([p[:, 0], p[:, 1], (p[:, 3] + p[:, 4]) / 2], 1)
     p, q = torch.view_as_complex(p.contiguous()), torch.view_as_complex(q.contiguous())
     pm, qm = p.mean(1, keepdim=True), q.mean()
     a = ((p - pm).conj() * (q - qm)).sum(1) / (p - pm).abs().square().sum(1).clamp(min=1e-12)
     b = qm - a * pm[:, 0]
-    return torch.stack([torch.stack([a.real, -a.imag, b.real], 1), torch.stack([a.imag, a.real, b.imag], 1)], 1)
+    return torch.stack(
+        [torch.stack([a.real, -a.imag, b.real], 1), torch.stack([a.imag, a.real, b.imag], 1)], 1
+    )
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c034
 def moved(
-    landmarks:torch.Tensor, # (N, K, 2)
-    matrices:torch.Tensor, # (N, 2, 3)
-)->torch.Tensor: # (N, K, 2) float32
+    landmarks: torch.Tensor,  # (N, K, 2)
+    matrices: torch.Tensor,  # (N, 2, 3)
+) -> torch.Tensor:  # (N, K, 2) float32
     "The landmarks after the transforms."
     m = matrices.to(landmarks.device).double()
     return (landmarks.double() @ m[:, :, :2].mT + m[:, None, :, 2]).float()
@@ -153,56 +255,85 @@ def _oversampling(scale):
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c039
 def align(
-    images:torch.Tensor, # float (N, 3, H, W) in [0, 1]
-    landmarks:torch.Tensor, # (N, K, 2), pixels of `images`
-    size:int, # side of the aligned squares
-    template="celeba_hq", # a name in TEMPLATES, or three points as shares of the side
-)->tuple: # float (N, 3, size, size) and the moved landmarks (N, K, 2)
+    images: torch.Tensor,  # float (N, 3, H, W) in [0, 1]
+    landmarks: torch.Tensor,  # (N, K, 2), pixels of `images`
+    size: int,  # side of the aligned squares
+    template="celeba_hq",  # a name in TEMPLATES, or three points as shares of the side
+) -> tuple:  # float (N, 3, size, size) and the moved landmarks (N, K, 2)
     "Faces turned, scaled and shifted onto the template, batched; also their landmarks."
     to = similarity(landmarks, size, template)
-    inverse = torch.linalg.inv(torch.cat([to, torch.tensor([[[0., 0., 1.]]], dtype=to.dtype).expand(len(to), 1, 3)], 1))[:, :2].to(images)
+    inverse = torch.linalg.inv(
+        torch.cat([to, torch.tensor([[[0.0, 0.0, 1.0]]], dtype=to.dtype).expand(len(to), 1, 3)], 1)
+    )[:, :2].to(images)
     k = _oversampling(to[:, :, 0].norm(dim=1).min().item())
-    at = (torch.arange(k * size, device=images.device, dtype=images.dtype) + .5) / k
+    at = (torch.arange(k * size, device=images.device, dtype=images.dtype) + 0.5) / k
     grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
     source = grid.view(1, -1, 2) @ inverse[:, :, :2].mT + inverse[:, None, :, 2]
     extent = torch.tensor([images.shape[3], images.shape[2]], device=images.device)
     source = (2 * source / extent - 1).view(len(images), k * size, k * size, 2)
-    fine = F.grid_sample(images, source, mode="bicubic", padding_mode="reflection", align_corners=False)
-    return F.interpolate(fine, size=(size, size), mode="bicubic", antialias=True).clamp(0, 1), moved(landmarks, to)
+    fine = F.grid_sample(
+        images, source, mode="bicubic", padding_mode="reflection", align_corners=False
+    )
+    return F.interpolate(fine, size=(size, size), mode="bicubic", antialias=True).clamp(
+        0, 1
+    ), moved(landmarks, to)
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c045
 def _renamed(names):
     "For each name the index of the name with left and right exchanged."
-    other = lambda n: "r" + n[1:] if n in ("l_eye", "l_brow", "l_ear") else "l" + n[1:] if n in ("r_eye", "r_brow", "r_ear") else \
-                      n.replace("left", "right") if n.startswith("left") else n.replace("right", "left")
+    other = lambda n: (
+        "r" + n[1:]
+        if n in ("l_eye", "l_brow", "l_ear")
+        else "l" + n[1:]
+        if n in ("r_eye", "r_brow", "r_ear")
+        else n.replace("left", "right")
+        if n.startswith("left")
+        else n.replace("right", "left")
+    )
     return tuple(names.index(other(n)) for n in names)
+
+
 MIRROR_19, MIRROR_11 = _renamed(CLASSES_19), _renamed(PARTS_11)
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c046
 def _mirror_parsing(parsing):
-    if not parsing.is_floating_point(): return torch.tensor(MIRROR_19, dtype=parsing.dtype, device=parsing.device)[parsing.flip(-1).long()]
+    if not parsing.is_floating_point():
+        return torch.tensor(MIRROR_19, dtype=parsing.dtype, device=parsing.device)[
+            parsing.flip(-1).long()
+        ]
     order = {11: MIRROR_11, 19: MIRROR_19}.get(parsing.shape[1])
-    if order is None: raise FacelabError(f"mirror got {parsing.shape[1]} parsing maps: give 11 or 19 maps, or integer labels")
+    if order is None:
+        raise FacelabError(
+            f"mirror got {parsing.shape[1]} parsing maps: give 11 or 19 maps, or integer labels"
+        )
     return parsing.flip(-1)[:, list(order)]
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c047
 def mirror(
-    batch:dict, # as `FaceSet.batch` gives it; parsing may also be 11 or 19 float maps
-)->dict: # the same keys
+    batch: dict,  # as `FaceSet.batch` gives it; parsing may also be 11 or 19 float maps
+) -> dict:  # the same keys
     "The batch as seen in a mirror: pictures flipped, left and right labels and landmarks exchanged, x to S - x."
+
     def one(key, value):
-        if key == "parsing": return _mirror_parsing(value)
-        if key == "identity": return value
-        if key in ("image", "depth", "foreground"): return value.flip(-1)
-        if key != "landmarks": raise FacelabError(f"mirror does not know how to flip {key!r}: take it out of the batch first")
+        if key == "parsing":
+            return _mirror_parsing(value)
+        if key == "identity":
+            return value
+        if key in ("image", "depth", "foreground"):
+            return value.flip(-1)
+        if key != "landmarks":
+            raise FacelabError(
+                f"mirror does not know how to flip {key!r}: take it out of the batch first"
+            )
         value = value[:, list(scheme(value.shape[1]).mirror)]
         return torch.stack([batch["image"].shape[-1] - value[..., 0], value[..., 1]], -1)
+
     return {key: one(key, value) for key, value in batch.items()}
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c053
 def right_sides(
-    labels:torch.Tensor, # integer (N, H, W), the 19 classes
-)->torch.Tensor: # the same, with each l_ part right of its r_ partner in the picture
+    labels: torch.Tensor,  # integer (N, H, W), the 19 classes
+) -> torch.Tensor:  # the same, with each l_ part right of its r_ partner in the picture
     "Exchange the names of eyes, brows and ears that are on the wrong side of the picture."
     x = torch.arange(labels.shape[2], device=labels.device, dtype=torch.float32)
     middle = {}
@@ -212,7 +343,9 @@ def right_sides(
     renamed = labels.clone()
     for part in ("eye", "brow", "ear"):
         l, r = middle[f"l_{part}"], middle[f"r_{part}"]
-        wrong = torch.where(l.isnan(), r > middle["nose"], torch.where(r.isnan(), l < middle["nose"], l < r))[:, None, None]
+        wrong = torch.where(
+            l.isnan(), r > middle["nose"], torch.where(r.isnan(), l < middle["nose"], l < r)
+        )[:, None, None]
         a, b = (CLASSES_19.index(f"{side}_{part}") for side in "lr")
         renamed[wrong & (labels == a)] = b
         renamed[wrong & (labels == b)] = a
@@ -220,21 +353,25 @@ def right_sides(
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c057
 def resize_labels(
-    labels:Image.Image, # label map, mode "L"
-    size:int, # side of the new square
-)->Image.Image:
+    labels: Image.Image,  # label map, mode "L"
+    size: int,  # side of the new square
+) -> Image.Image:
     "A label map resized so that each new pixel takes the label that covers most of it."
     a = np.asarray(labels)
     present = np.unique(a)
-    shares = [np.asarray(Image.fromarray((a == c).astype(np.float32)).resize((size, size), Image.BOX)) for c in present]
+    shares = [
+        np.asarray(Image.fromarray((a == c).astype(np.float32)).resize((size, size), Image.BOX))
+        for c in present
+    ]
     return Image.fromarray(present[np.argmax(shares, 0)])
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c059
 def _outline(p):
     "The face's contour (K, 2): jaw, then hairline or an arc of the height that the rule of thirds gives."
-    if len(p) == 81: return np.concatenate([p[:17], p[80:67:-1]])
+    if len(p) == 81:
+        return np.concatenate([p[:17], p[80:67:-1]])
     middle, brow, base = (p[0] + p[16]) / 2, p[17:27].mean(0), p[33]
-    top, half = brow + .8 * (brow - base), (p[16] - p[0]) / 2
+    top, half = brow + 0.8 * (brow - base), (p[16] - p[0]) / 2
     angle = np.linspace(0, np.pi, 13)[:, None]
     return np.concatenate([p[:17], middle + np.cos(angle) * half + np.sin(angle) * (top - middle)])
 
@@ -243,11 +380,15 @@ def _drawn_labels(p, size, fine=4):
     "19-class labels (size, size) of one face from its 68 or 81 points (numpy)."
     canvas = Image.new("L", (fine * size, fine * size))
     draw, p = ImageDraw.Draw(canvas), p * fine
-    polygon = lambda name, points: draw.polygon([tuple(q) for q in points], fill=CLASSES_19.index(name))
+    polygon = lambda name, points: draw.polygon(
+        [tuple(q) for q in points], fill=CLASSES_19.index(name)
+    )
     polygon("skin", _outline(p))
-    thick = .12 * np.linalg.norm(p[36:42].mean(0) - p[42:48].mean(0))
+    thick = 0.12 * np.linalg.norm(p[36:42].mean(0) - p[42:48].mean(0))
     for name, brow in (("r_brow", p[17:22]), ("l_brow", p[22:27])):
-        draw.line([tuple(q) for q in brow], fill=CLASSES_19.index(name), width=round(thick), joint="curve")
+        draw.line(
+            [tuple(q) for q in brow], fill=CLASSES_19.index(name), width=round(thick), joint="curve"
+        )
     polygon("r_eye", p[36:42])
     polygon("l_eye", p[42:48])
     wings = p[33] + 1.35 * (p[31:36] - p[33])
@@ -259,13 +400,24 @@ def _drawn_labels(p, size, fine=4):
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c061
 def parsing_from_landmarks(
-    faces, # a `FaceSet` with 68 or 81 landmarks
-): # the set with a resident parsing column, and a name that says how it was made
+    faces,  # a `FaceSet` with 68 or 81 landmarks
+):  # the set with a resident parsing column, and a name that says how it was made
     "19-class labels drawn from landmarks (no hair, ears or neck); refuses sets without 68 or 81 points."
     count = 0 if faces.landmarks is None else faces.landmarks.shape[1]
-    if count not in (68, 81): raise FacelabError(f"set {faces.name} has {count} landmarks a face but parsing can be drawn from 68 or 81: use such a set, or one that has parsing")
+    if count not in (68, 81):
+        raise FacelabError(
+            f"set {faces.name} has {count} landmarks a face but parsing can be drawn from 68 or 81:"
+            " use such a set, or one that has parsing"
+        )
     points = faces.landmarks.double().cpu().numpy()
     drawn = [torch.from_numpy(_drawn_labels(p, faces.size)) for p in points]
-    parsing = torch.stack(drawn) if drawn else torch.empty(0, faces.size, faces.size, dtype=torch.uint8)
+    parsing = (
+        torch.stack(drawn) if drawn else torch.empty(0, faces.size, faces.size, dtype=torch.uint8)
+    )
     note = ("parsing", "drawn", f"from {count} landmarks; hair, ears and neck are background")
-    return replace(faces, name=f"{faces.name}, parsing from landmarks", parsing=parsing.to(faces.landmarks.device), notes=[n for n in faces.notes if n[0] != "parsing"] + [note])
+    return replace(
+        faces,
+        name=f"{faces.name}, parsing from landmarks",
+        parsing=parsing.to(faces.landmarks.device),
+        notes=[n for n in faces.notes if n[0] != "parsing"] + [note],
+    )

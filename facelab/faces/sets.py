@@ -15,67 +15,127 @@ from typing import Any
 import numpy as np, torch
 from ..base.dice import seed_of
 from ..base.files import answer, markdown_table, say, replacing
-from .layouts import SPLITS, Files, label_points, survey, _label_reader, _reader, _sizes
+from facelab.faces.layouts import (
+    SPLITS,
+    Files,
+    label_points,
+    survey,
+    _label_reader,
+    _reader,
+    _sizes,
+)
 from .. import FacelabError
 from ..base.images import to_float
 from .parts import CLASSES_19, moved, right_sides, similarity
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c007
 LABELS = ("landmarks", "parsing", "identity", "depth", "foreground")
-HAVE = dict(landmarks="drawn faces, CelebA, Helen with its annotation folder, or a folder with landmarks_68.csv",
-            parsing="drawn faces, CelebAMask-HQ and Helen", identity="drawn faces and CelebA", depth="drawn faces", foreground="drawn faces")
+HAVE = dict(
+    landmarks=(
+        "drawn faces, CelebA, Helen with its annotation folder, or a folder with landmarks_68.csv"
+    ),
+    parsing="drawn faces, CelebAMask-HQ and Helen",
+    identity="drawn faces and CelebA",
+    depth="drawn faces",
+    foreground="drawn faces",
+)
 
-def _rows_of(x, indices): return x.take(indices) if isinstance(x, Files) else x[indices.to(x.device)]
 
-def _on(x, device): return x if isinstance(x, Files) or x is None else x.to(device)
+def _rows_of(x, indices):
+    return x.take(indices) if isinstance(x, Files) else x[indices.to(x.device)]
+
+
+def _on(x, device):
+    return x if isinstance(x, Files) or x is None else x.to(device)
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c008
 @dataclass(eq=False)
 class FaceSet:
     "Faces as uint8 pictures with the labels that exist; see `open_faces` for how to get one."
+
     name: str
-    images: Any                  # uint8 (N, 3, S, S): a tensor or `Files`
-    names: list                  # N file names
-    split: torch.Tensor          # uint8 (N,): 0 train, 1 val, 2 test
-    landmarks: Any = None     # float32 (N, K, 2), continuous pixels
-    parsing: Any = None       # uint8 (N, S, S), 19 classes: a tensor or `Files`
-    identity: Any = None      # int64 (N,)
-    depth: Any = None         # float32 (N, S, S)
-    foreground: Any = None    # float32 (N, S, S)
-    notes: list = field(default_factory=list)  # what the reader found and did: (what, found, remark)
-    device: Any = "cpu"       # where batches go
+    images: Any  # uint8 (N, 3, S, S): a tensor or `Files`
+    names: list  # N file names
+    split: torch.Tensor  # uint8 (N,): 0 train, 1 val, 2 test
+    landmarks: Any = None  # float32 (N, K, 2), continuous pixels
+    parsing: Any = None  # uint8 (N, S, S), 19 classes: a tensor or `Files`
+    identity: Any = None  # int64 (N,)
+    depth: Any = None  # float32 (N, S, S)
+    foreground: Any = None  # float32 (N, S, S)
+    notes: list = field(
+        default_factory=list
+    )  # what the reader found and did: (what, found, remark)
+    device: Any = "cpu"  # where batches go
 
     def __post_init__(self):
         lengths = {k: len(getattr(self, k)) for k in ("images", "names", "split", *self.labels)}
-        if len(set(lengths.values())) > 1: raise FacelabError(f"set {self.name} has columns of different lengths {lengths}: give every face one row in each")
-        if self.images.dtype != torch.uint8 or self.images.shape[1] != 3: raise FacelabError(f"set {self.name} has images {tuple(self.images.shape)} of {self.images.dtype}: give uint8 (N, 3, S, S)")
+        if len(set(lengths.values())) > 1:
+            raise FacelabError(
+                f"set {self.name} has columns of different lengths {lengths}: give every face one"
+                " row in each"
+            )
+        if self.images.dtype != torch.uint8 or self.images.shape[1] != 3:
+            raise FacelabError(
+                f"set {self.name} has images {tuple(self.images.shape)} of {self.images.dtype}:"
+                " give uint8 (N, 3, S, S)"
+            )
 
-    def __len__(self): return len(self.names)
+    def __len__(self):
+        return len(self.names)
+
     @property
-    def size(self): return self.images.shape[-1]
+    def size(self):
+        return self.images.shape[-1]
+
     @property
-    def labels(self): return tuple(k for k in LABELS if getattr(self, k) is not None)
+    def labels(self):
+        return tuple(k for k in LABELS if getattr(self, k) is not None)
+
     @property
-    def resident(self): return not any(isinstance(c, Files) for c in (self.images, self.parsing))
+    def resident(self):
+        return not any(isinstance(c, Files) for c in (self.images, self.parsing))
+
     @property
-    def nbytes(self): return self.images.nbytes + sum(getattr(self, k).nbytes for k in self.labels)
+    def nbytes(self):
+        return self.images.nbytes + sum(getattr(self, k).nbytes for k in self.labels)
+
     @property
-    def counts(self): return {s: int((self.split == k).sum()) for k, s in enumerate(SPLITS)}
-    def take(self, indices): return _take(self, indices)
-    def part(self, split): return _part(self, split)
-    def batch(self, indices, device=None, labels=None): return _batch(self, indices, device, labels)
-    def stream(self, batches, device=None, labels=None): return _stream(self, batches, device, labels)
-    def to(self, device, budget=None): return _to(self, device, budget)
-    def order(self, batch, step, seed): return _order(len(self), batch, step, seed)
-    def save(self, path): return _save(self, path)
+    def counts(self):
+        return {s: int((self.split == k).sum()) for k, s in enumerate(SPLITS)}
+
+    def take(self, indices):
+        return _take(self, indices)
+
+    def part(self, split):
+        return _part(self, split)
+
+    def batch(self, indices, device=None, labels=None):
+        return _batch(self, indices, device, labels)
+
+    def stream(self, batches, device=None, labels=None):
+        return _stream(self, batches, device, labels)
+
+    def to(self, device, budget=None):
+        return _to(self, device, budget)
+
+    def order(self, batch, step, seed):
+        return _order(len(self), batch, step, seed)
+
+    def save(self, path):
+        return _save(self, path)
+
     @staticmethod
-    def load(path): return _load(path)
-    def _repr_markdown_(self): return _described(self)
+    def load(path):
+        return _load(path)
+
+    def _repr_markdown_(self):
+        return _described(self)
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c010
 def _take(faces, indices):
     "The faces at `indices` (list, tensor or slice), in that order."
-    if isinstance(indices, slice): indices = range(len(faces))[indices]
+    if isinstance(indices, slice):
+        indices = range(len(faces))[indices]
     indices = torch.as_tensor(list(indices) if isinstance(indices, range) else indices).long().cpu()
     columns = {k: _rows_of(getattr(faces, k), indices) for k in ("images", "split", *faces.labels)}
     return replace(faces, names=[faces.names[i] for i in indices.tolist()], **columns)
@@ -83,49 +143,85 @@ def _take(faces, indices):
 # %% ../../nbs/1_faces/01_sets.ipynb #c011
 def _part(faces, split):
     "The faces of one split; it may be empty, but then it gives no batch."
-    if split not in SPLITS: raise FacelabError(f"split {split!r} is not known: choose one of {', '.join(SPLITS)}")
+    if split not in SPLITS:
+        raise FacelabError(f"split {split!r} is not known: choose one of {', '.join(SPLITS)}")
     return _take(faces, (faces.split.cpu() == SPLITS.index(split)).nonzero()[:, 0])
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c013
 def _batch(faces, indices, device, labels):
     "Image float (B, 3, S, S) in [0, 1] and the asked-for labels (None: all there are) on the device."
-    if not len(faces): raise FacelabError(f"this part of set {faces.name} holds no faces: look at the set's counts and use a split that has some")
+    if not len(faces):
+        raise FacelabError(
+            f"this part of set {faces.name} holds no faces: look at the set's counts and use a"
+            " split that has some"
+        )
     for label in labels or ():
-        if label not in LABELS: raise FacelabError(f"label {label!r} is not known: choose among {', '.join(LABELS)}")
-        if label not in faces.labels: raise FacelabError(f"set {faces.name} has no {label} (it has: {', '.join(faces.labels) or 'images only'}): use a set that has it, such as {HAVE[label]}")
+        if label not in LABELS:
+            raise FacelabError(f"label {label!r} is not known: choose among {', '.join(LABELS)}")
+        if label not in faces.labels:
+            raise FacelabError(
+                f"set {faces.name} has no {label} (it has:"
+                f" {', '.join(faces.labels) or 'images only'}): use a set that has it, such as"
+                f" {HAVE[label]}"
+            )
     device = device or faces.device
-    indices = torch.as_tensor([indices] if isinstance(indices, int) else list(indices) if isinstance(indices, range) else indices).long()
-    rows = lambda x: (x[indices.cpu()] if isinstance(x, Files) else x[indices.to(x.device)]).to(device)
-    return dict(image=to_float(rows(faces.images)), **{k: rows(getattr(faces, k)) for k in (faces.labels if labels is None else labels)})
+    indices = torch.as_tensor(
+        [indices]
+        if isinstance(indices, int)
+        else list(indices)
+        if isinstance(indices, range)
+        else indices
+    ).long()
+    rows = lambda x: (x[indices.cpu()] if isinstance(x, Files) else x[indices.to(x.device)]).to(
+        device
+    )
+    return dict(
+        image=to_float(rows(faces.images)),
+        **{k: rows(getattr(faces, k)) for k in (faces.labels if labels is None else labels)},
+    )
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c018
 def _order(n, batch, step, seed):
     "Indices of the faces of one step, (batch,)."
-    if batch > n: raise FacelabError(f"a batch of {batch} needs at least as many training faces, but there are {n}: lower train.batch in params.yaml")
+    if batch > n:
+        raise FacelabError(
+            f"a batch of {batch} needs at least as many training faces, but there are {n}: lower"
+            " train.batch in params.yaml"
+        )
     epoch, k = divmod(step, n // batch)
-    return _permutation(n, seed_of(seed, "order", epoch))[k * batch:(k + 1) * batch]
+    return _permutation(n, seed_of(seed, "order", epoch))[k * batch : (k + 1) * batch]
+
 
 @lru_cache(maxsize=2)
-def _permutation(n, seed): return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+def _permutation(n, seed):
+    return torch.randperm(n, generator=torch.Generator().manual_seed(seed))
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c021
 def free_bytes(
-    device, # "cpu", "cuda", ...
-)->int:
+    device,  # "cpu", "cuda", ...
+) -> int:
     "Free memory of a device in bytes."
     device = torch.device(device)
-    if device.type == "cuda": return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
     try:
         from psutil import virtual_memory
+
         return virtual_memory().available
-    except ImportError: return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except ImportError:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c022
 def _to(faces, device, budget):
     "The set, resident on the device if it fits into `budget` bytes; else left where it is, with batches going to the device."
-    if faces.nbytes > (.7 * free_bytes(device) if budget is None else budget): return replace(faces, device=device)
+    if faces.nbytes > (0.7 * free_bytes(device) if budget is None else budget):
+        return replace(faces, device=device)
     whole = lambda x: x[:] if isinstance(x, Files) else x
-    return replace(faces, device=device, **{k: whole(getattr(faces, k)).to(device) for k in ("images", "split", *faces.labels)})
+    return replace(
+        faces,
+        device=device,
+        **{k: whole(getattr(faces, k)).to(device) for k in ("images", "split", *faces.labels)},
+    )
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c023
 def _stream(faces, batches, device, labels):
@@ -137,156 +233,323 @@ def _stream(faces, batches, device, labels):
     try:
         for indices in batches:
             waiting.append(ahead.submit(_batch, faces, indices, device, labels))
-            if len(waiting) > 2: yield waiting.pop(0).result()
-        while waiting: yield waiting.pop(0).result()
-    finally: ahead.shutdown(cancel_futures=True)
+            if len(waiting) > 2:
+                yield waiting.pop(0).result()
+        while waiting:
+            yield waiting.pop(0).result()
+    finally:
+        ahead.shutdown(cancel_futures=True)
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c026
 def _save(faces, path):
     "Write the set to one safetensors file, atomically; returns the path."
     from safetensors import SafetensorError
     from safetensors.torch import save_file
+
     whole = lambda x: (x[:] if isinstance(x, Files) else x).cpu().contiguous()
     columns = {k: whole(getattr(faces, k)) for k in ("images", "split", *faces.labels)}
-    about = dict(format="facelab faces 1", name=faces.name, names=list(faces.names), notes=[list(n) for n in faces.notes])
+    about = dict(
+        format="facelab faces 1",
+        name=faces.name,
+        names=list(faces.names),
+        notes=[list(n) for n in faces.notes],
+    )
     try:
-        with replacing(path) as temporary: save_file(columns, temporary, {"facelab": json.dumps(about, sort_keys=True)})
-    except SafetensorError as e: raise FacelabError(f"{path} could not be written ({e}): is the disk full? Free some space and save again") from None
+        with replacing(path) as temporary:
+            save_file(columns, temporary, {"facelab": json.dumps(about, sort_keys=True)})
+    except SafetensorError as e:
+        raise FacelabError(
+            f"{path} could not be written ({e}): is the disk full? Free some space and save again"
+        ) from None
     return Path(path)
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c027
 def _load(path):
     "A set that `FaceSet.save` wrote; columns that were absent stay absent."
     from safetensors import safe_open
+
     try:
         with safe_open(str(path), "pt") as file:
             about = json.loads((file.metadata() or {}).get("facelab", "{}"))
             columns = {k: file.get_tensor(k) for k in file.keys()}
-    except FileNotFoundError: raise FacelabError(f"{path} does not exist: check the path or prepare the set again") from None
-    except Exception as e: raise FacelabError(f"{path} is not a whole safetensors file ({e}): prepare the set again") from None
-    if not isinstance(about, dict) or about.get("format") != "facelab faces 1": raise FacelabError(f"{path} was not written by FaceSet.save: give a folder of images or prepare the set again")
+    except FileNotFoundError:
+        raise FacelabError(
+            f"{path} does not exist: check the path or prepare the set again"
+        ) from None
+    except Exception as e:
+        raise FacelabError(
+            f"{path} is not a whole safetensors file ({e}): prepare the set again"
+        ) from None
+    if not isinstance(about, dict) or about.get("format") != "facelab faces 1":
+        raise FacelabError(
+            f"{path} was not written by FaceSet.save: give a folder of images or prepare the set"
+            " again"
+        )
     try:
-        if unknown := columns.keys() - {"images", "split", *LABELS}: raise ValueError(f"unknown columns {', '.join(sorted(unknown))}")
-        faces = FaceSet(name=str(about["name"]), names=[str(n) for n in about["names"]], notes=[tuple(map(str, n)) for n in about["notes"]], **columns)
-        if odd := _odd(faces): raise ValueError(f"{odd} {tuple(columns[odd].shape)} of {columns[odd].dtype}, or values that it cannot have")
-    except Exception as e: raise FacelabError(f"{path} holds what no face set has ({' '.join(str(e).split())}): prepare the set again") from None
+        if unknown := columns.keys() - {"images", "split", *LABELS}:
+            raise ValueError(f"unknown columns {', '.join(sorted(unknown))}")
+        faces = FaceSet(
+            name=str(about["name"]),
+            names=[str(n) for n in about["names"]],
+            notes=[tuple(map(str, n)) for n in about["notes"]],
+            **columns,
+        )
+        if odd := _odd(faces):
+            raise ValueError(
+                f"{odd} {tuple(columns[odd].shape)} of {columns[odd].dtype}, or values that it"
+                " cannot have"
+            )
+    except Exception as e:
+        raise FacelabError(
+            f"{path} holds what no face set has ({' '.join(str(e).split())}): prepare the set again"
+        ) from None
     return faces
 
+# %% ../../nbs/1_faces/01_sets.ipynb #c027-1
 def _odd(faces):
     "The first column of a set in memory that has not the shape, the kind or the range of such columns; None if there is none."
     N, S, plane = len(faces), faces.size, ((len(faces), faces.size, faces.size), torch.float32)
-    want = dict(images=((N, 3, S, S), torch.uint8), split=((N,), torch.uint8), parsing=((N, S, S), torch.uint8), identity=((N,), torch.int64), depth=plane, foreground=plane,
-                landmarks=((N, *getattr(faces.landmarks, "shape", [0, 0])[1:2], 2), torch.float32))
+    want = dict(
+        images=((N, 3, S, S), torch.uint8),
+        split=((N,), torch.uint8),
+        parsing=((N, S, S), torch.uint8),
+        identity=((N,), torch.int64),
+        depth=plane,
+        foreground=plane,
+        landmarks=((N, *getattr(faces.landmarks, "shape", [0, 0])[1:2], 2), torch.float32),
+    )
     top = dict(split=2, parsing=len(CLASSES_19) - 1)
-    def fits(k, x): return (tuple(x.shape), x.dtype) == want[k] and (not x.is_floating_point() or x.isfinite().all()) and (k not in top or not x.numel() or x.max() <= top[k])
-    return next((k for k in ("images", "split", *faces.labels) if not fits(k, getattr(faces, k))), None)
+
+    def fits(k, x):
+        return (
+            (tuple(x.shape), x.dtype) == want[k]
+            and (not x.is_floating_point() or x.isfinite().all())
+            and (k not in top or not x.numel() or x.max() <= top[k])
+        )
+
+    return next(
+        (k for k in ("images", "split", *faces.labels) if not fits(k, getattr(faces, k))), None
+    )
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c029
 def _described(faces):
     "What the set has and what it lacks, as Markdown."
-    rows = list(faces.notes) or [("images", f"{len(faces)} at {faces.size}x{faces.size}", ""), ("split", ", ".join(f"{n} {s}" for s, n in faces.counts.items()), "")]
+    rows = list(faces.notes) or [
+        ("images", f"{len(faces)} at {faces.size}x{faces.size}", ""),
+        ("split", ", ".join(f"{n} {s}" for s, n in faces.counts.items()), ""),
+    ]
     told = {row[0] for row in rows}
-    rows += [(k, f"{tuple(getattr(faces, k).shape[1:]) or 'one number'} a face" if k in faces.labels else "absent", "" if k in faces.labels else f"found in {HAVE[k]}") for k in LABELS if k not in told]
-    where = f"resident on {faces.images.device}" if faces.resident else f"streamed from disk to {faces.device}"
-    return f"**{faces.name}**: {len(faces)} faces, {faces.size}x{faces.size}, {faces.nbytes / 1e6:.1f} MB, {where}\n\n" + markdown_table(rows, ("what", "found", "remark"))
+    rows += [
+        (
+            k,
+            f"{tuple(getattr(faces, k).shape[1:]) or 'one number'} a face"
+            if k in faces.labels
+            else "absent",
+            "" if k in faces.labels else f"found in {HAVE[k]}",
+        )
+        for k in LABELS
+        if k not in told
+    ]
+    where = (
+        f"resident on {faces.images.device}"
+        if faces.resident
+        else f"streamed from disk to {faces.device}"
+    )
+    return (
+        f"**{faces.name}**: {len(faces)} faces, {faces.size}x{faces.size}, {faces.nbytes / 1e6:.1f}"
+        f" MB, {where}\n\n" + markdown_table(rows, ("what", "found", "remark"))
+    )
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c032
 def _saved(path):
     "The facelab file that `path` is or holds, if any."
     path = Path(path)
-    return path if path.suffix == ".safetensors" and path.is_file() else path / "faces.safetensors" if (path / "faces.safetensors").is_file() else None
+    return (
+        path
+        if path.suffix == ".safetensors" and path.is_file()
+        else path / "faces.safetensors"
+        if (path / "faces.safetensors").is_file()
+        else None
+    )
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c034
 def _big_enough(survey, have, size, limit, too_small):
     "Which faces to keep: those that `have` (N,) pixels allow at `size`; raises unless the others may be left out."
-    if too_small not in ("refuse", "leave out"): raise FacelabError(f"too_small={too_small!r} is not known: choose 'refuse' or 'leave out'")
+    if too_small not in ("refuse", "leave out"):
+        raise FacelabError(f"too_small={too_small!r} is not known: choose 'refuse' or 'leave out'")
     keep = size <= limit * have + 1e-6
-    if keep.all(): return keep
+    if keep.all():
+        return keep
     first = int(np.nonzero(~keep)[0][0])
     if too_small == "leave out" and keep.any():
-        survey.notes.append(("left out", f"{(~keep).sum()} faces", f"they would grow more than {limit:.2f} times"))
+        survey.notes.append(
+            ("left out", f"{(~keep).sum()} faces", f"they would grow more than {limit:.2f} times")
+        )
         return keep
-    raise FacelabError(f"{(~keep).sum()} of {len(keep)} pictures of {survey.name} have too little detail for {size} pixels (first {survey.files[first]}, good for {have[first]:.0f}): "
-                       f"ask for size={int(limit * have.min())} or less, or open the set with too_small='leave out' or a larger max_enlargement than {limit:.2f}")
+    raise FacelabError(
+        f"{(~keep).sum()} of {len(keep)} pictures of {survey.name} have too little detail for"
+        f" {size} pixels (first {survey.files[first]}, good for {have[first]:.0f}): ask for"
+        f" size={int(limit * have.min())} or less, or open the set with too_small='leave out' or a"
+        f" larger max_enlargement than {limit:.2f}"
+    )
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c036
 def open_faces(
-    path, # folder of CelebA, CelebAMask-HQ, Helen or pictures; or a folder or file that `FaceSet.save` wrote
-    size:int=128, # side of the squares
-    template="celeba_hq", # where eyes and mouth go when pictures must be aligned
-    crop="centre", # pictures that are not square and have no landmarks: "centre", or None to refuse them
-    max_enlargement:float=1/.6, # a face that would grow by more is too small
-    too_small:str="refuse", # what to do then: "refuse" the set, or "leave out" the faces
-    sides:bool=True, # name labelled eyes, brows and ears by their side of the picture (`right_sides`)
-)->FaceSet:
+    path,  # folder of CelebA, CelebAMask-HQ, Helen or pictures; or a folder or file that `FaceSet.save` wrote
+    size: int = 128,  # side of the squares
+    template="celeba_hq",  # where eyes and mouth go when pictures must be aligned
+    crop="centre",  # pictures that are not square and have no landmarks: "centre", or None to refuse them
+    max_enlargement: float = 1 / 0.6,  # a face that would grow by more is too small
+    too_small: str = "refuse",  # what to do then: "refuse" the set, or "leave out" the faces
+    sides: bool = True,  # name labelled eyes, brows and ears by their side of the picture (`right_sides`)
+) -> FaceSet:
     "The faces in `path`, read from disk when asked for; what is incomplete or unfit raises `FacelabError`."
-    if not 0 < size <= 2**13: raise FacelabError(f"faces of {size} pixels are asked for: give a side from 1 to {2**13}")
+    if not 0 < size <= 2**13:
+        raise FacelabError(f"faces of {size} pixels are asked for: give a side from 1 to {2**13}")
     if saved := _saved(path):
         faces = FaceSet.load(saved)
-        if faces.size != size: raise FacelabError(f"{saved} holds {faces.size}-pixel faces but {size} is asked for: open it with size={faces.size}, or prepare it again")
+        if faces.size != size:
+            raise FacelabError(
+                f"{saved} holds {faces.size}-pixel faces but {size} is asked for: open it with"
+                f" size={faces.size}, or prepare it again"
+            )
         return faces
     found = survey(path)
     sizes, points, matrices = _sizes(found.files), found.landmarks, None
     odd = np.nonzero(sizes[:, 0] != sizes[:, 1])[0]
-    if len(odd) and points is None and found.parsing and found.kind == "Helen": points = label_points(found, sizes)
-    if len(odd) and points is not None: matrices = similarity(points, size, template).numpy()
-    if len(odd) and matrices is None and crop != "centre": raise FacelabError(f"{found.files[odd[0]]} is {sizes[odd[0]][0]}x{sizes[odd[0]][1]} and not square: give the set landmarks, or open it with crop='centre'")
+    if len(odd) and points is None and found.parsing and found.kind == "Helen":
+        points = label_points(found, sizes)
+    if len(odd) and points is not None:
+        matrices = similarity(points, size, template).numpy()
+    if len(odd) and matrices is None and crop != "centre":
+        raise FacelabError(
+            f"{found.files[odd[0]]} is {sizes[odd[0]][0]}x{sizes[odd[0]][1]} and not square: give"
+            " the set landmarks, or open it with crop='centre'"
+        )
     have = sizes.min(1) if matrices is None else size / np.hypot(*matrices[:, :, 0].T)
     keep = _big_enough(found, have, size, max_enlargement, too_small)
-    how = f"aligned to {template}" if matrices is not None else "centre crop, no landmarks to align by" if len(odd) else "as they are" if (sizes == size).all() else "resized"
-    to = torch.from_numpy(matrices if matrices is not None else (size / sizes[:, :1, None]) * np.eye(2, 3))
+    how = (
+        f"aligned to {template}"
+        if matrices is not None
+        else "centre crop, no landmarks to align by"
+        if len(odd)
+        else "as they are"
+        if (sizes == size).all()
+        else "resized"
+    )
+    to = torch.from_numpy(
+        matrices if matrices is not None else (size / sizes[:, :1, None]) * np.eye(2, 3)
+    )
     files = lambda read, shape, **kw: Files(read, shape, torch.arange(len(sizes)), **kw)
-    labels = found.parsing and files(partial(_label_reader, found.parsing, size, sizes, matrices), (size, size), after=right_sides if sides else None)
-    faces = FaceSet(found.name, files(partial(_reader, found.files, size, sizes, matrices), (3, size, size)), [f.name for f in found.files], found.split,
-                    landmarks=None if found.landmarks is None else moved(found.landmarks, to), parsing=labels, identity=found.identity)
-    faces.notes = [("layout", found.kind, ""), ("images", f"{keep.sum()} at {size}x{size}", how), *found.notes]
+    labels = found.parsing and files(
+        partial(_label_reader, found.parsing, size, sizes, matrices),
+        (size, size),
+        after=right_sides if sides else None,
+    )
+    faces = FaceSet(
+        found.name,
+        files(partial(_reader, found.files, size, sizes, matrices), (3, size, size)),
+        [f.name for f in found.files],
+        found.split,
+        landmarks=None if found.landmarks is None else moved(found.landmarks, to),
+        parsing=labels,
+        identity=found.identity,
+    )
+    faces.notes = [
+        ("layout", found.kind, ""),
+        ("images", f"{keep.sum()} at {size}x{size}", how),
+        *found.notes,
+    ]
     return faces if keep.all() else faces.take(torch.from_numpy(np.nonzero(keep)[0]))
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c038
 @dataclass
 class Report:
     "What `check_faces` found: rows (what, found, remark), and the sentence that makes the set unusable, if any."
+
     path: str
     rows: list
     problem: str = ""
+
     @property
-    def usable(self): return not self.problem
-    def _repr_markdown_(self): return f"**{self.path}**: " + (self.problem or "usable") + ("\n\n" + markdown_table(self.rows, ("what", "found", "remark")) if self.rows else "")
-    def __str__(self): return "\n".join([f"{self.path}: {self.problem or 'usable'}", *("  " + " | ".join(filter(None, row)) for row in self.rows)])
+    def usable(self):
+        return not self.problem
+
+    def _repr_markdown_(self):
+        return (
+            f"**{self.path}**: "
+            + (self.problem or "usable")
+            + ("\n\n" + markdown_table(self.rows, ("what", "found", "remark")) if self.rows else "")
+        )
+
+    def __str__(self):
+        return "\n".join(
+            [
+                f"{self.path}: {self.problem or 'usable'}",
+                *("  " + " | ".join(filter(None, row)) for row in self.rows),
+            ]
+        )
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c039
 def check_faces(
-    path, # as for `open_faces`
-    size:int=128, # the size that it is wanted at
-    probe=64, # how many faces to read whole, spread over the set; None reads every one
-)->Report:
+    path,  # as for `open_faces`
+    size: int = 128,  # the size that it is wanted at
+    probe=64,  # how many faces to read whole, spread over the set; None reads every one
+) -> Report:
     "What is found in `path`, what is missing, and what to do; never raises for an unfit set."
     try:
         faces = open_faces(path, size)
-        indices = torch.arange(len(faces)) if probe is None else torch.linspace(0, len(faces) - 1, min(probe, len(faces))).long()
-        for chunk in indices.split(256): faces.batch(chunk)
-    except FacelabError as e: return Report(str(path), [], str(e))
-    except OSError as e: return Report(str(path), [], f"{e.filename or path} cannot be read ({e.strerror or e}): check the path and the right to read it")
+        indices = (
+            torch.arange(len(faces))
+            if probe is None
+            else torch.linspace(0, len(faces) - 1, min(probe, len(faces))).long()
+        )
+        for chunk in indices.split(256):
+            faces.batch(chunk)
+    except FacelabError as e:
+        return Report(str(path), [], str(e))
+    except OSError as e:
+        return Report(
+            str(path),
+            [],
+            f"{e.filename or path} cannot be read ({e.strerror or e}): check the path and the right"
+            " to read it",
+        )
     told = {row[0] for row in faces.notes}
-    absent = [(k, "absent", f"found in {HAVE[k]}") for k in LABELS if k not in faces.labels and k not in told]
-    return Report(str(path), [*faces.notes, *absent, ("read", f"{len(indices)} of {len(faces)} faces", "decoded whole, no error")])
+    absent = [
+        (k, "absent", f"found in {HAVE[k]}")
+        for k in LABELS
+        if k not in faces.labels and k not in told
+    ]
+    return Report(
+        str(path),
+        [
+            *faces.notes,
+            *absent,
+            ("read", f"{len(indices)} of {len(faces)} faces", "decoded whole, no error"),
+        ],
+    )
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c053
 def main(
-    argv=None, # arguments; None takes those of the process
-)->int: # 0 usable, 1 not
+    argv=None,  # arguments; None takes those of the process
+) -> int:  # 0 usable, 1 not
     "The command `python -m facelab.faces check PATH [--size 128] [--all]`."
-    parser = argparse.ArgumentParser(prog="python -m facelab.faces", description="Check a set of faces before it is used.")
-    check = parser.add_subparsers(required=True, metavar="check").add_parser("check", help="report what is found and what is missing")
+    parser = argparse.ArgumentParser(
+        prog="python -m facelab.faces", description="Check a set of faces before it is used."
+    )
+    check = parser.add_subparsers(required=True, metavar="check").add_parser(
+        "check", help="report what is found and what is missing"
+    )
     check.add_argument("path")
     check.add_argument("--size", type=int, default=128, help="side of the faces wanted (128)")
     check.add_argument("--all", action="store_true", help="read every picture, not 64 of them")
     args = parser.parse_args(argv)
+
     def tell():
         report = check_faces(args.path, args.size, None if args.all else 64)
-        for line in str(report).splitlines(): say(line, sys.stdout if report.usable else sys.stderr)
+        for line in str(report).splitlines():
+            say(line, sys.stdout if report.usable else sys.stderr)
         return 0 if report.usable else 1
-    return answer(tell)
 
-# %% ../../nbs/1_faces/01_sets.ipynb #c055
-if __name__ == "__main__" and __spec__ is not None: sys.exit(main())
+    return answer(tell)

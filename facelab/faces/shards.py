@@ -29,106 +29,203 @@ FORMAT = "facelab shards 1"
 PICTURES = ("webp", "png", "jpg", "jpeg")
 ENDINGS = dict(landmarks="landmarks.npy", parsing="parsing.png", depth="npz", foreground="npz")
 
+
 def _members(columns, names, quality, i):
     "The members of a face: ending -> bytes."
-    out = {ending: io.BytesIO() for ending in ("webp", "json", *(ending for k, ending in ENDINGS.items() if k in columns))}
-    Image.fromarray(columns["images"][i].transpose(1, 2, 0)).save(out["webp"], "WEBP", **(dict(lossless=True, method=2) if quality is None else dict(quality=quality)))
-    about = dict(name=names[i], split=SPLITS[columns["split"][i]], **{k: int(columns[k][i]) for k in ("identity",) if k in columns})
+    out = {
+        ending: io.BytesIO()
+        for ending in ("webp", "json", *(ending for k, ending in ENDINGS.items() if k in columns))
+    }
+    Image.fromarray(columns["images"][i].transpose(1, 2, 0)).save(
+        out["webp"],
+        "WEBP",
+        **(dict(lossless=True, method=2) if quality is None else dict(quality=quality)),
+    )
+    about = dict(
+        name=names[i],
+        split=SPLITS[columns["split"][i]],
+        **{k: int(columns[k][i]) for k in ("identity",) if k in columns},
+    )
     out["json"].write(json.dumps(about).encode())
-    if "landmarks" in columns: np.save(out["landmarks.npy"], columns["landmarks"][i])
-    if "parsing" in columns: Image.fromarray(columns["parsing"][i]).save(out["parsing.png"], "PNG")
-    if "npz" in out: np.savez_compressed(out["npz"], **{k: columns[k][i] for k in ("depth", "foreground") if k in columns})
+    if "landmarks" in columns:
+        np.save(out["landmarks.npy"], columns["landmarks"][i])
+    if "parsing" in columns:
+        Image.fromarray(columns["parsing"][i]).save(out["parsing.png"], "PNG")
+    if "npz" in out:
+        np.savez_compressed(
+            out["npz"], **{k: columns[k][i] for k in ("depth", "foreground") if k in columns}
+        )
     return {ending: file.getvalue() for ending, file in out.items()}
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c009
 def _plan(faces, per_shard, quality):
     "The index, but for sizes and hashes, and the rows of the set that go into each shard."
-    plan = dict(format=FORMAT, name=faces.name, size=faces.size, labels={k: list(getattr(faces, k).shape[1:]) for k in faces.labels},
-                quality=quality, per_shard=per_shard, notes=[list(n) for n in faces.notes], shards=[])
-    groups = [(name, n, rows) for k, name in enumerate(SPLITS) for n, rows in enumerate((faces.split.cpu() == k).nonzero()[:, 0].split(per_shard)) if len(rows)]
+    plan = dict(
+        format=FORMAT,
+        name=faces.name,
+        size=faces.size,
+        labels={k: list(getattr(faces, k).shape[1:]) for k in faces.labels},
+        quality=quality,
+        per_shard=per_shard,
+        notes=[list(n) for n in faces.notes],
+        shards=[],
+    )
+    groups = [
+        (name, n, rows)
+        for k, name in enumerate(SPLITS)
+        for n, rows in enumerate((faces.split.cpu() == k).nonzero()[:, 0].split(per_shard))
+        if len(rows)
+    ]
     for name, n, rows in groups:
-        who = {"identity": faces.identity[rows.to(faces.identity.device)].tolist()} if "identity" in faces.labels else {}
-        plan["shards"].append(dict(file=f"{name}-{n:06d}.tar", split=name, faces=len(rows), names=[faces.names[i] for i in rows.tolist()], **who))
+        who = (
+            {"identity": faces.identity[rows.to(faces.identity.device)].tolist()}
+            if "identity" in faces.labels
+            else {}
+        )
+        plan["shards"].append(
+            dict(
+                file=f"{name}-{n:06d}.tar",
+                split=name,
+                faces=len(rows),
+                names=[faces.names[i] for i in rows.tolist()],
+                **who,
+            )
+        )
     return plan, [rows for *_, rows in groups]
 
+# %% ../../nbs/1_faces/05_shards.ipynb #c009-1
 def _known_hashes(folder, plan):
     "Hashes of shards by file, as far as an earlier run told them; FacelabError if that run packed something else."
-    file = next((f for f in (folder/"index.json", folder/"packing.json") if f.exists()), None)
-    if not file: return {}
+    file = next((f for f in (folder / "index.json", folder / "packing.json") if f.exists()), None)
+    if not file:
+        return {}
     try:
         old = json.loads(file.read_text())
-        hashes = {row["file"]: (row.pop("bytes", None), row.pop("sha256", None))[1] for row in old["shards"]}
-    except (ValueError, KeyError, TypeError): raise FacelabError(f"{file} is damaged: remove {folder} and pack the faces again") from None
+        hashes = {
+            row["file"]: (row.pop("bytes", None), row.pop("sha256", None))[1]
+            for row in old["shards"]
+        }
+    except (ValueError, KeyError, TypeError):
+        raise FacelabError(f"{file} is damaged: remove {folder} and pack the faces again") from None
     other = [k for k in plan if k != "notes" and old.get(k) != plan[k]]
-    if other: raise FacelabError(f"{folder} holds shards of other faces, or packed in another way (different: {', '.join(other)}): pack into another folder, or remove this one")
+    if other:
+        raise FacelabError(
+            f"{folder} holds shards of other faces, or packed in another way (different:"
+            f" {', '.join(other)}): pack into another folder, or remove this one"
+        )
     return hashes
+
 
 def _kept(path, row, known):
     "Hash of a shard that an earlier run left whole, else None."
     digest = hashlib.sha256(data := path.read_bytes() if path.exists() else b"").hexdigest()
-    try: return digest if (digest == known if known else _members_of(data, path, row["faces"], ())) else None
-    except FacelabError: return None
+    try:
+        return (
+            digest
+            if (digest == known if known else _members_of(data, path, row["faces"], ()))
+            else None
+        )
+    except FacelabError:
+        return None
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c010
 def _write_shard(path, faces, rows, quality, bar):
     "One shard, whole or not at all; equal faces give equal bytes."
     with replacing(path) as half, tarfile.open(half, "w", format=tarfile.USTAR_FORMAT) as tar:
         for some in rows.split(256):
-            columns = {k: _rows_of(getattr(faces, k), some)[:].cpu().numpy() for k in ("images", "split", *faces.labels)}
+            columns = {
+                k: _rows_of(getattr(faces, k), some)[:].cpu().numpy()
+                for k in ("images", "split", *faces.labels)
+            }
             names = [faces.names[i] for i in some.tolist()]
-            for i, members in zip(some.tolist(), _threads().map(partial(_members, columns, names, quality), range(len(some)))):
+            for i, members in zip(
+                some.tolist(),
+                _threads().map(partial(_members, columns, names, quality), range(len(some))),
+            ):
                 for ending, data in members.items():
                     info = tarfile.TarInfo(f"{i:08d}.{ending}")
                     info.size = len(data)
                     tar.addfile(info, io.BytesIO(data))
                 bar.update()
 
+# %% ../../nbs/1_faces/05_shards.ipynb #c010-1
 def write_shards(
-    faces,              # a face set, in memory or on disk
-    folder,             # where the shards go, on this machine
-    per_shard:int=1024, # faces a shard
-    quality=None,       # of lossy WebP, 0 to 100; None: lossless
-    progress=True,      # show a bar
-): # ShardedFaces
+    faces,  # a face set, in memory or on disk
+    folder,  # where the shards go, on this machine
+    per_shard: int = 1024,  # faces a shard
+    quality=None,  # of lossy WebP, 0 to 100; None: lossless
+    progress=True,  # show a bar
+):  # ShardedFaces
     "Pack a face set into shards; shards that an earlier run of the same wrote are kept."
-    if "://" in str(folder) or Path(folder).is_file(): raise FacelabError(f"{folder} is no folder on this machine: pack into a local folder, and copy that to where it shall be")
-    if per_shard < 1 or quality is not None and not 0 <= quality <= 100: raise FacelabError(f"per_shard={per_shard} and quality={quality} cannot both be met: give at least 1 face a shard, and a quality from 0 to 100 or None")
-    if not len(faces): raise FacelabError(f"set {faces.name} holds no faces to pack: look at its counts")
+    if "://" in str(folder) or Path(folder).is_file():
+        raise FacelabError(
+            f"{folder} is no folder on this machine: pack into a local folder, and copy that to"
+            " where it shall be"
+        )
+    if per_shard < 1 or quality is not None and not 0 <= quality <= 100:
+        raise FacelabError(
+            f"per_shard={per_shard} and quality={quality} cannot both be met: give at least 1 face"
+            " a shard, and a quality from 0 to 100 or None"
+        )
+    if not len(faces):
+        raise FacelabError(f"set {faces.name} holds no faces to pack: look at its counts")
     folder, (plan, groups) = Path(folder), _plan(faces, per_shard, quality)
     folder.mkdir(parents=True, exist_ok=True)
-    with claimed(folder):   # a second process waits, and then finds every shard there
-        known, index = _known_hashes(folder, plan), folder/"index.json"
-        if not index.exists(): write_text(folder/"packing.json", json.dumps(plan))
-        for half in folder.glob(".*-*.tar"): half.unlink()   # left by a run that was killed
-        with tqdm(total=len(faces), desc=f"packing {faces.name}", unit="face", disable=not progress) as bar:
+    with claimed(folder):  # a second process waits, and then finds every shard there
+        known, index = _known_hashes(folder, plan), folder / "index.json"
+        if not index.exists():
+            write_text(folder / "packing.json", json.dumps(plan))
+        for half in folder.glob(".*-*.tar"):
+            half.unlink()  # left by a run that was killed
+        with tqdm(
+            total=len(faces), desc=f"packing {faces.name}", unit="face", disable=not progress
+        ) as bar:
             for row, rows in zip(plan["shards"], groups):
-                path = folder/row["file"]
-                if digest := _kept(path, row, known.get(row["file"])): bar.update(len(rows))
-                else: _write_shard(path, faces, rows, quality, bar)
-                row |= dict(bytes=path.stat().st_size, sha256=digest or hashlib.sha256(path.read_bytes()).hexdigest())
+                path = folder / row["file"]
+                if digest := _kept(path, row, known.get(row["file"])):
+                    bar.update(len(rows))
+                else:
+                    _write_shard(path, faces, rows, quality, bar)
+                row |= dict(
+                    bytes=path.stat().st_size,
+                    sha256=digest or hashlib.sha256(path.read_bytes()).hexdigest(),
+                )
         write_text(index, json.dumps(plan))
-        (folder/"packing.json").unlink(missing_ok=True)
+        (folder / "packing.json").unlink(missing_ok=True)
     return open_shards(folder)
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c012
 def _place(address):
     "How to read a file there: name -> bytes."
-    if "://" not in address: return lambda name: (Path(address)/name).read_bytes()
+    if "://" not in address:
+        return lambda name: (Path(address) / name).read_bytes()
     import fsspec
+
     files, root = fsspec.core.url_to_fs(address)
     return lambda name: files.cat_file(f"{root.rstrip('/')}/{name}")
 
+
 def _read(read, address, name, hint):
-    try: return read(name)
-    except FileNotFoundError: raise FacelabError(f"{address} has no {name}: {hint}") from None
-    except Exception as e: raise FacelabError(f"{address}/{name} cannot be read ({' '.join(str(e).split()) or type(e).__name__}): check the address and the right to read it") from None
+    try:
+        return read(name)
+    except FileNotFoundError:
+        raise FacelabError(f"{address} has no {name}: {hint}") from None
+    except Exception as e:
+        raise FacelabError(
+            f"{address}/{name} cannot be read ({' '.join(str(e).split()) or type(e).__name__}):"
+            " check the address and the right to read it"
+        ) from None
+
 
 def _no_index(address):
     "What to do where there is no index."
-    if "://" in address: return "copy all of a packed folder there, its index.json too"
+    if "://" in address:
+        return "copy all of a packed folder there, its index.json too"
     folder = Path(address)
-    if not folder.is_dir(): return "there is no such folder, check the path"
-    if any(folder.glob("*.tar")): return "packing did not end, so run the same command again and it goes on"
+    if not folder.is_dir():
+        return "there is no such folder, check the path"
+    if any(folder.glob("*.tar")):
+        return "packing did not end, so run the same command again and it goes on"
     return "there are no shards, so pack faces into it with `python -m facelab.faces.shards pack`"
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c014
@@ -136,89 +233,162 @@ def _members_of(data, where, count, wanted):
     "One dict a face, in order: ending -> (start, length) in the shard's bytes; `picture` stands for the picture's ending."
     faces = {}
     try:
-        if data[-1024:] != bytes(1024): raise tarfile.ReadError("its end is missing")
+        if data[-1024:] != bytes(1024):
+            raise tarfile.ReadError("its end is missing")
         members = tarfile.open(fileobj=io.BytesIO(data), mode="r:").getmembers()
-    except tarfile.TarError as e: raise FacelabError(f"{where} is not a whole tar file ({e}): pack the faces again") from None
+    except tarfile.TarError as e:
+        raise FacelabError(f"{where} is not a whole tar file ({e}): pack the faces again") from None
     for m in members:
-        if not (m.isfile() and re.fullmatch(r"[\w-]+\.[\w.]+", m.name)): raise FacelabError(f"{where} has a member {m.name!r}, which is not a plain file name such as 00000007.webp: do not unpack it, pack the faces again")
+        if not (m.isfile() and re.fullmatch(r"[\w-]+\.[\w.]+", m.name)):
+            raise FacelabError(
+                f"{where} has a member {m.name!r}, which is not a plain file name such as"
+                " 00000007.webp: do not unpack it, pack the faces again"
+            )
         key, _, ending = m.name.partition(".")
-        faces.setdefault(key, {})["picture" if ending in PICTURES else ending] = m.offset_data, m.size
-    lost = next((f"{key}.{ending}" for key, face in faces.items() for ending in wanted if ending not in face), None)
-    if lost: raise FacelabError(f"{where} has no member {lost}: pack the faces again")
-    if len(faces) != count: raise FacelabError(f"{where} holds {len(faces)} faces, but the index says {count}: pack the faces again")
+        faces.setdefault(key, {})["picture" if ending in PICTURES else ending] = (
+            m.offset_data,
+            m.size,
+        )
+    lost = next(
+        (
+            f"{key}.{ending}"
+            for key, face in faces.items()
+            for ending in wanted
+            if ending not in face
+        ),
+        None,
+    )
+    if lost:
+        raise FacelabError(f"{where} has no member {lost}: pack the faces again")
+    if len(faces) != count:
+        raise FacelabError(
+            f"{where} holds {len(faces)} faces, but the index says {count}: pack the faces again"
+        )
     return list(faces.values())
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c016
 class Shards:
     "The shards of an index; the bytes of the last few stay in memory."
-    def __init__(self,
-        read,         # name -> bytes
-        address:str,  # for messages
-        about:dict,   # the index
-        keep:int,     # shards in memory
+
+    def __init__(
+        self,
+        read,  # name -> bytes
+        address: str,  # for messages
+        about: dict,  # the index
+        keep: int,  # shards in memory
     ):
         self.read, self.address, self.rows, self.keep = read, address, about["shards"], keep
         self.wanted = ["picture", "json", *(ENDINGS[k] for k in about["labels"] if k in ENDINGS)]
         self.first = [0, *accumulate(row["faces"] for row in self.rows)]
-        self.held, self.lock, self.fetching = OrderedDict(), Lock(), ThreadPoolExecutor(2, thread_name_prefix="facelab-shard")
+        self.held, self.lock, self.fetching = (
+            OrderedDict(),
+            Lock(),
+            ThreadPoolExecutor(2, thread_name_prefix="facelab-shard"),
+        )
 
-    def of(self, indices): return torch.bucketize(indices, torch.tensor(self.first[1:]), right=True)
+    def of(self, indices):
+        return torch.bucketize(indices, torch.tensor(self.first[1:]), right=True)
 
-    def where(self, s): return f"{self.address}/{self.rows[s]['file']}"
+    def where(self, s):
+        return f"{self.address}/{self.rows[s]['file']}"
 
     def load(self, s):
         "Bytes and members of shard `s`, compared with the index."
-        data, row = _read(self.read, self.address, self.rows[s]["file"], "copy this shard there, or pack the faces again"), self.rows[s]
-        if len(data) != row["bytes"]: raise FacelabError(f"{self.where(s)} has {len(data):,} bytes instead of {row['bytes']:,}: copy it again, or pack the faces again")
-        if hashlib.sha256(data).hexdigest() != row["sha256"]: raise FacelabError(f"{self.where(s)} is not the file that was packed (its SHA-256 differs): copy it again, or pack the faces again")
+        data, row = (
+            _read(
+                self.read,
+                self.address,
+                self.rows[s]["file"],
+                "copy this shard there, or pack the faces again",
+            ),
+            self.rows[s],
+        )
+        if len(data) != row["bytes"]:
+            raise FacelabError(
+                f"{self.where(s)} has {len(data):,} bytes instead of {row['bytes']:,}: copy it"
+                " again, or pack the faces again"
+            )
+        if hashlib.sha256(data).hexdigest() != row["sha256"]:
+            raise FacelabError(
+                f"{self.where(s)} is not the file that was packed (its SHA-256 differs): copy it"
+                " again, or pack the faces again"
+            )
         return data, _members_of(data, self.where(s), row["faces"], self.wanted)
 
     def ask(self, s, needed=()):
         "A future of `load(s)`; the shard that was asked for longest ago, and is not `needed`, makes room."
         with self.lock:
-            if s not in self.held: self.held[s] = self.fetching.submit(self.load, s)
+            if s not in self.held:
+                self.held[s] = self.fetching.submit(self.load, s)
             self.held.move_to_end(s)
-            while len(self.held) > self.keep: self.held.pop(next((k for k in self.held if k not in needed), next(iter(self.held))))
+            while len(self.held) > self.keep:
+                self.held.pop(
+                    next((k for k in self.held if k not in needed), next(iter(self.held)))
+                )
             return self.held[s]
 
     def decoded(self, ending, decode, shape, i):
         "A member of face `i` as a tensor of `shape`."
         s = bisect_right(self.first, i) - 1
-        try: data, faces = self.ask(s).result()
+        try:
+            data, faces = self.ask(s).result()
         except Exception:
-            with self.lock: self.held.pop(s, None)   # the next one who asks tries again
+            with self.lock:
+                self.held.pop(s, None)  # the next one who asks tries again
             raise
         start, length = faces[i - self.first[s]][ending]
         try:
-            value = decode(data[start:start + length], shape)
-            if value.shape != shape: raise ValueError(f"{value.shape} instead of {shape}")
-            if value.dtype.kind not in "fu": raise ValueError(f"{value.dtype} instead of numbers")
+            value = decode(data[start : start + length], shape)
+            if value.shape != shape:
+                raise ValueError(f"{value.shape} instead of {shape}")
+            if value.dtype.kind not in "fu":
+                raise ValueError(f"{value.dtype} instead of numbers")
             return torch.from_numpy(value)
-        except Exception as e: raise FacelabError(f"{self.where(s)} has a {ending} that cannot be read ({' '.join(str(e).split()) or type(e).__name__}): pack the faces again") from None
+        except Exception as e:
+            raise FacelabError(
+                f"{self.where(s)} has a {ending} that cannot be read"
+                f" ({' '.join(str(e).split()) or type(e).__name__}): pack the faces again"
+            ) from None
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c018
 class _Column(Files):
     "`Files` of any dtype, read shard by shard."
+
     def __init__(self, read, shape, index, dtype):
         super().__init__(read, shape, index)
         self.dtype = dtype
+
     @property
-    def nbytes(self): return super().nbytes * self.dtype.itemsize
-    def take(self, indices): return _Column(self.read, self.item_shape, self.index[indices], self.dtype)
+    def nbytes(self):
+        return super().nbytes * self.dtype.itemsize
+
+    def take(self, indices):
+        return _Column(self.read, self.item_shape, self.index[indices], self.dtype)
+
     def __getitem__(self, indices):
         wanted, order = self.index[indices].sort()
-        return _read_all(self.read, wanted.tolist(), torch.empty(len(wanted), *self.item_shape, dtype=self.dtype))[order.argsort()]
+        return _read_all(
+            self.read, wanted.tolist(), torch.empty(len(wanted), *self.item_shape, dtype=self.dtype)
+        )[order.argsort()]
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c019
 def _picture(data, shape):
     with Image.open(io.BytesIO(data)) as picture:
-        if picture.size != shape[:-3:-1]: raise ValueError(f"{picture.width}x{picture.height} instead of {shape[-1]}x{shape[-2]}")
-        return np.array(picture.convert("RGB")).transpose(2, 0, 1) if len(shape) == 3 else np.array(picture.convert("L"))
+        if picture.size != shape[:-3:-1]:
+            raise ValueError(f"{picture.width}x{picture.height} instead of {shape[-1]}x{shape[-2]}")
+        return (
+            np.array(picture.convert("RGB")).transpose(2, 0, 1)
+            if len(shape) == 3
+            else np.array(picture.convert("L"))
+        )
+
 
 def _numbers(label, data, shape):
     found = np.load(io.BytesIO(data))
-    if label == "landmarks": return found
-    if found.zip.getinfo(f"{label}.npy").file_size > 8*math.prod(shape) + 4096: raise ValueError("it unpacks to more than it can be")
+    if label == "landmarks":
+        return found
+    if found.zip.getinfo(f"{label}.npy").file_size > 8 * math.prod(shape) + 4096:
+        raise ValueError("it unpacks to more than it can be")
     return found[label]
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c021
@@ -227,30 +397,54 @@ def _shuffled(counts, window, seed):
     "A permutation of faces that lie in shards of these `counts`, one shard after another."
     dice, each = torch.Generator().manual_seed(seed), torch.tensor(counts)
     place = torch.randperm(len(counts), generator=dice)
-    begin, end = (place - window + 1).clamp(min=0), (place + 1).clamp(max=max(1, len(counts) - window + 1))
-    return (begin.repeat_interleave(each) + (end - begin).repeat_interleave(each) * torch.rand(sum(counts), generator=dice, dtype=torch.float64)).argsort()
+    begin, end = (
+        (place - window + 1).clamp(min=0),
+        (place + 1).clamp(max=max(1, len(counts) - window + 1)),
+    )
+    return (
+        begin.repeat_interleave(each)
+        + (end - begin).repeat_interleave(each)
+        * torch.rand(sum(counts), generator=dice, dtype=torch.float64)
+    ).argsort()
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c022
 @dataclass(eq=False)
 class ShardedFaces(FaceSet):
     "A face set that stays in its shards; see `open_shards`."
+
     shards: object = None  # `Shards`
-    window: int = 8        # shards that are mixed
+    window: int = 8  # shards that are mixed
 
     def __post_init__(self):
         super().__post_init__()
         shard = self.shards.of(self.images.index)
-        self.by_shard, self.counted = shard.argsort(stable=True), tuple(shard.unique(return_counts=True)[1].tolist())
+        self.by_shard, self.counted = (
+            shard.argsort(stable=True),
+            tuple(shard.unique(return_counts=True)[1].tolist()),
+        )
 
-    def __repr__(self): return f"ShardedFaces({self.name!r}, {len(self)} faces)"
-    def to(self, device, budget=None): return replace(self, device=device)
-    def stream(self, batches, device=None, labels=None): return super().stream(_ahead(self, batches), device, labels)
+    def __repr__(self):
+        return f"ShardedFaces({self.name!r}, {len(self)} faces)"
+
+    def to(self, device, budget=None):
+        return replace(self, device=device)
+
+    def stream(self, batches, device=None, labels=None):
+        return super().stream(_ahead(self, batches), device, labels)
 
     def order(self, batch, step, seed):
         "Indices of the faces of one step, (batch,): every epoch has each face once, from at most `window` shards at a time."
-        if batch > len(self): raise FacelabError(f"a batch of {batch} needs at least as many training faces, but there are {len(self)}: lower train.batch in params.yaml")
+        if batch > len(self):
+            raise FacelabError(
+                f"a batch of {batch} needs at least as many training faces, but there are"
+                f" {len(self)}: lower train.batch in params.yaml"
+            )
         epoch, k = divmod(step, len(self) // batch)
-        return self.by_shard[_shuffled(self.counted, self.window, seed_of(seed, "order", epoch))[k * batch:(k + 1) * batch]]
+        return self.by_shard[
+            _shuffled(self.counted, self.window, seed_of(seed, "order", epoch))[
+                k * batch : (k + 1) * batch
+            ]
+        ]
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c024
 def _ahead(faces, batches):
@@ -262,77 +456,176 @@ def _ahead(faces, batches):
         while waiting and (len(waiting) > 64 or len(needed(asked)) > shards.keep):
             out.append(waiting.popleft())
             yield out[-1][0]
-        for s in asked if len(needed(asked)) <= shards.keep else (): shards.ask(s, needed(asked))   # else, between epochs, the reader asks when it is there
+        for s in asked if len(needed(asked)) <= shards.keep else ():
+            shards.ask(s, needed(asked))  # else, between epochs, the reader asks when it is there
         waiting.append((indices, asked))
     yield from (indices for indices, _ in waiting)
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c025
 def _opened(about, shards, window):
     "The set that an index describes."
-    rows, side, every = about["shards"], about["size"], lambda field: [v for row in shards.rows for v in row[field]]
-    if not all(re.fullmatch(r"[\w-]+\.tar", row["file"]) and re.fullmatch("[0-9a-f]{64}", row["sha256"]) and len(row["names"]) == row["faces"] for row in rows): raise ValueError("a row")
+    rows, side, every = (
+        about["shards"],
+        about["size"],
+        lambda field: [v for row in shards.rows for v in row[field]],
+    )
+    if not all(
+        re.fullmatch(r"[\w-]+\.tar", row["file"])
+        and re.fullmatch("[0-9a-f]{64}", row["sha256"])
+        and len(row["names"]) == row["faces"]
+        for row in rows
+    ):
+        raise ValueError("a row")
     plane, points = [side, side], about["labels"].get("landmarks", [0, 2])
-    if not 0 < side <= 2**13 or not 0 <= points[0] <= 2**10 or any(shape != dict(landmarks=[points[0], 2], identity=[], parsing=plane, depth=plane, foreground=plane)[k] for k, shape in about["labels"].items()): raise ValueError("a shape")
+    if (
+        not 0 < side <= 2**13
+        or not 0 <= points[0] <= 2**10
+        or any(
+            shape
+            != dict(
+                landmarks=[points[0], 2], identity=[], parsing=plane, depth=plane, foreground=plane
+            )[k]
+            for k, shape in about["labels"].items()
+        )
+    ):
+        raise ValueError("a shape")
+
     def column(label, shape):
-        if label == "identity": return torch.tensor(every("identity"), dtype=torch.int64)
-        decode, dtype = (_picture, torch.uint8) if label in ("images", "parsing") else (partial(_numbers, label), torch.float32)
-        return _Column(partial(shards.decoded, ENDINGS.get(label, "picture"), decode, tuple(shape)), shape, torch.arange(shards.first[-1]), dtype)
-    split = torch.tensor([SPLITS.index(row["split"]) for row in rows], dtype=torch.uint8).repeat_interleave(torch.tensor([row["faces"] for row in rows]))
+        if label == "identity":
+            return torch.tensor(every("identity"), dtype=torch.int64)
+        decode, dtype = (
+            (_picture, torch.uint8)
+            if label in ("images", "parsing")
+            else (partial(_numbers, label), torch.float32)
+        )
+        return _Column(
+            partial(shards.decoded, ENDINGS.get(label, "picture"), decode, tuple(shape)),
+            shape,
+            torch.arange(shards.first[-1]),
+            dtype,
+        )
+
+    split = torch.tensor(
+        [SPLITS.index(row["split"]) for row in rows], dtype=torch.uint8
+    ).repeat_interleave(torch.tensor([row["faces"] for row in rows]))
     how = "lossless" if about["quality"] is None else f"WebP of quality {about['quality']}"
-    notes = [*map(tuple, about["notes"]), ("shards", f"{len(rows)}, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB", how)]
-    return ShardedFaces(about["name"], column("images", (3, side, side)), every("names"), split, notes=notes, shards=shards, window=window, **{k: column(k, s) for k, s in about["labels"].items()})
+    notes = [
+        *map(tuple, about["notes"]),
+        ("shards", f"{len(rows)}, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB", how),
+    ]
+    return ShardedFaces(
+        about["name"],
+        column("images", (3, side, side)),
+        every("names"),
+        split,
+        notes=notes,
+        shards=shards,
+        window=window,
+        **{k: column(k, s) for k, s in about["labels"].items()},
+    )
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c026
 def open_shards(
-    path,         # a folder, or an address that fsspec knows
-    window:int=8, # shards that are mixed in training; two more are kept in memory for reading ahead
-)->ShardedFaces:
+    path,  # a folder, or an address that fsspec knows
+    window: int = 8,  # shards that are mixed in training; two more are kept in memory for reading ahead
+) -> ShardedFaces:
     "The faces that `write_shards` packed, train, val and test one after another; read when asked for."
-    if window < 1: raise FacelabError(f"window={window} leaves no shard to read from: give at least 1")
+    if window < 1:
+        raise FacelabError(f"window={window} leaves no shard to read from: give at least 1")
     address = str(path).rstrip("/")
-    try: read = _place(address)
-    except Exception as e: raise FacelabError(f"{address} is no address that fsspec can open ({' '.join(str(e).split())}): check it, or install what it needs") from None
-    text, damaged = _read(read, address, "index.json", _no_index(address)), FacelabError(f"{address}/index.json is damaged: copy it again, or pack the faces again")
+    try:
+        read = _place(address)
+    except Exception as e:
+        raise FacelabError(
+            f"{address} is no address that fsspec can open ({' '.join(str(e).split())}): check it,"
+            " or install what it needs"
+        ) from None
+    text, damaged = (
+        _read(read, address, "index.json", _no_index(address)),
+        FacelabError(f"{address}/index.json is damaged: copy it again, or pack the faces again"),
+    )
     try:
         about = json.loads(text)
-        if about["format"] == FORMAT: return _opened(about, Shards(read, address, about, window + 2), window)
-    except Exception: raise damaged from None
-    raise FacelabError(f"{address}/index.json is of another version ({about['format']!r:.60} instead of {FORMAT!r}): pack the faces again, or read them with the facelab that packed them")
+        if about["format"] == FORMAT:
+            return _opened(about, Shards(read, address, about, window + 2), window)
+    except Exception:
+        raise damaged from None
+    raise FacelabError(
+        f"{address}/index.json is of another version ({about['format']!r:.60} instead of"
+        f" {FORMAT!r}): pack the faces again, or read them with the facelab that packed them"
+    )
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c042
 def check_shards(
-    path,          # as for `open_shards`
-    progress=True, # show a bar
-)->str:
+    path,  # as for `open_shards`
+    progress=True,  # show a bar
+) -> str:
     "A sentence about the shards; FacelabError with the first thing that is wrong."
     faces = open_shards(path)
     shards = faces.shards
     for s, row in enumerate(tqdm(shards.rows, desc="checking", unit="shard", disable=not progress)):
         data, members = shards.load(s)
-        try: told = [json.loads(data[start:start + length]) for start, length in (face["json"] for face in members)]
-        except (ValueError, RecursionError): told = None
-        known = [dict(name=name, split=row["split"], **({"identity": row["identity"][i]} if "identity" in row else {})) for i, name in enumerate(row["names"])]
-        if told != known: raise FacelabError(f"{shards.where(s)} names other faces than the index: pack the faces again")
-    return f"{shards.address}: {len(faces)} faces of {faces.size}x{faces.size} in {len(shards.rows)} shards, {sum(row['bytes'] for row in shards.rows) / 1e6:.1f} MB, every hash right"
+        try:
+            told = [
+                json.loads(data[start : start + length])
+                for start, length in (face["json"] for face in members)
+            ]
+        except (ValueError, RecursionError):
+            told = None
+        known = [
+            dict(
+                name=name,
+                split=row["split"],
+                **({"identity": row["identity"][i]} if "identity" in row else {}),
+            )
+            for i, name in enumerate(row["names"])
+        ]
+        if told != known:
+            raise FacelabError(
+                f"{shards.where(s)} names other faces than the index: pack the faces again"
+            )
+    return (
+        f"{shards.address}: {len(faces)} faces of {faces.size}x{faces.size} in {len(shards.rows)}"
+        f" shards, {sum(row['bytes'] for row in shards.rows) / 1e6:.1f} MB, every hash right"
+    )
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c043
 def main(
-    argv=None, # arguments; None takes those of the process
-)->int: # 0 done, 1 not
+    argv=None,  # arguments; None takes those of the process
+) -> int:  # 0 done, 1 not
     "The commands `python -m facelab.faces.shards pack FACES FOLDER` and `python -m facelab.faces.shards check FOLDER`."
-    parser = argparse.ArgumentParser(prog="python -m facelab.faces.shards", description="Pack faces into tar files, and check such files.")
+    parser = argparse.ArgumentParser(
+        prog="python -m facelab.faces.shards",
+        description="Pack faces into tar files, and check such files.",
+    )
     commands = parser.add_subparsers(required=True, dest="command", metavar="pack | check")
     pack = commands.add_parser("pack", help="pack a folder of faces; a run that was killed goes on")
-    for name, told in (("faces", "what facelab.faces.sets.open_faces opens"), ("folder", "where the shards go")): pack.add_argument(name, help=told)
-    for name, number, told in (("--size", 128, "side of the faces (128)"), ("--per-shard", 1024, "faces a shard (1024)"), ("--quality", None, "of lossy WebP, 0 to 100 (lossless)")):
+    for name, told in (
+        ("faces", "what facelab.faces.sets.open_faces opens"),
+        ("folder", "where the shards go"),
+    ):
+        pack.add_argument(name, help=told)
+    for name, number, told in (
+        ("--size", 128, "side of the faces (128)"),
+        ("--per-shard", 1024, "faces a shard (1024)"),
+        ("--quality", None, "of lossy WebP, 0 to 100 (lossless)"),
+    ):
         pack.add_argument(name, type=int, default=number, help=told)
-    commands.add_parser("check", help="compare all shards with their index").add_argument("folder", help="a folder, or an address such as s3://bucket/faces")
+    commands.add_parser("check", help="compare all shards with their index").add_argument(
+        "folder", help="a folder, or an address such as s3://bucket/faces"
+    )
     args = parser.parse_args(argv)
+
     def pack_and_check():
-        if args.command == "pack": write_shards(open_faces(args.faces, args.size), args.folder, args.per_shard, args.quality)
+        if args.command == "pack":
+            write_shards(
+                open_faces(args.faces, args.size), args.folder, args.per_shard, args.quality
+            )
         say(check_shards(args.folder))
         return 0
+
     return answer(pack_and_check)
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c045
-if __name__ == "__main__" and __spec__ is not None: sys.exit(main())
+if __name__ == "__main__" and __spec__ is not None:
+    sys.exit(main())

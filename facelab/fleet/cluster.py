@@ -65,7 +65,10 @@ def over_shards(job, workers=None, cpus=1, gpus=0):
     made_from = {"what": job.what, "split": job.split, "degrade": job.degrade, "faces": fingerprint(job.source)}
     made_from["weights"] = sha256(Path(job.model) / "generator.safetensors")
     if json.loads(read_file(job.out, "made_from.json") or json.dumps(made_from)) != made_from:
-        raise FacelabError(f"{job.out} holds what was made of other faces or by another model: choose another folder, or remove this one")
+        raise FacelabError(
+            f"{job.out} holds what was made of other faces or by another model: choose another folder, or remove"
+            " this one"
+        )
     write_file(job.out, "made_from.json", json.dumps(made_from).encode())
     n = len(here.shards)
     started()
@@ -74,16 +77,30 @@ def over_shards(job, workers=None, cpus=1, gpus=0):
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     DataContext.get_current().enable_progress_bars = False  # there is one below
     pool = ActorPoolStrategy(size=workers) if workers else ActorPoolStrategy(min_size=1, max_size=n)
-    work = from_items([{"shard": s} for s in range(n)], override_num_blocks=n).map_batches(Worker, fn_constructor_args=(job,), batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus)
+    work = from_items([{"shard": s} for s in range(n)], override_num_blocks=n).map_batches(
+        Worker, fn_constructor_args=(job,), batch_size=1, compute=pool, num_cpus=cpus, num_gpus=gpus
+    )
     made = sorted(tqdm(work.iter_rows(), total=n, desc=job.what, unit="shard"), key=lambda row: row["shard"])
     if problems := [row["problem"] for row in made if row["problem"]]:
         raise FacelabError(f"{len(problems)} of {n} shards could not be made: {problems[0]}")
     if [row["shard"] for row in made] != list(range(n)):
         raise FacelabError(f"{len(made)} of {n} shards were reported: run the command again, and it goes on")
-    made = [{**{k: row[k] for k in ("file", "split", "faces", "names")}, **{k: more[k] for k in ("bytes", "sha256", "new")}} for row, more in zip(here.shards, made)]
+    made = [
+        {**{k: row[k] for k in ("file", "split", "faces", "names")}, **{k: more[k] for k in ("bytes", "sha256", "new")}}
+        for row, more in zip(here.shards, made)
+    ]
     if job.what == "restore":
         rows = [{k: v for k, v in row.items() if k != "new"} for row in made]
-        index = dict(format=FORMAT, name=here.faces.name, size=here.shape[-1], labels={}, quality=None, per_shard=max(row["faces"] for row in rows), notes=[], shards=rows)
+        index = dict(
+            format=FORMAT,
+            name=here.faces.name,
+            size=here.shape[-1],
+            labels={},
+            quality=None,
+            per_shard=max(row["faces"] for row in rows),
+            notes=[],
+            shards=rows,
+        )
         write_file(job.out, "index.json", json.dumps(index).encode())
     return made
 
@@ -105,13 +122,21 @@ def score_shards(source, model, out, workers=None, cpus=1, gpus=0, split="test",
 
 def averages(out, made):
     "Means of all measures over the tables of `score_shards`."
-    rows = [row for part in made for row in csv.DictReader(read_file(out, f"{Path(part['file']).stem}.csv").decode().splitlines())]
+    rows = [
+        row
+        for part in made
+        for row in csv.DictReader(read_file(out, f"{Path(part['file']).stem}.csv").decode().splitlines())
+    ]
     columns = {name: [float(row[name]) for row in rows if row[name]] for name in list(rows[0])[2:]}
     return {name: sum(values) / len(values) for name, values in columns.items() if values}
 
 
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m facelab.fleet.cluster", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m facelab.fleet.cluster",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     commands = parser.add_subparsers(required=True, dest="command", metavar="train | restore | score")
     arguments(commands.add_parser("train", help="train and score recipes"))
     for name, what in (("restore", "restore a set of faces"), ("score", "score a model on a set of faces")):
@@ -122,7 +147,11 @@ def main(argv=None):
         command.add_argument("--split", default="test" if name == "score" else None, help="only train, val or test")
         command.add_argument("--batch", type=int, default=64)
         command.add_argument("--workers", type=int, help="how many (as many as there is room for)")
-    commands.choices["restore"].add_argument("--degrade", action="store_true", help="degrade first, as the model learned it; else the pictures are degraded already")
+    commands.choices["restore"].add_argument(
+        "--degrade",
+        action="store_true",
+        help="degrade first, as the model learned it; else the pictures are degraded already",
+    )
     for command in commands.choices.values():
         command.add_argument("--cpus", type=int, default=1, help="of a worker (1)")
         command.add_argument("--gpus", type=float, default=0, help="of a worker; .25 puts four on one")
@@ -132,10 +161,25 @@ def main(argv=None):
         if args.command == "train":
             grid, names = asked_for(args)
             failed = train_grid(grid, names, args.cpus, args.gpus)
-            return summary(grid, names, failed, [name for name in grid.order(names) if name not in failed and not grid.is_done(name)])
-        job = Job(args.command, *map(absolute, (args.faces, args.model, args.out)), args.split, getattr(args, "degrade", False), args.batch, threads=args.cpus)
+            return summary(
+                grid,
+                names,
+                failed,
+                [name for name in grid.order(names) if name not in failed and not grid.is_done(name)],
+            )
+        job = Job(
+            args.command,
+            *map(absolute, (args.faces, args.model, args.out)),
+            args.split,
+            getattr(args, "degrade", False),
+            args.batch,
+            threads=args.cpus,
+        )
         made = over_shards(job, args.workers, args.cpus, args.gpus)
-        print(f"{sum(row['faces'] for row in made):,} faces in {len(made)} shards, {sum(row['new'] for row in made)} of them made now")
+        print(
+            f"{sum(row['faces'] for row in made):,} faces in {len(made)} shards, {sum(row['new'] for row in made)} of"
+            " them made now"
+        )
         if args.command == "score":
             print(", ".join(f"{name} {value:.4f}" for name, value in averages(args.out, made).items()))
         return 0

@@ -40,7 +40,10 @@ class Grid:
 
     def needs(self, name):
         "What has to be trained before: parts, and the features network if a loss asks for it."
-        return [*parts_used(self.recipes[name]), *["features"] * asks_features(resolve(name, self.recipes, self.params))]
+        return [
+            *parts_used(self.recipes[name]),
+            *["features"] * asks_features(resolve(name, self.recipes, self.params)),
+        ]
 
     def order(self, names):
         "These recipes and what they need, each once and after what it needs."
@@ -59,18 +62,32 @@ class Grid:
 
     def training(self, name):
         "What a recipe's weights depend on."
-        return {"source": self.sources[f"train@{name}"], "faces": self.faces_sha256, "weights": {part: self.weights(part) for part in self.needs(name)}}
+        return {
+            "source": self.sources[f"train@{name}"],
+            "faces": self.faces_sha256,
+            "weights": {part: self.weights(part) for part in self.needs(name)},
+        }
 
     def inputs_from(self, chain):
         "What the degraded test faces of a chain depend on."
         given = self.inputs and sha256(Path(self.inputs) / chain / "manifest.json")
-        return {"source": self.sources[f"inputs@{chain}"], "faces": self.faces_sha256, "seed": self.params["seed"], "given": given}
+        return {
+            "source": self.sources[f"inputs@{chain}"],
+            "faces": self.faces_sha256,
+            "seed": self.params["seed"],
+            "given": given,
+        }
 
     def scoring(self, name):
         "What a recipe's scores depend on."
         recipe = self.recipes[name]
         code = {stage: self.sources[f"{stage}@{recipe['paper']}"]["modules"] for stage in ("restore", "score")}
-        return {"weights": self.weights(name), "inputs": self.inputs_from(recipe["inputs"]), "code": code, "restored": self.restored}
+        return {
+            "weights": self.weights(name),
+            "inputs": self.inputs_from(recipe["inputs"]),
+            "code": code,
+            "restored": self.restored,
+        }
 
     def is_trained(self, name):
         return was_made(self.record(name), self.training(name)) and (self.folder(name) / "recipe.json").exists()
@@ -87,7 +104,13 @@ def open_grid(faces, out, params, root=None, **more):
     recipes = load_recipes(root)
     check_keys(params["instead"], [*recipes, *{r["paper"] for r in recipes.values()}], "instead")
     sources = dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
-    sources |= {f"inputs@{r['inputs']}": {"steps": r["degradation"], "modules": closure(used(r["degradation"]) | {"facelab.evaluation.inputs"}, root)} for r in recipes.values()}
+    sources |= {
+        f"inputs@{r['inputs']}": {
+            "steps": r["degradation"],
+            "modules": closure(used(r["degradation"]) | {"facelab.evaluation.inputs"}, root),
+        }
+        for r in recipes.values()
+    }
     (out / "state").mkdir(parents=True, exist_ok=True)
     return Grid(faces, fingerprint(faces), out, params, recipes, sources, **more)
 
@@ -98,7 +121,10 @@ def effective_params(root, profile=None, path=None):
     if profile == params["profile"]:
         profile = None
     if profile and params["profile"] != "demo":
-        raise FacelabError(f"params.yaml holds the profile {params['profile']!r}: leave --profile out, or go back with `make profile PROFILE=demo` first")
+        raise FacelabError(
+            f"params.yaml holds the profile {params['profile']!r}: leave --profile out, or go back with `make profile"
+            " PROFILE=demo` first"
+        )
     for file in filter(None, (profile and Path(root) / "profiles" / f"{profile}.yaml", path)):
         params = check_params(merge(params, read_yaml(file), file), file)
     return {**params, "profile": profile or params["profile"]}
@@ -149,7 +175,9 @@ def make(grid, name, deadline=None, progress=True):
     import facelab.losses.features
     from facelab.training.loop import run_report, train
 
-    facelab.losses.features.PARTS_FILE = str(grid.out / "models" / "features" / "generator.safetensors")  # build/... in the pipeline
+    facelab.losses.features.PARTS_FILE = str(
+        grid.out / "models" / "features" / "generator.safetensors"
+    )  # build/... in the pipeline
     recipe, settings, made_from = resolve(name, grid.recipes, grid.params), grid.params["train"], grid.training(name)
     if recipe["compile"]:
         torch.compiler.reset()  # what other recipes compiled would count towards torch's limit
@@ -157,12 +185,25 @@ def make(grid, name, deadline=None, progress=True):
     if not grid.is_trained(name) and (first or recipe["stages"]):
 
         def finish(run):
-            write_text(grid.out / "runs" / f"{name}.json", json.dumps(run_report(run, grid.faces_sha256), indent=1) + "\n")
+            write_text(
+                grid.out / "runs" / f"{name}.json", json.dumps(run_report(run, grid.faces_sha256), indent=1) + "\n"
+            )
             write_record(grid.record(name), made_from)
 
-        run = train(recipe, opened(grid.faces), grid.folder(name), grid.out / "history" / f"{name}.csv", grid.out / "state" / f"{name}.safetensors",
-                    {"code": made_from["source"]["modules"], "faces": grid.faces_sha256}, device=settings["device"], checkpoint_seconds=settings["checkpoint_seconds"],
-                    parts=grid.out / "parts", progress=progress, deadline=deadline, finish=finish)
+        run = train(
+            recipe,
+            opened(grid.faces),
+            grid.folder(name),
+            grid.out / "history" / f"{name}.csv",
+            grid.out / "state" / f"{name}.safetensors",
+            {"code": made_from["source"]["modules"], "faces": grid.faces_sha256},
+            device=settings["device"],
+            checkpoint_seconds=settings["checkpoint_seconds"],
+            parts=grid.out / "parts",
+            progress=progress,
+            deadline=deadline,
+            finish=finish,
+        )
         if not run.done:
             return False
     if first and not grid.is_done(name):
@@ -180,11 +221,22 @@ def score(grid, name):
     from facelab.evaluation.metrics import write_scores
     from facelab.evaluation.scores import score_faces
 
-    recipe, faces, device, made_from = grid.recipes[name], opened(grid.faces).part("test"), pick_device(grid.params["train"]["device"]), grid.scoring(name)
+    recipe, faces, device, made_from = (
+        grid.recipes[name],
+        opened(grid.faces).part("test"),
+        pick_device(grid.params["train"]["device"]),
+        grid.scoring(name),
+    )
     torch.set_num_threads(grid.params["train"]["threads"])
-    what, batch, inputs = Restoration(name, name, recipe["inputs"]), grid.params["evaluate"]["batch"], degraded(grid, recipe, faces, device).parent
+    what, batch, inputs = (
+        Restoration(name, name, recipe["inputs"]),
+        grid.params["evaluate"]["batch"],
+        degraded(grid, recipe, faces, device).parent,
+    )
     restored, scores = (grid.out / folder / recipe["paper"] for folder in ("restored", "scores"))
-    restored_anew(what, grid.folder(name), inputs, faces.names, restored, device, batch, {"code": made_from["code"]["restore"]})
+    restored_anew(
+        what, grid.folder(name), inputs, faces.names, restored, device, batch, {"code": made_from["code"]["restore"]}
+    )
     judges = Judges(grid.out / "parts", grid.out / "models" / "features", device)
     write_scores(scores / f"{what.where}.csv", score_faces(what, faces, inputs, restored, judges, batch=batch))
     if not grid.restored:
@@ -198,7 +250,11 @@ def degraded(grid, recipe, faces, device):
 
     if grid.inputs:
         return Path(grid.inputs) / recipe["inputs"]
-    folder, what, made_from = grid.out / "inputs" / recipe["inputs"], f"inputs@{recipe['inputs']}", grid.inputs_from(recipe["inputs"])
+    folder, what, made_from = (
+        grid.out / "inputs" / recipe["inputs"],
+        f"inputs@{recipe['inputs']}",
+        grid.inputs_from(recipe["inputs"]),
+    )
     with locked(grid.lock(what), wait=True):
         if not (was_made(grid.record(what), made_from) and (folder / "manifest.json").exists()):
             write_inputs(folder, faces, recipe["degradation"], grid.params["seed"], device)

@@ -41,7 +41,7 @@ def turns(grid, names, failed, deadline=None):
                         todo.remove(name)
                         break
         else:
-            time.sleep(.5 if todo else 0)  # another process makes what is left
+            time.sleep(0.5 if todo else 0)  # another process makes what is left
 
 
 def make_all(grid, names, deadline=None):
@@ -82,7 +82,14 @@ def arguments(parser):
 def asked_for(args):
     "The grid and the recipes that a command asks for."
     root = project_root()
-    grid = open_grid(args.faces, args.out, effective_params(root, args.profile, args.params), root, inputs=args.inputs, restored=args.restored)
+    grid = open_grid(
+        args.faces,
+        args.out,
+        effective_params(root, args.profile, args.params),
+        root,
+        inputs=args.inputs,
+        restored=args.restored,
+    )
     rows = {name: r["paper"] for name, r in grid.recipes.items() if r["kind"] == "recipes"}
     for paper in args.papers or ():
         if paper not in rows.values():
@@ -93,7 +100,10 @@ def asked_for(args):
 def summary(grid, names, failed, left):
     "Say how far it came; the exit status."
     listed = grid.order(names)
-    print(f"{len(listed) - len(failed) - len(left)} of {len(listed)} recipes are finished" + f"; to go on with: {', '.join(left)}" * bool(left))
+    print(
+        f"{len(listed) - len(failed) - len(left)} of {len(listed)} recipes are finished"
+        + f"; to go on with: {', '.join(left)}" * bool(left)
+    )
     for name, why in failed.items():
         say(f"failed: {name}: {why}", sys.stderr)
     return 1 if failed else 2 if left else 0
@@ -101,13 +111,24 @@ def summary(grid, names, failed, left):
 
 def main(argv=None):
     began = time.monotonic()
-    parser = arguments(argparse.ArgumentParser(prog="python -m facelab.fleet.runner", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter))
-    parser.add_argument("--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint")
+    parser = arguments(
+        argparse.ArgumentParser(
+            prog="python -m facelab.fleet.runner",
+            description=__doc__,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+    )
+    parser.add_argument(
+        "--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint"
+    )
     args = parser.parse_args(argv)
 
     def run():
         if importlib.util.find_spec("lightning_fabric") is None:
-            raise FacelabError("lightning_fabric, which places networks on devices, is missing on this machine: pip install lightning-fabric")
+            raise FacelabError(
+                "lightning_fabric, which places networks on devices, is missing on this machine: pip install"
+                " lightning-fabric"
+            )
         grid, names = asked_for(args)
         failed, left = make_all(grid, names, args.seconds and began + args.seconds)
         return summary(grid, names, failed, left) if int(os.environ.get("RANK", 0)) == 0 else 0

@@ -69,9 +69,13 @@ class Worker:
         "What the network gets: faces degraded and stored as the pipeline does it with test faces, or the pictures as they are."
         if not self.chain:
             return {"input": self.faces.batch(rows, device=self.device, labels=())["image"]}
-        batch = self.faces.batch(rows, device=self.device, labels=wanted_labels(self.chain.needs, self.faces.labels, self.recipe["name"]))
+        batch = self.faces.batch(
+            rows, device=self.device, labels=wanted_labels(self.chain.needs, self.faces.labels, self.recipe["name"])
+        )
         out = self.chain(batch.pop("image"), Dice(self.recipe["seed"], "test", rows.tolist()), **batch)
-        maps = {name: unpacked(packed(out.maps[name])).to(self.device) for name in maps_taken(self.net) if name in out.maps}
+        maps = {
+            name: unpacked(packed(out.maps[name])).to(self.device) for name in maps_taken(self.net) if name in out.maps
+        }
         return {**maps, "input": to_float(to_uint8(out.input))}
 
     def restored(self, rows):
@@ -81,7 +85,12 @@ class Worker:
 
     def restore(self, path, rows):
         "A shard of restored faces."
-        faces = FaceSet(self.faces.name, Restored(self.restored, self.shape, torch.arange(len(self.faces))), self.faces.names, self.faces.split)
+        faces = FaceSet(
+            self.faces.name,
+            Restored(self.restored, self.shape, torch.arange(len(self.faces))),
+            self.faces.names,
+            self.faces.split,
+        )
         _write_shard(path, faces, rows, None, tqdm(disable=True))
 
     def score(self, path, rows):
@@ -89,7 +98,12 @@ class Worker:
         table = []
         for some in rows.split(self.job.batch):
             truth = self.faces.batch(some, device=self.device, labels=())["image"]
-            table += score(to_float(self.restored(some)).to(self.device), truth, [self.faces.names[i] for i in some.tolist()], self.recipe["name"])
+            table += score(
+                to_float(self.restored(some)).to(self.device),
+                truth,
+                [self.faces.names[i] for i in some.tolist()],
+                self.recipe["name"],
+            )
         write_scores(path, table)
 
     def sound(self, data, row):

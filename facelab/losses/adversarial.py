@@ -34,6 +34,7 @@ def lsgan(
     "(C(fake) - 1)^2, averaged (Yun 2020, the generator's side of Eq 2 and 3)."
     return (widen(fake) - 1).square().mean()
 
+
 def lsgan_critic(
     fake,  # numbers on restored images, detached
     real,  # numbers on true images
@@ -47,6 +48,7 @@ def wasserstein(
 ):
     "-C(fake), averaged (Gao 2021, the generator's side of Eq 7)."
     return -widen(fake).mean()
+
 
 def wasserstein_critic(
     fake,  # numbers on restored images, detached
@@ -66,19 +68,21 @@ def between(
 
 # %% ../../nbs/4_losses/04_adversarial.ipynb #c027
 def gradient_penalty(
-    critic,         # network: (images, *conditions) -> numbers or maps (N,...)
-    fake,           # restored images (N,C,H,W)
-    real,           # true images of that shape
-    *conditions,    # what else the critic is given, such as the small image
+    critic,  # network: (images, *conditions) -> numbers or maps (N,...)
+    fake,  # restored images (N,C,H,W)
+    real,  # true images of that shape
+    *conditions,  # what else the critic is given, such as the small image
     norm="sample",  # of each "sample" (Gao 2021, Eq 7), or at each "pixel" (BasicSR's and MMagic's way)
 ):
     "(|gradient of the critic| - 1)^2 at random points between fake and real, averaged; for the critic's step (Gao 2021, Eq 7)."
-    if norm not in ("sample", "pixel"): raise FacelabError(f'The gradient penalty knows norm="sample" and "pixel", not {norm!r}.')
+    if norm not in ("sample", "pixel"):
+        raise FacelabError(f'The gradient penalty knows norm="sample" and "pixel", not {norm!r}.')
     x = between(fake, real).requires_grad_()
     with torch.autocast(x.device.type, enabled=False):
         judged = critic(x, *[widen(c.detach()) for c in conditions]).sum()
-        gradient, = torch.autograd.grad(judged, x, create_graph=True)
-        if norm == "sample": gradient = gradient.flatten(1)
+        (gradient,) = torch.autograd.grad(judged, x, create_graph=True)
+        if norm == "sample":
+            gradient = gradient.flatten(1)
         return (gradient.norm(dim=1) - 1).square().mean()
 
 # %% ../../nbs/4_losses/04_adversarial.ipynb #c035
@@ -86,12 +90,14 @@ def _relativistic(low, high):
     "-log D(high, low) - log(1 - D(low, high))"
     return -F.logsigmoid(high - low.mean()).mean() - F.logsigmoid(high.mean() - low).mean()
 
+
 def relativistic(
     fake,  # logits on restored images, NOT detached
     real,  # logits on true images
 ):
     "The generator's side: restored images should look more real than the average true one (Wang et al. 2018, ESRGAN, Eq 2)."
     return _relativistic(widen(real.detach()), widen(fake))
+
 
 def relativistic_critic(
     fake,  # logits on restored images, detached
@@ -106,6 +112,7 @@ def linear(
 ):
     "1 - D(fake), averaged (Son and Jeong 2022, Eq 28)."
     return torch.sigmoid(-widen(fake)).mean()
+
 
 def linear_critic(
     fake,  # logits on restored images, detached

@@ -22,37 +22,61 @@ from ..base.weights import Unavailable, find_weights, load_weights
 VGG_GROUPS = {"vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 VGG_WIDTHS = (64, 128, 256, 512, 512)
 
+
 def vgg_layers(
     network,  # "vgg16" or "vgg19"
 ):
     "Names of the layers of VGG-16 or VGG-19, in the order (and with the indices) of torchvision's `features`"
-    if network not in VGG_GROUPS: raise FacelabError(f"There are vgg16 and vgg19, not {network!r}.")
-    return [name for group, convolutions in enumerate(VGG_GROUPS[network], 1)
-            for name in [f"{kind}{group}_{i}" for i in range(1, convolutions + 1) for kind in ("conv", "relu")] + [f"pool{group}"]]
+    if network not in VGG_GROUPS:
+        raise FacelabError(f"There are vgg16 and vgg19, not {network!r}.")
+    return [
+        name
+        for group, convolutions in enumerate(VGG_GROUPS[network], 1)
+        for name in [
+            f"{kind}{group}_{i}" for i in range(1, convolutions + 1) for kind in ("conv", "relu")
+        ]
+        + [f"pool{group}"]
+    ]
 
 # %% ../../nbs/4_losses/02_features.ipynb #c014
 def _vgg_layer(name, before):
     "A layer by its name, behind the layer `before`"
-    if name.startswith("relu"): return nn.ReLU()
-    if name.startswith("pool"): return nn.MaxPool2d(2)
+    if name.startswith("relu"):
+        return nn.ReLU()
+    if name.startswith("pool"):
+        return nn.MaxPool2d(2)
     inputs = 3 if before == "image" else VGG_WIDTHS[int(before[4]) - 1]
     return nn.Conv2d(inputs, VGG_WIDTHS[int(name[4]) - 1], 3, padding=1)
 
+# %% ../../nbs/4_losses/02_features.ipynb #c014-1
 class VGG(nn.Module):
     "VGG up to the last layer asked for; weights random until `load`ed"
-    def __init__(self,
-        network,               # "vgg16" or "vgg19"
-        layers,                # names such as "conv5_4", "relu3_3", "pool2"
+
+    def __init__(
+        self,
+        network,  # "vgg16" or "vgg19"
+        layers,  # names such as "conv5_4", "relu3_3", "pool2"
         normalise="imagenet",  # or "none": images in [0,1] go in as they are
     ):
         super().__init__()
-        if normalise not in ("imagenet", "none"): raise FacelabError(f'VGG takes normalise="imagenet" or "none", not {normalise!r}.')
+        if normalise not in ("imagenet", "none"):
+            raise FacelabError(f'VGG takes normalise="imagenet" or "none", not {normalise!r}.')
         known, self.wanted = vgg_layers(network), tuple(layers)
         unknown = [l for l in self.wanted if l not in known]
-        if unknown or not layers: raise FacelabError(f"{network} has no layer {', '.join(map(str, unknown)) or '(none given)'}; it has {', '.join(known)}.")
-        self.names = known[:1 + max(map(known.index, self.wanted))]
-        self.layers = nn.ModuleList(_vgg_layer(name, before) for name, before in zip(self.names, ["image", *self.names]))
-        mean, std = ([.485, .456, .406], [.229, .224, .225]) if normalise == "imagenet" else ([0.]*3, [1.]*3)
+        if unknown or not layers:
+            raise FacelabError(
+                f"{network} has no layer {', '.join(map(str, unknown)) or '(none given)'}; it has"
+                f" {', '.join(known)}."
+            )
+        self.names = known[: 1 + max(map(known.index, self.wanted))]
+        self.layers = nn.ModuleList(
+            _vgg_layer(name, before) for name, before in zip(self.names, ["image", *self.names])
+        )
+        mean, std = (
+            ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
+            if normalise == "imagenet"
+            else ([0.0] * 3, [1.0] * 3)
+        )
         self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
 
@@ -61,88 +85,127 @@ class VGG(nn.Module):
         x, out = (x - self.mean) / self.std, {}
         for name, layer in zip(self.names, self.layers):
             x = layer(x)
-            if name in self.wanted: out[name] = x
+            if name in self.wanted:
+                out[name] = x
         return out
 
 # %% ../../nbs/4_losses/02_features.ipynb #c018
 def load_vgg(
-    vgg,    # a `VGG`
+    vgg,  # a `VGG`
     state,  # state dict with torchvision's names
-    file,   # where it is from, for messages
+    file,  # where it is from, for messages
 ):
     "Copy torchvision-style weights into a `VGG`; `FacelabError` naming what the file lacks"
     convolutions = {i: name for i, name in enumerate(vgg.names) if name.startswith("conv")}
     has = [name for i, name in convolutions.items() if f"features.{i}.weight" in state]
     if len(has) < len(convolutions):
         lacks = next(name for name in convolutions.values() if name not in has)
-        raise FacelabError(f"{file} has no weights of {lacks}, needed for {', '.join(vgg.wanted)}; it holds "
-                           f"{f'{has[0]} to {has[-1]}' if has else 'no layer of this network'}: choose such a layer or another file.")
-    try: vgg.layers.load_state_dict({f"{i}.{k}": state[f"features.{i}.{k}"] for i in convolutions for k in ("weight", "bias")})
-    except (RuntimeError, KeyError) as e: raise FacelabError(f"{file} does not fit this VGG: {str(e).splitlines()[-1].strip()}") from None
+        raise FacelabError(
+            f"{file} has no weights of {lacks}, needed for {', '.join(vgg.wanted)}; it holds"
+            f" {f'{has[0]} to {has[-1]}' if has else 'no layer of this network'}: choose such a"
+            " layer or another file."
+        )
+    try:
+        vgg.layers.load_state_dict(
+            {
+                f"{i}.{k}": state[f"features.{i}.{k}"]
+                for i in convolutions
+                for k in ("weight", "bias")
+            }
+        )
+    except (RuntimeError, KeyError) as e:
+        raise FacelabError(
+            f"{file} does not fit this VGG: {str(e).splitlines()[-1].strip()}"
+        ) from None
     return vgg
 
 # %% ../../nbs/4_losses/02_features.ipynb #c023
 class Features(nn.Module):
     "A frozen network as {layer: features / scale}; `name` says which, `scales` by what each layer is divided"
-    def __init__(self,
-        network,       # module with `features(images) -> {layer: tensor}`, the layers that `wanted` names
-        name,          # printed with every result
+
+    def __init__(
+        self,
+        network,  # module with `features(images) -> {layer: tensor}`, the layers that `wanted` names
+        name,  # printed with every result
         scale="blur",  # "blur": bicubic x8 has a mean squared distance of 1; "unit": RMS 1; a number; or {layer: number}
     ):
         super().__init__()
         self.network, self.name = network.requires_grad_(False).eval(), name
-        if scale in ("blur", "unit"): scale = self.measured(scale)
+        if scale in ("blur", "unit"):
+            scale = self.measured(scale)
         self.scales = scale if isinstance(scale, dict) else dict.fromkeys(network.wanted, scale)
-        if self.scales.keys() != set(network.wanted) or not all(isinstance(s, (int, float)) and s > 0 for s in self.scales.values()):
-            raise FacelabError(f'The scale of features is "blur", "unit", or a positive number for each of {", ".join(network.wanted)}, not {scale!r}.')
+        if self.scales.keys() != set(network.wanted) or not all(
+            isinstance(s, (int, float)) and s > 0 for s in self.scales.values()
+        ):
+            raise FacelabError(
+                'The scale of features is "blur", "unit", or a positive number for each of'
+                f" {', '.join(network.wanted)}, not {scale!r}."
+            )
 
     @torch.no_grad()
     def measured(self, scale):
         "Root mean square of each layer's change by blurring, or of the layer itself"
         sharp, blurred = (self.network.features(x) for x in _reference())
         rms = lambda x: x.double().square().mean().sqrt().item()
-        return {layer: rms(sharp[layer] - blurred[layer] if scale == "blur" else sharp[layer]) for layer in sharp}
+        return {
+            layer: rms(sharp[layer] - blurred[layer] if scale == "blur" else sharp[layer])
+            for layer in sharp
+        }
 
-    def forward(self, x): return {layer: y / self.scales[layer] for layer, y in self.network.features(x).items()}
-    def train(self, mode=True): return super().train(False)   # stays in evaluation mode inside a training loop
+    def forward(self, x):
+        return {layer: y / self.scales[layer] for layer, y in self.network.features(x).items()}
+
+    def train(self, mode=True):
+        return super().train(False)  # stays in evaluation mode inside a training loop
 
 # %% ../../nbs/4_losses/02_features.ipynb #c024
 @functools.lru_cache(maxsize=1)
 def _reference():
     from facelab.degradations.resample import resize
     from facelab.faces.drawn import draw_faces
+
     sharp = draw_faces(range(8), size=128)["image"]
     return sharp, resize(resize(sharp, 16), 128).clamp(0, 1)
 
 # %% ../../nbs/4_losses/02_features.ipynb #c028
-def _conv(before, after, stride): return nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+def _conv(before, after, stride):
+    return nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+
 
 class PartsNet(nn.Module):
     "Small face parser: forward(image) -> dict(prior=logits (N,parts,H,W)); features(image) -> {stage1, stage2, stage3}, at 1/2, 1/4, 1/8 size"
-    def __init__(self,
+
+    def __init__(
+        self,
         width=16,  # channels of stage 1; stages 2 and 3 have twice and four times as many
         parts=11,  # parsing maps
     ):
         super().__init__()
         widths = [3, width, 2 * width, 4 * width]
-        self.stages = nn.ModuleList(nn.Sequential(*_conv(i, o, 2), *_conv(o, o, 1)) for i, o in zip(widths, widths[1:]))
+        self.stages = nn.ModuleList(
+            nn.Sequential(*_conv(i, o, 2), *_conv(o, o, 1)) for i, o in zip(widths, widths[1:])
+        )
         self.heads = nn.ModuleList(nn.Conv2d(w, parts, 1) for w in widths[2:])
         self.wanted = ("stage1", "stage2", "stage3")
 
     def features(self, x):
-        out, x = {}, 4 * (x - .5)
-        for i, stage in enumerate(self.stages, 1): out[f"stage{i}"] = x = stage(x)
+        out, x = {}, 4 * (x - 0.5)
+        for i, stage in enumerate(self.stages, 1):
+            out[f"stage{i}"] = x = stage(x)
         return {name: out[name] for name in self.wanted}
 
     def forward(self, image):
         x = self.features(image)
         logits = self.heads[0](x["stage2"])
-        logits = logits + F.interpolate(self.heads[1](x["stage3"]), logits.shape[-2:], mode="bilinear")
+        logits = logits + F.interpolate(
+            self.heads[1](x["stage3"]), logits.shape[-2:], mode="bilinear"
+        )
         return dict(prior=F.interpolate(logits, image.shape[-2:], mode="bilinear"))
 
 # %% ../../nbs/4_losses/02_features.ipynb #c037
 VGG_FILES = {"vgg16": "vgg16-397923af.pth", "vgg19": "vgg19-dcbb9e9d.pth"}
 PARTS_FILE = "build/models/features/generator.safetensors"
+
 
 def _vgg_features(network, layers, file, scale, normalise, origin):
     vgg, path = VGG(network, layers, normalise), find_weights(file)
@@ -153,17 +216,33 @@ def _vgg_features(network, layers, file, scale, normalise, origin):
 # %% ../../nbs/4_losses/02_features.ipynb #c038
 def _torchvision_features(network, layers, scale, normalise, download):
     file = VGG_FILES[network]
-    try: find_weights(file)
+    try:
+        find_weights(file)
     except Unavailable as e:
-        if not download: raise Unavailable(f"{e} Or allow its download with download: true, or take features from another source.") from None
+        if not download:
+            raise Unavailable(
+                f"{e} Or allow its download with download: true, or take features from another"
+                " source."
+            ) from None
         _download(file)
     return _vgg_features(network, layers, file, scale, normalise, "torchvision")
 
+
 def _download(file):
-    url, path = f"https://download.pytorch.org/models/{file}", Path(torch.hub.get_dir()) / "checkpoints" / file
+    url, path = (
+        f"https://download.pytorch.org/models/{file}",
+        Path(torch.hub.get_dir()) / "checkpoints" / file,
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
-    try: torch.hub.download_url_to_file(url, str(path), hash_prefix=re.search(r"-(\w+)\.", file)[1], progress=False)
-    except Exception as e: raise Unavailable(f"{url} could not be downloaded ({e}); fetch the file elsewhere and put it into {path.parent}.") from None
+    try:
+        torch.hub.download_url_to_file(
+            url, str(path), hash_prefix=re.search(r"-(\w+)\.", file)[1], progress=False
+        )
+    except Exception as e:
+        raise Unavailable(
+            f"{url} could not be downloaded ({e}); fetch the file elsewhere and put it into"
+            f" {path.parent}."
+        ) from None
 
 # %% ../../nbs/4_losses/02_features.ipynb #c040
 def _parts_features(layers, file, scale, trained_on):
@@ -172,40 +251,75 @@ def _parts_features(layers, file, scale, trained_on):
     try:
         net = PartsNet(width=len(state["stages.0.0.weight"]), parts=len(state["heads.0.weight"]))
         net.load_state_dict(state)
-    except (KeyError, RuntimeError, TypeError): raise FacelabError(f"{path} holds no PartsNet; train one with its recipe, or use source: file for VGG.") from None
+    except (KeyError, RuntimeError, TypeError):
+        raise FacelabError(
+            f"{path} holds no PartsNet; train one with its recipe, or use source: file for VGG."
+        ) from None
     unknown = set(layers) - set(net.wanted)
-    if unknown: raise FacelabError(f"PartsNet has no layer {', '.join(sorted(unknown))}; it has {', '.join(net.wanted)}.")
+    if unknown:
+        raise FacelabError(
+            f"PartsNet has no layer {', '.join(sorted(unknown))}; it has {', '.join(net.wanted)}."
+        )
     net.wanted, trained_on = tuple(layers), trained_on or _metadata(path).get("trained_on")
     origin = f"trained on {trained_on}" if trained_on else "trained by this pipeline"
-    return Features(net, f"facelab parts network, {', '.join(layers).replace('stage', 'stage ')} ({origin})", scale)
+    return Features(
+        net,
+        f"facelab parts network, {', '.join(layers).replace('stage', 'stage ')} ({origin})",
+        scale,
+    )
 
 # %% ../../nbs/4_losses/02_features.ipynb #c041
 def _metadata(path):
-    if path.suffix != ".safetensors": return {}
+    if path.suffix != ".safetensors":
+        return {}
     from safetensors import safe_open
-    with safe_open(path, "pt") as f: return f.metadata() or {}
+
+    with safe_open(path, "pt") as f:
+        return f.metadata() or {}
 
 # %% ../../nbs/4_losses/02_features.ipynb #c042
 def make_features(
-    source,           # "torchvision", "file" or "trained"
-    network=None,     # vgg19 or vgg16; "parts" for the source "trained"
-    layers=(),        # such as ["relu5_4"]; default relu5_4, conv3_4 or stage2, by source
-    file=None,        # weights of the sources "file" and "trained": a path, or a name in $FACELAB_WEIGHTS
-    scale=None,       # default "blur"; see `Features`
-    normalise=None,   # default "imagenet"; see `VGG`
-    download=False,   # may torchvision's weights be fetched?
+    source,  # "torchvision", "file" or "trained"
+    network=None,  # vgg19 or vgg16; "parts" for the source "trained"
+    layers=(),  # such as ["relu5_4"]; default relu5_4, conv3_4 or stage2, by source
+    file=None,  # weights of the sources "file" and "trained": a path, or a name in $FACELAB_WEIGHTS
+    scale=None,  # default "blur"; see `Features`
+    normalise=None,  # default "imagenet"; see `VGG`
+    download=False,  # may torchvision's weights be fetched?
     trained_on=None,  # faces that the parts network was trained on, for its name
 ):
     "Frozen `Features` from a recipe's dict: images (N,3,H,W) in [0,1] -> {layer: (N,C,h,w)}"
-    defaults = dict(torchvision=("vgg19", ["relu5_4"]), file=("vgg19", ["conv3_4"]), trained=("parts", ["stage2"]))
-    if source not in defaults: raise FacelabError(f"Features come from {', '.join(defaults)}, not from {source!r}.")
-    network, layers, scale = network or defaults[source][0], list(layers or defaults[source][1]), scale or "blur"
+    defaults = dict(
+        torchvision=("vgg19", ["relu5_4"]),
+        file=("vgg19", ["conv3_4"]),
+        trained=("parts", ["stage2"]),
+    )
+    if source not in defaults:
+        raise FacelabError(f"Features come from {', '.join(defaults)}, not from {source!r}.")
+    network, layers, scale = (
+        network or defaults[source][0],
+        list(layers or defaults[source][1]),
+        scale or "blur",
+    )
     if (network == "parts") != (source == "trained"):
-        raise FacelabError(f"The source {source} has no network {network!r}: trained goes with parts, file and torchvision with vgg16 or vgg19.")
-    if source == "trained" and normalise is not None: raise FacelabError("normalise is a setting of VGG; the parts network takes images as it was trained.")
-    if source == "file" and file is None: raise FacelabError("Features from the source file need the file's name: file: vgg19.safetensors, say.")
-    with torch.random.fork_rng(devices=[]):   # building a network must not move the random numbers of a training run
-        if source == "trained": return _parts_features(layers, file or PARTS_FILE, scale, trained_on)
+        raise FacelabError(
+            f"The source {source} has no network {network!r}: trained goes with parts, file and"
+            " torchvision with vgg16 or vgg19."
+        )
+    if source == "trained" and normalise is not None:
+        raise FacelabError(
+            "normalise is a setting of VGG; the parts network takes images as it was trained."
+        )
+    if source == "file" and file is None:
+        raise FacelabError(
+            "Features from the source file need the file's name: file: vgg19.safetensors, say."
+        )
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # building a network must not move the random numbers of a training run
+        if source == "trained":
+            return _parts_features(layers, file or PARTS_FILE, scale, trained_on)
         normalise = normalise or "imagenet"
-        if source == "torchvision": return _torchvision_features(network, layers, scale, normalise, download)
+        if source == "torchvision":
+            return _torchvision_features(network, layers, scale, normalise, download)
         return _vgg_features(network, layers, file, scale, normalise, None)

@@ -11,14 +11,18 @@ from .pixel import comparable, differences
 
 # %% ../../nbs/4_losses/05_noise.ipynb #c007
 def asymmetric(
-    noise_map,        # estimated (N,C,H,W)
-    gamma,            # the true one
-    alpha=.3,         # between 0 and 0.5: the weight of an estimate that is too high; one too low has 1 - alpha
+    noise_map,  # estimated (N,C,H,W)
+    gamma,  # the true one
+    alpha=0.3,  # between 0 and 0.5: the weight of an estimate that is too high; one too low has 1 - alpha
     variant="paper",  # "paper", or "code": the weights exchanged, as a PyTorch port of CBDNet has them
 ):
     "Squared error in which estimates that are too low weigh more, averaged (Gao 2021, Eq 8)."
-    if not 0 < alpha < .5: raise FacelabError(f"The asymmetric loss takes an alpha between 0 and 0.5, not {alpha}.")
-    if variant not in ("paper", "code"): raise FacelabError(f'The asymmetric loss knows variant="paper" and "code", not {variant!r}.')
+    if not 0 < alpha < 0.5:
+        raise FacelabError(f"The asymmetric loss takes an alpha between 0 and 0.5, not {alpha}.")
+    if variant not in ("paper", "code"):
+        raise FacelabError(
+            f'The asymmetric loss knows variant="paper" and "code", not {variant!r}.'
+        )
     estimate, truth = comparable(noise_map, gamma)
     beta = estimate < truth if variant == "paper" else estimate > truth
     return ((alpha - beta.to(truth.dtype)).abs() * (estimate - truth).square()).mean()

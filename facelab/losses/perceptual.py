@@ -14,24 +14,33 @@ from .pixel import comparable, l1, mse, widen
 # %% ../../nbs/4_losses/03_perceptual.ipynb #c006
 class Perceptual(nn.Module):
     "Distance of features, added over the layers that `features` returns (Liu 2023, Eq 3.11; Gao 2021, 11; Cai 2020, 5; Yun 2020, 5; Son 2022, 20)."
-    def __init__(self,
-        features,         # frozen module from `facelab.losses.features.make_features`: image -> {layer: (N,C,h,w)}
-        distance="l2",    # "l2": squared differences; "l1": absolute ones
+
+    def __init__(
+        self,
+        features,  # frozen module from `facelab.losses.features.make_features`: image -> {layer: (N,C,h,w)}
+        distance="l2",  # "l2": squared differences; "l1": absolute ones
         channels="mean",  # as in `mse`
     ):
         super().__init__()
-        if distance not in ("l1", "l2"): raise FacelabError(f'The distance of features is "l1" or "l2", not {distance!r}.')
-        self.features, self.distance, self.channels = features, l1 if distance == "l1" else mse, channels
+        if distance not in ("l1", "l2"):
+            raise FacelabError(f'The distance of features is "l1" or "l2", not {distance!r}.')
+        self.features, self.distance, self.channels = (
+            features,
+            l1 if distance == "l1" else mse,
+            channels,
+        )
         self.name = getattr(features, "name", type(features).__name__)
 
     def forward(self, output, target):
         seen, wanted = _seen(self.features, output, target)
         return sum(self.distance(seen[layer], wanted[layer], self.channels) for layer in wanted)
 
+
 def _seen(features, output, target):
     "The features of both images; those of the truth cost no graph"
     output, target = comparable(output, target)
-    with torch.no_grad(): wanted = features(target)
+    with torch.no_grad():
+        wanted = features(target)
     return features(output), wanted
 
 # %% ../../nbs/4_losses/03_perceptual.ipynb #c014
@@ -46,15 +55,24 @@ def gram(
 # %% ../../nbs/4_losses/03_perceptual.ipynb #c019
 class Style(nn.Module):
     "Absolute difference of Gram matrices, added over the layers that `features` returns (Gao 2021, Eq 13; Cai 2020, Eq 7)."
-    def __init__(self,
-        features,          # as in `Perceptual`
+
+    def __init__(
+        self,
+        features,  # as in `Perceptual`
         reduction="mean",  # "mean" of a matrix' entries, or "sum" of them (to the letter)
     ):
         super().__init__()
-        if reduction not in ("mean", "sum"): raise FacelabError(f'The style loss knows reduction="mean" and "sum", not {reduction!r}.')
+        if reduction not in ("mean", "sum"):
+            raise FacelabError(
+                f'The style loss knows reduction="mean" and "sum", not {reduction!r}.'
+            )
         self.features, self.reduction = features, reduction
         self.name = getattr(features, "name", type(features).__name__)
 
     def forward(self, output, target):
         seen, wanted = _seen(self.features, output, target)
-        return sum(l1(gram(seen[layer]), gram(wanted[layer])) * (seen[layer].shape[1]**2 if self.reduction == "sum" else 1) for layer in wanted)
+        return sum(
+            l1(gram(seen[layer]), gram(wanted[layer]))
+            * (seen[layer].shape[1] ** 2 if self.reduction == "sum" else 1)
+            for layer in wanted
+        )

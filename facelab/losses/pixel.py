@@ -17,25 +17,36 @@ def widen(
     "Half precision becomes float32; anything wider stays as it is."
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
+
 def comparable(
     output,  # of a network
     target,  # the truth
 ):
     "Both tensors, at least float32, the target without gradient; FacelabError unless they have one shape and hold floats."
     if output.shape != target.shape:
-        raise FacelabError(f"A loss compares tensors of one shape, but the output is {tuple(output.shape)} and the target {tuple(target.shape)}.")
+        raise FacelabError(
+            f"A loss compares tensors of one shape, but the output is {tuple(output.shape)} and the"
+            f" target {tuple(target.shape)}."
+        )
     if not (output.is_floating_point() and target.is_floating_point()):
-        raise FacelabError(f"A loss needs float tensors, but got {output.dtype} and {target.dtype}; convert bytes with facelab.base.images.to_float.")
+        raise FacelabError(
+            f"A loss needs float tensors, but got {output.dtype} and {target.dtype}; convert bytes"
+            " with facelab.base.images.to_float."
+        )
     return widen(output), widen(target.detach())
 
 # %% ../../nbs/4_losses/01_pixel.ipynb #c009
 def _over_channels(error, output, channels):
-    if channels not in ("mean", "sum"): raise FacelabError(f'The channels of a pixel are taken as "mean" or "sum", not {channels!r}.')
+    if channels not in ("mean", "sum"):
+        raise FacelabError(
+            f'The channels of a pixel are taken as "mean" or "sum", not {channels!r}.'
+        )
     return error * output.shape[1] if channels == "sum" else error
 
+
 def mse(
-    output,           # (N,C,H,W) float
-    target,           # the same shape
+    output,  # (N,C,H,W) float
+    target,  # the same shape
     channels="mean",  # "mean" averages the channels of a pixel, "sum" adds them (Eq 3.5 to the letter)
 ):
     "Squared error, averaged over pixels and batch (Liu 2023, Eq 3.5-3.7; Son and Jeong 2022, Eq 18, 22, 26)."
@@ -44,8 +55,8 @@ def mse(
 
 # %% ../../nbs/4_losses/01_pixel.ipynb #c015
 def l1(
-    output,           # (N,C,H,W) float
-    target,           # the same shape
+    output,  # (N,C,H,W) float
+    target,  # the same shape
     channels="mean",  # as in `mse`
 ):
     "Absolute error, averaged over pixels and batch (Gao 2021, Eq 10; Cai 2020, Eq 6; Yun 2020, Eq 4)."
@@ -57,16 +68,24 @@ def differences(
     x,  # (N,C,H,W) float
 ):
     "Each pixel's lower neighbour minus itself, (N,C,H-1,W), and its right neighbour minus itself, (N,C,H,W-1); at least float32."
-    if min(x.shape[-2:]) < 2: raise FacelabError(f"A picture of {x.shape[-2]}x{x.shape[-1]} pixels has no neighbours to compare.")
+    if min(x.shape[-2:]) < 2:
+        raise FacelabError(
+            f"A picture of {x.shape[-2]}x{x.shape[-1]} pixels has no neighbours to compare."
+        )
     x = widen(x)
     return x.diff(dim=-2), x.diff(dim=-1)
 
 # %% ../../nbs/4_losses/01_pixel.ipynb #c021
 def smooth(
-    output,            # (N,C,H,W) float
+    output,  # (N,C,H,W) float
     reduction="mean",  # "mean" over the differences of each direction, or "sum" of them all per image (to the letter)
 ):
     "Absolute differences of neighbouring pixels (Gao 2021, Eq 12; Cai 2020, Eq 8); nothing is compared with a truth."
-    if reduction not in ("mean", "sum"): raise FacelabError(f'The smooth loss knows reduction="mean" and "sum", not {reduction!r}.')
+    if reduction not in ("mean", "sum"):
+        raise FacelabError(f'The smooth loss knows reduction="mean" and "sum", not {reduction!r}.')
     down, right = differences(output)
-    return down.abs().mean() + right.abs().mean() if reduction == "mean" else (down.abs().sum() + right.abs().sum()) / len(output)
+    return (
+        down.abs().mean() + right.abs().mean()
+        if reduction == "mean"
+        else (down.abs().sum() + right.abs().sum()) / len(output)
+    )

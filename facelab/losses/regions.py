@@ -13,10 +13,15 @@ from .. import FacelabError
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c006
 def _fits(x, mask):
-    if mask.shape != (len(x), 1, *x.shape[2:]): raise FacelabError(f"A mask of pictures {tuple(x.shape)} is (N,1,H,W) of their size, not {tuple(mask.shape)}.")
+    if mask.shape != (len(x), 1, *x.shape[2:]):
+        raise FacelabError(
+            f"A mask of pictures {tuple(x.shape)} is (N,1,H,W) of their size, not"
+            f" {tuple(mask.shape)}."
+        )
+
 
 def masked(
-    x,     # (N,C,H,W)
+    x,  # (N,C,H,W)
     mask,  # (N,1,H,W), 1 inside
 ):
     "The picture inside a mask, black outside (Yun 2020, Eq 4: I_m = I * M_face)."
@@ -25,13 +30,14 @@ def masked(
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c011
 def composite(
-    raw,    # the network's picture (N,C,H,W)
+    raw,  # the network's picture (N,C,H,W)
     input,  # the picture with its hole
-    M,      # (N,1,H,W), 1 where visible
+    M,  # (N,1,H,W), 1 where visible
 ):
     "The network's pixels inside the hole, the input's outside (Cai 2020, Eq 2)."
     _fits(input, M)
-    return (1 - M)*raw + M*input
+    return (1 - M) * raw + M * input
+
 
 def hole(
     x,  # (N,C,H,W)
@@ -57,12 +63,14 @@ def shrunk(
 ):
     "Maps averaged down to the size of others."
     if any(small > large for small, large in zip(like.shape[-2:], maps.shape[-2:])):
-        raise FacelabError(f"Maps of {tuple(maps.shape[-2:])} cannot be shrunk to {tuple(like.shape[-2:])}.")
+        raise FacelabError(
+            f"Maps of {tuple(maps.shape[-2:])} cannot be shrunk to {tuple(like.shape[-2:])}."
+        )
     return F.adaptive_avg_pool2d(maps, like.shape[-2:])
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c022
 def resized(
-    image, # (N,C,H,W)
+    image,  # (N,C,H,W)
     like,  # whose height and width are taken
 ):
     "A picture or map, reduced (anti-aliased) or enlarged bicubically to the size of another."

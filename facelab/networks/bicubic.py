@@ -15,13 +15,19 @@ from .registry import network
 @network("bicubic", "generator", "MATLAB's imresize", scales=(4, 8))
 class Bicubic(nn.Module):
     "Bicubic enlargement: (N,3,h,w) -> (N,3,h*scale,w*scale), clamped to [0,1]; has no weights."
-    def __init__(self,
-        scale=8,        # factor of enlargement
-        antialias=True, # True: kernel a=-.5 (MATLAB, PIL); False: a=-.75 (OpenCV)
+
+    def __init__(
+        self,
+        scale=8,  # factor of enlargement
+        antialias=True,  # True: kernel a=-.5 (MATLAB, PIL); False: a=-.75 (OpenCV)
     ):
         super().__init__()
         self.scale, self.antialias = scale, antialias
 
-    def forward(self, x): return resize(expect(self, x), (x.shape[-2]*self.scale, x.shape[-1]*self.scale), self.antialias).clamp(0, 1)
+    def forward(self, x):
+        return resize(
+            expect(self, x), (x.shape[-2] * self.scale, x.shape[-1] * self.scale), self.antialias
+        ).clamp(0, 1)
 
-    def extra_repr(self): return f"scale={self.scale}, antialias={self.antialias}"
+    def extra_repr(self):
+        return f"scale={self.scale}, antialias={self.antialias}"

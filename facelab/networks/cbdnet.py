@@ -16,45 +16,62 @@ from .registry import network
 
 # %% ../../nbs/3_networks/30_cbdnet.ipynb #c007
 def conv_block(
-    *channels,       # the input's, then those of every convolution
-    attention=False, # a `ChannelGate` at the end
+    *channels,  # the input's, then those of every convolution
+    attention=False,  # a `ChannelGate` at the end
 ):
     "A run of conv3x3-ReLU: (N,channels[0],H,W) -> (N,channels[-1],H,W)."
-    convs = [nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU()) for a, b in zip(channels, channels[1:])]
+    convs = [
+        nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU())
+        for a, b in zip(channels, channels[1:])
+    ]
     return nn.Sequential(*convs, *([ChannelGate(channels[-1])] if attention else []))
 
 # %% ../../nbs/3_networks/30_cbdnet.ipynb #c010
 class NoiseEstimator(nn.Module):
     "CNN_E (JDSR-GAN Eq 1): (N,3,H,W) in [0,1] -> noise map (N,3,H,W), not negative."
-    def __init__(self,
-        width=32,        # channels
-        attention=False, # a gate before the last convolution
+
+    def __init__(
+        self,
+        width=32,  # channels
+        attention=False,  # a gate before the last convolution
     ):
         super().__init__()
-        self.block, self.last = conv_block(3, *[width]*4, attention=attention), nn.Conv2d(width, 3, 3, padding=1)
+        self.block, self.last = (
+            conv_block(3, *[width] * 4, attention=attention),
+            nn.Conv2d(width, 3, 3, padding=1),
+        )
         he_normal(self)
-        nn.init.normal_(self.last.weight, std=.001), nn.init.constant_(self.last.bias, .1)
+        nn.init.normal_(self.last.weight, std=0.001), nn.init.constant_(self.last.bias, 0.1)
 
-    def forward(self, I): return F.relu(self.last(self.block(I)))
+    def forward(self, I):
+        return F.relu(self.last(self.block(I)))
 
 # %% ../../nbs/3_networks/30_cbdnet.ipynb #c014
 class DenoisingUNet(nn.Module):
     "CNN_D: noise map and face, each (N,3,H,W) -> what to add to the face, (N,3,H,W); H and W are multiples of 4 (Guo et al. 2019, Fig. 2)."
-    def __init__(self,
-        width=64,        # channels at full size, doubled at each pool
-        attention=False, # a gate after every block
+
+    def __init__(
+        self,
+        width=64,  # channels at full size, doubled at each pool
+        attention=False,  # a gate after every block
     ):
         super().__init__()
         w = width
         self.block1 = conv_block(6, w, w, attention=attention)
-        self.block2 = conv_block(w, *[2*w]*3, attention=attention)
-        self.block3 = conv_block(2*w, *[4*w]*6, attention=attention)
-        self.up2, self.block4 = nn.ConvTranspose2d(4*w, 2*w, 2, stride=2), conv_block(2*w, *[2*w]*3, attention=attention)
-        self.up1, self.block5 = nn.ConvTranspose2d(2*w, w, 2, stride=2), conv_block(w, w, w, attention=attention)
+        self.block2 = conv_block(w, *[2 * w] * 3, attention=attention)
+        self.block3 = conv_block(2 * w, *[4 * w] * 6, attention=attention)
+        self.up2, self.block4 = (
+            nn.ConvTranspose2d(4 * w, 2 * w, 2, stride=2),
+            conv_block(2 * w, *[2 * w] * 3, attention=attention),
+        )
+        self.up1, self.block5 = (
+            nn.ConvTranspose2d(2 * w, w, 2, stride=2),
+            conv_block(w, w, w, attention=attention),
+        )
         self.out = nn.Conv2d(w, 3, 1)
         self.closing = ("out",)
         he_normal(self)
-        nn.init.normal_(self.out.weight, std=.001)
+        nn.init.normal_(self.out.weight, std=0.001)
 
     def forward(self, gamma, I):
         full = self.block1(torch.cat([gamma, I], 1))
@@ -64,16 +81,31 @@ class DenoisingUNet(nn.Module):
         return self.out(self.block5(full + self.up1(half)))
 
 # %% ../../nbs/3_networks/30_cbdnet.ipynb #c019
-@network("cbdnet", "denoiser", "Guo et al. 2019, Fig 2; JDSR-GAN Eq 1-2", side=32, small=dict(width=8), small_side=16, variants=(dict(attention=True),),
-         published=dict(parameters=4_365_382, args={}, source="summed over the layers of the PyTorch port by IDKiro"))
+@network(
+    "cbdnet",
+    "denoiser",
+    "Guo et al. 2019, Fig 2; JDSR-GAN Eq 1-2",
+    side=32,
+    small=dict(width=8),
+    small_side=16,
+    variants=(dict(attention=True),),
+    published=dict(
+        parameters=4_365_382, args={}, source="summed over the layers of the PyTorch port by IDKiro"
+    ),
+)
 class CBDNet(nn.Module):
     "CBDNet: face (N,3,H,W) in [0,1] -> dict noise_map, restored, each (N,3,H,W), not clamped; H and W are multiples of 4 (JDSR-GAN Eq 1-2)."
-    def __init__(self,
-        width=64,        # channels of CNN_D at full size; CNN_E has half as many
-        attention=False, # True: the denoising module of JDSR-GAN
+
+    def __init__(
+        self,
+        width=64,  # channels of CNN_D at full size; CNN_E has half as many
+        attention=False,  # True: the denoising module of JDSR-GAN
     ):
         super().__init__()
-        self.CNN_E, self.CNN_D = NoiseEstimator(width//2, attention), DenoisingUNet(width, attention)
+        self.CNN_E, self.CNN_D = (
+            NoiseEstimator(width // 2, attention),
+            DenoisingUNet(width, attention),
+        )
 
     def forward(self, x):
         gamma = self.CNN_E(expect(self, x, multiple=4))

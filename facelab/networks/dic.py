@@ -22,67 +22,90 @@ from .registry import network
 # %% ../../nbs/3_networks/22_dic.ipynb #c005
 class GroupedBlock(nn.Module):
     "conv3x3-LReLU(.2)-conv3x3 in groups, added to the input: (N,parts*width,h,w) -> the same."
-    def __init__(self,
-        width=48, # channels of one group
+
+    def __init__(
+        self,
+        width=48,  # channels of one group
         parts=5,  # groups
     ):
         super().__init__()
-        conv = lambda: nn.Conv2d(parts*width, parts*width, 3, padding=1, groups=parts)
-        self.conv1, self.lrelu, self.conv2 = conv(), nn.LeakyReLU(.2), conv()
+        conv = lambda: nn.Conv2d(parts * width, parts * width, 3, padding=1, groups=parts)
+        self.conv1, self.lrelu, self.conv2 = conv(), nn.LeakyReLU(0.2), conv()
         self.closing = ("conv2",)
 
-    def forward(self, x): return x + self.conv2(self.lrelu(self.conv1(x)))
+    def forward(self, x):
+        return x + self.conv2(self.lrelu(self.conv1(x)))
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c006
 class AttentiveFusion(nn.Module):
     "Two feature maps and five part maps, stacked (N,2*width+5,h,w) -> features (N,width,h,w) (Ma et al. 2020, Fig 3)."
-    def __init__(self,
-        width=48, # channels
+
+    def __init__(
+        self,
+        width=48,  # channels
         depth=7,  # grouped residual blocks
         parts=5,  # part maps
     ):
         super().__init__()
-        self.sizes = [2*width, parts]
-        self.compress = with_prelu(nn.Conv2d(2*width, width, 1))
-        self.expand = nn.Sequential(nn.Conv2d(width, parts*width, 1), nn.LeakyReLU(.2))
+        self.sizes = [2 * width, parts]
+        self.compress = with_prelu(nn.Conv2d(2 * width, width, 1))
+        self.expand = nn.Sequential(nn.Conv2d(width, parts * width, 1), nn.LeakyReLU(0.2))
         self.blocks = nn.Sequential(*[GroupedBlock(width, parts) for _ in range(depth)])
 
     def forward(self, stacked):
         features, maps = stacked.split(self.sizes, 1)
-        experts = self.blocks(self.expand(self.compress(features))).unflatten(1, (self.sizes[1], -1))
-        return (experts*maps.softmax(1)[:, :, None]).sum(1)
+        experts = self.blocks(self.expand(self.compress(features))).unflatten(
+            1, (self.sizes[1], -1)
+        )
+        return (experts * maps.softmax(1)[:, :, None]).sum(1)
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c012
 class PlainBottleneck(nn.Module):
     "conv1x1-ReLU-conv3x3-conv1x1, narrow in the middle, added to the input: (N,width,H,W) -> (N,width_out,H,W)."
-    def __init__(self,
-        width,          # channels
-        width_out=None, # channels that leave, if others; then a conv1x1 adapts the input
+
+    def __init__(
+        self,
+        width,  # channels
+        width_out=None,  # channels that leave, if others; then a conv1x1 adapts the input
     ):
         super().__init__()
         out = width_out or width
-        self.conv1, self.relu = nn.Conv2d(width, out//2, 1), nn.ReLU()
-        self.conv2, self.conv3 = nn.Conv2d(out//2, out//2, 3, padding=1), nn.Conv2d(out//2, out, 1)
+        self.conv1, self.relu = nn.Conv2d(width, out // 2, 1), nn.ReLU()
+        self.conv2, self.conv3 = (
+            nn.Conv2d(out // 2, out // 2, 3, padding=1),
+            nn.Conv2d(out // 2, out, 1),
+        )
         self.skip = nn.Conv2d(width, out, 1) if out != width else nn.Identity()
         self.closing = ("conv3",)
 
-    def forward(self, x): return self.skip(x) + self.conv3(self.conv2(self.relu(self.conv1(x))))
+    def forward(self, x):
+        return self.skip(x) + self.conv3(self.conv2(self.relu(self.conv1(x))))
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c013
 class FeedbackHourglass(nn.Module):
     "Face (N,3,H,W) and memory (N,width,H/4,W/4) or None -> heat maps (N,landmarks,H/4,W/4), linear, and the new memory."
-    def __init__(self,
-        width=256,    # channels
-        landmarks=68, # maps
-        halvings=4,   # of the hourglass; H and W are multiples of 2**(halvings+2)
+
+    def __init__(
+        self,
+        width=256,  # channels
+        landmarks=68,  # maps
+        halvings=4,  # of the hourglass; H and W are multiples of 2**(halvings+2)
     ):
         super().__init__()
         w = width
-        self.stem = nn.Sequential(nn.Conv2d(3, w//4, 7, 2, padding=3), nn.ReLU(), PlainBottleneck(w//4, w//2), nn.MaxPool2d(2),
-                                  PlainBottleneck(w//2), PlainBottleneck(w//2, w))
-        self.compress = nn.Conv2d(2*w, 2*w, 1)
-        self.hourglass = BottleneckHourglass(2*w, 1, halvings, PlainBottleneck, "bilinear")
-        self.head = nn.Sequential(PlainBottleneck(w), nn.Conv2d(w, w, 1), nn.ReLU(), nn.Conv2d(w, landmarks, 1))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, w // 4, 7, 2, padding=3),
+            nn.ReLU(),
+            PlainBottleneck(w // 4, w // 2),
+            nn.MaxPool2d(2),
+            PlainBottleneck(w // 2),
+            PlainBottleneck(w // 2, w),
+        )
+        self.compress = nn.Conv2d(2 * w, 2 * w, 1)
+        self.hourglass = BottleneckHourglass(2 * w, 1, halvings, PlainBottleneck, "bilinear")
+        self.head = nn.Sequential(
+            PlainBottleneck(w), nn.Conv2d(w, w, 1), nn.ReLU(), nn.Conv2d(w, landmarks, 1)
+        )
 
     def forward(self, face, memory=None):
         features = self.stem(face)
@@ -93,79 +116,126 @@ class FeedbackHourglass(nn.Module):
 # %% ../../nbs/3_networks/22_dic.ipynb #c017
 class MergeParts(nn.Module):
     "Heat maps (N,landmarks,h,w) -> five part maps (N,5,h,w); FacelabError unless landmarks is 68, 81 or 194."
+
     def __init__(self, landmarks=68):
         super().__init__()
         self.register_buffer("matrix", part_matrix(landmarks), persistent=False)
 
-    def forward(self, maps): return merge_parts(maps, self.matrix)
+    def forward(self, maps):
+        return merge_parts(maps, self.matrix)
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c020
 class MeanShift(nn.Module):
     "RGB (N,3,H,W) in [0,1] less the mean colour of DIC's faces, or, with sign=1, back."
+
     def __init__(self, sign=-1):
         super().__init__()
-        self.register_buffer("shift", sign*torch.tensor([.509, .424, .378]).view(3, 1, 1))
+        self.register_buffer("shift", sign * torch.tensor([0.509, 0.424, 0.378]).view(3, 1, 1))
 
-    def forward(self, x): return x + self.shift
+    def forward(self, x):
+        return x + self.shift
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c023
-@network("dic", "generator", "Ma et al. 2020, Fig 2 and 3; released code", aliases=("DICGAN",), scales=(8, 4),
-         small=dict(width=8, depth=2, steps=2, fusion=1, hourglass_width=16), small_side=64,
-         published=dict(parameters=21_803_849, args=dict(scale=8), source="counted from the layers of the authors' released code"))
+@network(
+    "dic",
+    "generator",
+    "Ma et al. 2020, Fig 2 and 3; released code",
+    aliases=("DICGAN",),
+    scales=(8, 4),
+    small=dict(width=8, depth=2, steps=2, fusion=1, hourglass_width=16),
+    small_side=64,
+    published=dict(
+        parameters=21_803_849,
+        args=dict(scale=8),
+        source="counted from the layers of the authors' released code",
+    ),
+)
 class DIC(nn.Module):
     "DIC: (N,3,h,w) in [0,1] -> each step's sr_t (N,3,H,W), not clamped, and heatmaps_t (N,landmarks,H/4,W/4); restored is the last sr (Ma et al. 2020)."
-    def __init__(self,
-        scale=8,              # 8, or 4
-        width=48,             # channels of the recovery branch
-        depth=6,              # times up and down in a feedback block
-        steps=4,              # of collaboration, at least 2
-        landmarks=68,         # maps: 68, 81 or 194
-        fusion=None,          # residual blocks of the attentive fusion; None: depth + 1
-        hourglass_width=None, # channels of the hourglass; None: 256 to a width of 48
+
+    def __init__(
+        self,
+        scale=8,  # 8, or 4
+        width=48,  # channels of the recovery branch
+        depth=6,  # times up and down in a feedback block
+        steps=4,  # of collaboration, at least 2
+        landmarks=68,  # maps: 68, 81 or 194
+        fusion=None,  # residual blocks of the attentive fusion; None: depth + 1
+        hourglass_width=None,  # channels of the hourglass; None: 256 to a width of 48
     ):
         super().__init__()
-        if scale not in (4, 8): raise FacelabError(f"scale is {scale}, but DIC's heat maps fit features at x4 and x8 only: give 4 or 8")
-        if steps < 2: raise FacelabError(f"DIC got steps={steps}: give 2 or more, the second is the first that sees landmarks")
+        if scale not in (4, 8):
+            raise FacelabError(
+                f"scale is {scale}, but DIC's heat maps fit features at x4 and x8 only: give 4 or 8"
+            )
+        if steps < 2:
+            raise FacelabError(
+                f"DIC got steps={steps}: give 2 or more, the second is the first that sees"
+                " landmarks"
+            )
         w, self.scale, self.steps = width, scale, steps
         self.sub_mean, self.add_mean = MeanShift(), MeanShift(1)
-        self.conv_in = with_prelu(nn.Conv2d(3, 4*w, 3, padding=1))
-        self.feat_in = nn.PixelShuffle(2) if scale == 8 else with_prelu(nn.Conv2d(4*w, w, 1))
-        self.first_block, self.block = FeedbackBlock(scale, w, depth), FeedbackBlock(scale, w, depth)
+        self.conv_in = with_prelu(nn.Conv2d(3, 4 * w, 3, padding=1))
+        self.feat_in = nn.PixelShuffle(2) if scale == 8 else with_prelu(nn.Conv2d(4 * w, w, 1))
+        self.first_block, self.block = (
+            FeedbackBlock(scale, w, depth),
+            FeedbackBlock(scale, w, depth),
+        )
         self.first_block.compress_in = with_prelu(nn.Conv2d(w, w, 1))
         self.block.compress_in = AttentiveFusion(w, depth + 1 if fusion is None else fusion)
         self.out = with_prelu(nn.ConvTranspose2d(w, w, **projection(4)))
         self.conv_out = nn.Conv2d(w, 3, 3, padding=1)
-        self.closing = ("conv_out",) # an identity start is the bilinear picture
-        self.hourglass = FeedbackHourglass(hourglass_width or 4*(4*w//3), landmarks)
+        self.closing = ("conv_out",)  # an identity start is the bilinear picture
+        self.hourglass = FeedbackHourglass(hourglass_width or 4 * (4 * w // 3), landmarks)
         self.merge_parts = MergeParts(landmarks)
 
     def forward(self, x):
-        x = self.sub_mean(expect(self, x, multiple=64//self.scale))
+        x = self.sub_mean(expect(self, x, multiple=64 // self.scale))
         skip = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
         F_in = self.feat_in(self.conv_in(x))
         F_out, memory, faces, heat = self.first_block(F_in, F_in[:, :0]), None, [], []
         for t in range(self.steps):
-            if t: F_out = self.block(F_in, torch.cat([F_out, self.merge_parts(heat[-1])], 1))
+            if t:
+                F_out = self.block(F_in, torch.cat([F_out, self.merge_parts(heat[-1])], 1))
             faces.append(skip + self.conv_out(self.out(F_out)))
             maps, memory = self.hourglass(faces[-1], memory)
             heat.append(maps)
         faces = [self.add_mean(sr) for sr in faces]
-        return {**{f"sr_{t}": sr for t, sr in enumerate(faces, 1)}, **{f"heatmaps_{t}": m for t, m in enumerate(heat, 1)}, "restored": faces[-1]}
+        return {
+            **{f"sr_{t}": sr for t, sr in enumerate(faces, 1)},
+            **{f"heatmaps_{t}": m for t, m in enumerate(heat, 1)},
+            "restored": faces[-1],
+        }
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c036
-@network("dic_critic", "critic", "Ma et al. 2020, Section 3.4; released code", small=dict(size=64, width=12, hidden=16), small_side=64,
-         published=dict(parameters=5_485_921, args={}, source="counted from the layers of the authors' released code"))
+@network(
+    "dic_critic",
+    "critic",
+    "Ma et al. 2020, Section 3.4; released code",
+    small=dict(size=64, width=12, hidden=16),
+    small_side=64,
+    published=dict(
+        parameters=5_485_921,
+        args={},
+        source="counted from the layers of the authors' released code",
+    ),
+)
 class DICCritic(nn.Module):
     "LightCNN-9's body and two dense layers: (N,3,size,size) in [0,1] -> logits (N,1)."
-    def __init__(self,
-        size=128,   # side of the faces
-        width=48,   # channels of the first layer
-        hidden=256, # values between the dense layers
+
+    def __init__(
+        self,
+        size=128,  # side of the faces
+        width=48,  # channels of the first layer
+        hidden=256,  # values between the dense layers
     ):
         super().__init__()
         self.size, self.sub_mean = size, MeanShift()
         self.body = LightCNN9Body(3, width)
-        self.fc1, self.lrelu = nn.Linear(self.body.channels_out*math.ceil(size/16)**2, 2*hidden), nn.LeakyReLU(.2)
+        self.fc1, self.lrelu = (
+            nn.Linear(self.body.channels_out * math.ceil(size / 16) ** 2, 2 * hidden),
+            nn.LeakyReLU(0.2),
+        )
         self.fc2 = nn.Linear(hidden, 1)
 
     def forward(self, x):

@@ -28,72 +28,153 @@ def count_parameters(module):
 # %% ../../nbs/3_networks/02_drawing.ipynb #c010
 def _inputs(x):
     "A tensor, a shape, or a tuple of either -> a tuple of tensors (zeros for a shape)."
-    if isinstance(x, torch.Tensor): return (x,)
-    if all(isinstance(side, int) for side in x): return (torch.zeros(x),)
+    if isinstance(x, torch.Tensor):
+        return (x,)
+    if all(isinstance(side, int) for side in x):
+        return (torch.zeros(x),)
     return tuple(t for item in x for t in _inputs(item))
+
 
 class _evaluating:
     "Evaluation mode without gradients inside `with`; every submodule gets its own mode back."
-    def __init__(self, module): self.module = module
+
+    def __init__(self, module):
+        self.module = module
+
     def __enter__(self):
         self.modes, self.no_grad = [(m, m.training) for m in self.module.modules()], torch.no_grad()
-        self.module.eval(); self.no_grad.__enter__()
+        self.module.eval()
+        self.no_grad.__enter__()
+
     def __exit__(self, *error):
         self.no_grad.__exit__(*error)
-        for m, mode in self.modes: m.training = mode
+        for m, mode in self.modes:
+            m.training = mode
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c011
 def count_macs(
     module,
-    x,         # input tensor or its shape, or a tuple of several
-    call=None, # what to run instead of `module`, for example a method of it
+    x,  # input tensor or its shape, or a tuple of several
+    call=None,  # what to run instead of `module`, for example a method of it
 ):
     "Multiply-adds of convolutions and matrix products in one forward pass."
-    with _evaluating(module), FlopCounterMode(display=False) as counter: (call or module)(*_inputs(x))
-    return counter.get_total_flops()//2
+    with _evaluating(module), FlopCounterMode(display=False) as counter:
+        (call or module)(*_inputs(x))
+    return counter.get_total_flops() // 2
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c014
-_SHORT = dict(BatchNorm2d="BN", LeakyReLU="LReLU", AdaptiveAvgPool2d="global mean", Softmax="softmax", Sigmoid="sigmoid", Flatten="flatten")
-_FUNCTIONS = dict(add="+", sub="−", rsub="1 −", mul="×", div="÷", cat="concat", relu="ReLU", max_pool2d="max pool", avg_pool2d="mean pool", mean="mean", interpolate="resize")
-_VIEWS = {"__getitem__", "view", "view_as", "reshape", "flatten", "unsqueeze", "squeeze", "expand", "contiguous", "detach", "clone", "to", "float"}
+_SHORT = dict(
+    BatchNorm2d="BN",
+    LeakyReLU="LReLU",
+    AdaptiveAvgPool2d="global mean",
+    Softmax="softmax",
+    Sigmoid="sigmoid",
+    Flatten="flatten",
+)
+_FUNCTIONS = dict(
+    add="+",
+    sub="−",
+    rsub="1 −",
+    mul="×",
+    div="÷",
+    cat="concat",
+    relu="ReLU",
+    max_pool2d="max pool",
+    avg_pool2d="mean pool",
+    mean="mean",
+    interpolate="resize",
+)
+_VIEWS = {
+    "__getitem__",
+    "view",
+    "view_as",
+    "reshape",
+    "flatten",
+    "unsqueeze",
+    "squeeze",
+    "expand",
+    "contiguous",
+    "detach",
+    "clone",
+    "to",
+    "float",
+}
 
-def _side(v): return "×".join(map(str, v)) if isinstance(v, tuple) else f"{v}×{v}"
+# %% ../../nbs/3_networks/02_drawing.ipynb #c014-1
+def _side(v):
+    return "×".join(map(str, v)) if isinstance(v, tuple) else f"{v}×{v}"
+
 
 def describe(module):
     "One line for a module: `conv 3×3, stride 2`, `BasicBlock ×16`, `conv 3×3 · BN`."
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        said = [("conv " if isinstance(module, nn.Conv2d) else "deconv ") + _side(module.kernel_size)]
-        said += [f"{what} {getattr(module, what)[0]}" for what in ("stride", "dilation") if max(getattr(module, what)) > 1]
-        return ", ".join(said + [f"{module.groups} groups"]*(module.groups > 1))
-    if isinstance(module, nn.Linear): return "dense"
-    if isinstance(module, nn.PixelShuffle): return f"PixelShuffle {module.upscale_factor}"
+        said = [
+            ("conv " if isinstance(module, nn.Conv2d) else "deconv ") + _side(module.kernel_size)
+        ]
+        said += [
+            f"{what} {getattr(module, what)[0]}"
+            for what in ("stride", "dilation")
+            if max(getattr(module, what)) > 1
+        ]
+        return ", ".join(said + [f"{module.groups} groups"] * (module.groups > 1))
+    if isinstance(module, nn.Linear):
+        return "dense"
+    if isinstance(module, nn.PixelShuffle):
+        return f"PixelShuffle {module.upscale_factor}"
     if isinstance(module, nn.Sequential):
         parts = [describe(m) for m in module]
-        return f"{parts[0]} ×{len(parts)}" if len(parts) > 1 and len(set(parts)) == 1 else " · ".join(parts)
+        return (
+            f"{parts[0]} ×{len(parts)}"
+            if len(parts) > 1 and len(set(parts)) == 1
+            else " · ".join(parts)
+        )
     name = type(module).__name__
     return _SHORT.get(name, name)
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c017
 class Step(NamedTuple):
     "One operation of a forward pass: sources are the numbers of earlier steps, or -1, -2, ... for the inputs; shapes read H×W×C."
-    name: str; operation: str; sources: tuple; inputs: tuple; output: str; parameters: int = 0; macs: int = 0; module: bool = True
+
+    name: str
+    operation: str
+    sources: tuple
+    inputs: tuple
+    output: str
+    parameters: int = 0
+    macs: int = 0
+    module: bool = True
+
 
 class Trace(NamedTuple):
     "A forward pass: inputs [(name, shape)], steps, outputs [(name, number of the step)]."
-    inputs: list; steps: list; outputs: list
+
+    inputs: list
+    steps: list
+    outputs: list
+
 
 def _tensors(value):
-    if isinstance(value, torch.Tensor): return [value]
-    if isinstance(value, dict): value = list(value.values())
+    if isinstance(value, torch.Tensor):
+        return [value]
+    if isinstance(value, dict):
+        value = list(value.values())
     return [t for item in value for t in _tensors(item)] if isinstance(value, (list, tuple)) else []
+
 
 def shape_text(t):
     "(N,C,H,W) -> `H×W×C`; (N,C) -> `1×1×C`, as the papers print it."
-    return f"{t.shape[2]}×{t.shape[3]}×{t.shape[1]}" if t.dim() == 4 else f"1×1×{t.shape[1]}" if t.dim() == 2 else "×".join(map(str, t.shape))
+    return (
+        f"{t.shape[2]}×{t.shape[3]}×{t.shape[1]}"
+        if t.dim() == 4
+        else f"1×1×{t.shape[1]}"
+        if t.dim() == 2
+        else "×".join(map(str, t.shape))
+    )
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c019
 class _Recorder(TorchFunctionMode):
     "Hears of every module call through hooks, and of every tensor operation between them as a function mode."
+
     def __init__(self, module, expand, counter):
         super().__init__()
         self.names = {m: name for name, m in module.named_modules()}
@@ -102,68 +183,144 @@ class _Recorder(TorchFunctionMode):
 
     def is_open(self, m):
         name = self.names[m]
-        return any(e in (name, name.split(".")[-1], type(m).__name__) if isinstance(e, str) else isinstance(m, e) for e in self.expand)
+        return any(
+            e in (name, name.split(".")[-1], type(m).__name__)
+            if isinstance(e, str)
+            else isinstance(m, e)
+            for e in self.expand
+        )
 
     def know(self, value, step):
-        for t in _tensors(value): self.made[id(t)] = step; self.kept.append(t)
+        for t in _tensors(value):
+            self.made[id(t)] = step
+            self.kept.append(t)
 
     def record(self, name, operation, args, out, **numbers):
         given = [t for t in _tensors(args) if id(t) in self.made]
-        step = Step(name, operation, tuple(self.made[id(t)] for t in given), tuple(map(shape_text, given)), shape_text(_tensors(out)[0]), **numbers)
+        step = Step(
+            name,
+            operation,
+            tuple(self.made[id(t)] for t in given),
+            tuple(map(shape_text, given)),
+            shape_text(_tensors(out)[0]),
+            **numbers,
+        )
         self.steps.append(step)
         self.know(out, len(self.steps) - 1)
 
     def enter(self, m, args):
-        if self.closed is None and not self.is_open(m): self.closed, self.before = m, self.counter.get_total_flops()
+        if self.closed is None and not self.is_open(m):
+            self.closed, self.before = m, self.counter.get_total_flops()
 
     def leave(self, m, args, out):
-        if self.closed is not m: return
+        if self.closed is not m:
+            return
         new = {p: p.numel() for p in m.parameters() if p not in self.counted}
         self.counted.update(new)
         self.closed = None
-        self.record(self.names[m], describe(m), args, out, parameters=sum(new.values()), macs=(self.counter.get_total_flops() - self.before)//2)
+        self.record(
+            self.names[m],
+            describe(m),
+            args,
+            out,
+            parameters=sum(new.values()),
+            macs=(self.counter.get_total_flops() - self.before) // 2,
+        )
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "").strip("_")
-        if self.closed is not None or not any(id(t) in self.made for t in _tensors(args)) or not _tensors(out): return out
-        if getattr(func, "__name__", "") in _VIEWS: self.know(out, self.made[id(next(t for t in _tensors(args) if id(t) in self.made))])
-        else: self.record("", " ".join([_FUNCTIONS.get(name, name.replace("_", " ")), (kwargs or {}).get("mode", "")]).strip(), args, out, module=False)
+        if (
+            self.closed is not None
+            or not any(id(t) in self.made for t in _tensors(args))
+            or not _tensors(out)
+        ):
+            return out
+        if getattr(func, "__name__", "") in _VIEWS:
+            self.know(out, self.made[id(next(t for t in _tensors(args) if id(t) in self.made))])
+        else:
+            self.record(
+                "",
+                " ".join(
+                    [_FUNCTIONS.get(name, name.replace("_", " ")), (kwargs or {}).get("mode", "")]
+                ).strip(),
+                args,
+                out,
+                module=False,
+            )
         return out
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c021
 def trace(
     module,
-    x,         # input tensor or its shape, or a tuple of several
-    expand=(), # names or classes of submodules to open; direct children are one step each
-    call=None, # what to run instead of `module`, for example a method of it
+    x,  # input tensor or its shape, or a tuple of several
+    expand=(),  # names or classes of submodules to open; direct children are one step each
+    call=None,  # what to run instead of `module`, for example a method of it
 ):
     "Runs one forward pass and returns its `Trace`; the module's mode and statistics stay as they were."
     xs, call = _inputs(x), call or module
-    names = list(inspect.signature(call.forward if isinstance(call, nn.Module) else call).parameters)
+    names = list(
+        inspect.signature(call.forward if isinstance(call, nn.Module) else call).parameters
+    )
     with _evaluating(module), FlopCounterMode(display=False) as counter:
-        recorder = _Recorder(module, (expand,) if isinstance(expand, (str, type)) else tuple(expand), counter)
-        for i, t in enumerate(xs): recorder.know(t, -1 - i)
-        hooks = [h for m in module.modules() if m is not module for h in (m.register_forward_pre_hook(recorder.enter), m.register_forward_hook(recorder.leave))]
+        recorder = _Recorder(
+            module, (expand,) if isinstance(expand, (str, type)) else tuple(expand), counter
+        )
+        for i, t in enumerate(xs):
+            recorder.know(t, -1 - i)
+        hooks = [
+            h
+            for m in module.modules()
+            if m is not module
+            for h in (
+                m.register_forward_pre_hook(recorder.enter),
+                m.register_forward_hook(recorder.leave),
+            )
+        ]
         try:
-            with recorder: out = call(*xs)
+            with recorder:
+                out = call(*xs)
         finally:
-            for h in hooks: h.remove()
-    named = out.items() if isinstance(out, dict) else [("output", out)] if isinstance(out, torch.Tensor) else [(f"output {i+1}", o) for i, o in enumerate(out)]
-    return Trace(list(zip(names, map(shape_text, xs))), recorder.steps, [(name, recorder.made[id(t)]) for name, t in named])
+            for h in hooks:
+                h.remove()
+    named = (
+        out.items()
+        if isinstance(out, dict)
+        else [("output", out)]
+        if isinstance(out, torch.Tensor)
+        else [(f"output {i + 1}", o) for i, o in enumerate(out)]
+    )
+    return Trace(
+        list(zip(names, map(shape_text, xs))),
+        recorder.steps,
+        [(name, recorder.made[id(t)]) for name, t in named],
+    )
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c026
 class Layer(NamedTuple):
     "A row of a `LayerTable`; shapes read H×W×C."
-    name: str; operation: str; input: str; output: str; parameters: int; macs: int
+
+    name: str
+    operation: str
+    input: str
+    output: str
+    parameters: int
+    macs: int
+
 
 class Rows:
     "A list of rows that renders itself as Markdown and CSV."
-    def __init__(self, rows): self.rows = list(rows)
 
-    def _repr_markdown_(self): return self.to_markdown()
+    def __init__(self, rows):
+        self.rows = list(rows)
+
+    def _repr_markdown_(self):
+        return self.to_markdown()
 
     def to_markdown(self):
-        head = [field.replace("_", " ").replace("macs", "multiply-adds") for field in self.rows[0]._fields]
+        head = [
+            field.replace("_", " ").replace("macs", "multiply-adds")
+            for field in self.rows[0]._fields
+        ]
         align = ["---:" if isinstance(c, int) else "---" for c in self.rows[0]]
         return markdown_table([*self.rows, *self.totals()], head, align)
 
@@ -172,82 +329,136 @@ class Rows:
         csv.writer(out, lineterminator="\n").writerows([self.rows[0]._fields, *self.rows])
         return out.getvalue()
 
-    def totals(self): return []
+    def totals(self):
+        return []
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c027
 class LayerTable(Rows):
     "The module steps of a forward pass, one row each."
-    @property
-    def total_parameters(self): return sum(row.parameters for row in self.rows)
 
     @property
-    def total_macs(self): return sum(row.macs for row in self.rows)
+    def total_parameters(self):
+        return sum(row.parameters for row in self.rows)
 
-    def totals(self): return [("**total**", "", "", "", self.total_parameters, self.total_macs)]
+    @property
+    def total_macs(self):
+        return sum(row.macs for row in self.rows)
+
+    def totals(self):
+        return [("**total**", "", "", "", self.total_parameters, self.total_macs)]
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c028
 def layer_table(
     module,
-    x,         # input tensor or its shape, or a tuple of several
-    expand=(), # see `trace`
-    call=None, # see `trace`
+    x,  # input tensor or its shape, or a tuple of several
+    expand=(),  # see `trace`
+    call=None,  # see `trace`
 ):
     "The module's layers as they run: name, operation, input and output shape, parameters, multiply-adds."
-    return LayerTable(Layer(s.name, s.operation, " and ".join(s.inputs), s.output, s.parameters, s.macs)
-                      for s in trace(module, x, expand, call).steps if s.module)
+    return LayerTable(
+        Layer(s.name, s.operation, " and ".join(s.inputs), s.output, s.parameters, s.macs)
+        for s in trace(module, x, expand, call).steps
+        if s.module
+    )
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c032
 class PrintedLayer(NamedTuple):
     "A row of a table of layers as a paper prints it."
-    name: str; input: str; output: str
+
+    name: str
+    input: str
+    output: str
+
 
 class Pairing(NamedTuple):
     "A printed row and ours."
-    printed: str; printed_input: str; printed_output: str; ours: str; our_input: str; our_output: str; same: str
+
+    printed: str
+    printed_input: str
+    printed_output: str
+    ours: str
+    our_input: str
+    our_output: str
+    same: str
+
 
 class Comparison(Rows):
     "Printed rows beside ours; `differences` lists those whose shapes disagree."
+
     @property
     def differences(self):
-        return [f"{r.printed}: printed {p}, ours {o}" for r in self.rows
-                for p, o in ((r.printed_input, r.our_input), (r.printed_output, r.our_output)) if p != o]
+        return [
+            f"{r.printed}: printed {p}, ours {o}"
+            for r in self.rows
+            for p, o in ((r.printed_input, r.our_input), (r.printed_output, r.our_output))
+            if p != o
+        ]
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c033
 def printed_table(
     path,  # YAML file: table -> rows of [name, input, output]
-    table, # for example "Table 3.4"
+    table,  # for example "Table 3.4"
 ):
     "Rows of a paper's table of layers; FacelabError if the file does not hold that table."
     import yaml
     from pathlib import Path
+
     tables = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["tables"]
-    if table not in tables: raise FacelabError(f"{path} holds no {table}: it has {', '.join(tables)}")
+    if table not in tables:
+        raise FacelabError(f"{path} holds no {table}: it has {', '.join(tables)}")
     return [PrintedLayer(*row) for row in tables[table]["rows"]]
 
+
 def beside(
-    printed, # rows of `printed_table`
-    ours,    # a `LayerTable`
+    printed,  # rows of `printed_table`
+    ours,  # a `LayerTable`
 ):
     "Pairs the rows in order; FacelabError if one table has more rows than the other."
-    if len(printed) != len(ours.rows): raise FacelabError(f"the printed table has {len(printed)} rows, ours {len(ours.rows)}: expand or close submodules until they agree")
-    return Comparison(Pairing(*p, o.name, o.input, o.output, "yes" if (p.input, p.output) == (o.input, o.output) else "**no**")
-                      for p, o in zip(printed, ours.rows))
+    if len(printed) != len(ours.rows):
+        raise FacelabError(
+            f"the printed table has {len(printed)} rows, ours {len(ours.rows)}: expand or close"
+            " submodules until they agree"
+        )
+    return Comparison(
+        Pairing(
+            *p,
+            o.name,
+            o.input,
+            o.output,
+            "yes" if (p.input, p.output) == (o.input, o.output) else "**no**",
+        )
+        for p, o in zip(printed, ours.rows)
+    )
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c037
 def merge_chains(t: Trace) -> Trace:
     "Joins runs of equal steps with equal shapes into one step whose operation says ×n."
     readers = defaultdict(list)
     for i, s in enumerate(t.steps):
-        for source in s.sources: readers[source].append(i)
-    for _, source in t.outputs: readers[source].append(None)
+        for source in s.sources:
+            readers[source].append(i)
+    for _, source in t.outputs:
+        readers[source].append(None)
     steps, place, length = [], {}, {}
     for i, s in enumerate(t.steps):
         last = steps[-1] if steps else None
         j = len(steps) - 1
-        if (i and s.module and s.sources == (i-1,) and readers[i-1] == [i] and place[i-1] == j
-                and (s.operation, s.inputs, s.output) == (t.steps[i-1].operation, last.inputs, last.output)):
+        if (
+            i
+            and s.module
+            and s.sources == (i - 1,)
+            and readers[i - 1] == [i]
+            and place[i - 1] == j
+            and (s.operation, s.inputs, s.output)
+            == (t.steps[i - 1].operation, last.inputs, last.output)
+        ):
             length[j] += 1
-            steps[j] = last._replace(name=f"{last.name.split(' … ')[0]} … {s.name}", operation=f"{s.operation} ×{length[j]}", parameters=last.parameters + s.parameters, macs=last.macs + s.macs)
+            steps[j] = last._replace(
+                name=f"{last.name.split(' … ')[0]} … {s.name}",
+                operation=f"{s.operation} ×{length[j]}",
+                parameters=last.parameters + s.parameters,
+                macs=last.macs + s.macs,
+            )
         else:
             j += 1
             length[j] = 1
@@ -258,7 +469,12 @@ def merge_chains(t: Trace) -> Trace:
 # %% ../../nbs/3_networks/02_drawing.ipynb #c039
 class _Node(NamedTuple):
     "Something to draw: kind is input, step, merge or output; lines is its text, shape what leaves it."
-    kind: str; lines: tuple; shape: str; sources: tuple
+
+    kind: str
+    lines: tuple
+    shape: str
+    sources: tuple
+
 
 def _nodes(t):
     "Inputs, steps and outputs of a trace in one list, sources renumbered to it."
@@ -266,17 +482,33 @@ def _nodes(t):
     renumber = lambda k: -1 - k if k < 0 else n + k
     nodes = [_Node("input", (name,), shape, ()) for name, shape in t.inputs]
     for s in t.steps:
-        name = " … ".join(part if part.split(".")[-1].isdigit() else part.split(".")[-1] for part in s.name.split(" … "))
-        lines = (s.operation,) if not s.module or name.lower() == s.operation.lower() else (name, s.operation)
-        if s.parameters: lines += (f"{s.parameters:,} parameter{'s' * (s.parameters > 1)}",)
-        nodes.append(_Node("merge" if len(s.operation) == 1 else "step", lines, s.output, tuple(map(renumber, s.sources))))
+        name = " … ".join(
+            part if part.split(".")[-1].isdigit() else part.split(".")[-1]
+            for part in s.name.split(" … ")
+        )
+        lines = (
+            (s.operation,)
+            if not s.module or name.lower() == s.operation.lower()
+            else (name, s.operation)
+        )
+        if s.parameters:
+            lines += (f"{s.parameters:,} parameter{'s' * (s.parameters > 1)}",)
+        nodes.append(
+            _Node(
+                "merge" if len(s.operation) == 1 else "step",
+                lines,
+                s.output,
+                tuple(map(renumber, s.sources)),
+            )
+        )
     return nodes + [_Node("output", (name,), "", (renumber(k),)) for name, k in t.outputs]
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c040
 def _levels(nodes):
     "Each node's level: one below its last source; outputs share the last level."
     level = []
-    for node in nodes: level.append(1 + max((level[s] for s in node.sources), default=-1))
+    for node in nodes:
+        level.append(1 + max((level[s] for s in node.sources), default=-1))
     return [max(level) if node.kind == "output" else at for node, at in zip(nodes, level)]
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c041
@@ -284,11 +516,13 @@ def _lanes(nodes, level):
     "A lane for each node and for each edge (source, target), such that nothing shares a lane at the same level."
     targets = defaultdict(list)
     for i, node in enumerate(nodes):
-        for s in dict.fromkeys(node.sources): targets[s].append(i)
-    ahead = [0]*len(nodes)
-    for i in reversed(range(len(nodes))): ahead[i] = 1 + max((ahead[k] for k in targets[i]), default=0)
+        for s in dict.fromkeys(node.sources):
+            targets[s].append(i)
+    ahead = [0] * len(nodes)
+    for i in reversed(range(len(nodes))):
+        ahead[i] = 1 + max((ahead[k] for k in targets[i]), default=0)
     lane, edge, busy = {}, {}, set()
-    free = lambda: next(k for k in range(len(nodes)*2) if k not in busy)
+    free = lambda: next(k for k in range(len(nodes) * 2) if k not in busy)
     for i in sorted(range(len(nodes)), key=lambda i: (level[i], i)):
         arriving = {edge[s, i] for s in nodes[i].sources}
         lane[i] = min(arriving) if arriving else free()
@@ -296,100 +530,195 @@ def _lanes(nodes, level):
         for order, k in enumerate(sorted(targets[i], key=lambda k: (-ahead[k], k))):
             edge[i, k] = lane[i] if order == 0 else free()
             busy.add(edge[i, k])
-        if not targets[i]: busy.discard(lane[i])
+        if not targets[i]:
+            busy.discard(lane[i])
     return _untangled(level, lane, edge)
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c043
 def _untangled(level, lane, edge):
     "The order of the lanes with the fewest crossings, then the shortest connections; as given when there are more than six."
     n = 1 + max([*lane.values(), *edge.values()])
-    if n > 6: return lane, edge
+    if n > 6:
+        return lane, edge
     upright = [(level[i], level[k], e) for (i, k), e in edge.items()]
-    level_lines = [(at, lane[i], e) for (i, k), e in edge.items() for at, i in ((level[i], i), (level[k] - 1, k)) if lane[i] != e]
+    level_lines = [
+        (at, lane[i], e)
+        for (i, k), e in edge.items()
+        for at, i in ((level[i], i), (level[k] - 1, k))
+        if lane[i] != e
+    ]
+
     def tangle(order):
         between = lambda a, x, b: min(order[a], order[b]) < order[x] < max(order[a], order[b])
-        crossings = sum(top <= at < bottom and between(a, x, b) for at, a, b in level_lines for top, bottom, x in upright)
+        crossings = sum(
+            top <= at < bottom and between(a, x, b)
+            for at, a, b in level_lines
+            for top, bottom, x in upright
+        )
         return crossings, sum(abs(order[a] - order[b]) for _, a, b in level_lines), order
+
     order = min(permutations(range(n)), key=tangle)
     return {i: order[k] for i, k in lane.items()}, {ends: order[k] for ends, k in edge.items()}
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c045
-_COLOURS = dict(input="#ffffff", output="#ffffff", merge="#fff3c4", conv="#cfe3f5", dense="#f9d5c2", block="#d5ecd4", other="#ececec")
+_COLOURS = dict(
+    input="#ffffff",
+    output="#ffffff",
+    merge="#fff3c4",
+    conv="#cfe3f5",
+    dense="#f9d5c2",
+    block="#d5ecd4",
+    other="#ececec",
+)
+
 
 def _colour(node):
-    if node.kind != "step": return _COLOURS[node.kind]
+    if node.kind != "step":
+        return _COLOURS[node.kind]
     text = node.lines[min(1, len(node.lines) - 1)]
     first = text.split(" ")[0].rstrip(",")
-    return _COLOURS["conv" if first in ("conv", "deconv") else "dense" if first in ("dense", "flatten") else "block" if text[0].isupper() and "parameter" in node.lines[-1] else "other"]
+    return _COLOURS[
+        "conv"
+        if first in ("conv", "deconv")
+        else "dense"
+        if first in ("dense", "flatten")
+        else "block"
+        if text[0].isupper() and "parameter" in node.lines[-1]
+        else "other"
+    ]
+
 
 def _wrap(lines, width=30):
     import textwrap
+
     return [part for line in lines for part in textwrap.wrap(line, width, break_long_words=False)]
+
 
 def _size(lines, size=8):
     "Width and height in inches of lines of text in a box."
     from matplotlib.textpath import TextPath
-    widest = max(TextPath((0, 0), line, size=size).get_extents().width for line in lines)/72
-    return max(.42, widest + .24), .145*len(lines) + .13
+
+    widest = max(TextPath((0, 0), line, size=size).get_extents().width for line in lines) / 72
+    return max(0.42, widest + 0.24), 0.145 * len(lines) + 0.13
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c046
 def _route(a, b, x_lane, fork, side_is_free):
     "Corner points of a connection from box a to box b (x, y, w, h, centre coordinates) that leaves for the lane at x_lane at height fork."
     (xa, ya, _, ha), (xb, yb, wb, hb) = a, b
-    points = [(xa, ya - ha/2)] + ([(xa, fork), (x_lane, fork)] if x_lane != xa else [])
-    if x_lane == xb: return points + [(xb, yb + hb/2)]
-    if side_is_free: return points + [(x_lane, yb), (xb + (wb/2 if x_lane > xb else -wb/2), yb)]
-    return points + [(x_lane, yb + hb/2 + .06), (xb, yb + hb/2 + .06), (xb, yb + hb/2)]
+    points = [(xa, ya - ha / 2)] + ([(xa, fork), (x_lane, fork)] if x_lane != xa else [])
+    if x_lane == xb:
+        return points + [(xb, yb + hb / 2)]
+    if side_is_free:
+        return points + [(x_lane, yb), (xb + (wb / 2 if x_lane > xb else -wb / 2), yb)]
+    return points + [(x_lane, yb + hb / 2 + 0.06), (xb, yb + hb / 2 + 0.06), (xb, yb + hb / 2)]
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c047
 def _boxes(nodes, level, lane, edge, gap):
     "Text, centre, width and height of every node in inches, the lanes' x, the heights at which connections fork, the size of the page."
     text = [_wrap(node.lines) for node in nodes]
-    size = [(.26, .26) if node.kind == "merge" else _size(lines) for node, lines in zip(nodes, text)]
-    width = [max([size[i][0] for i in lane if lane[i] == k] + [.12]) for k in range(1 + max([*lane.values(), *edge.values()]))]
-    x, lanes_x = .15, []
-    for w in width: lanes_x.append(x + w/2); x += w + .28
-    rows = [max(size[i][1] for i in range(len(nodes)) if level[i] == k) for k in range(1 + max(level))]
-    total = sum(rows) + gap*(len(rows) - 1) + .2
-    tops = [total - .1 - sum(rows[:k]) - gap*k for k in range(len(rows))]
-    boxes = [(lanes_x[lane[i]], tops[level[i]] - rows[level[i]]/2, *size[i]) for i in range(len(nodes))]
-    right = max([bx + max(w/2, _size([node.shape], 7)[0] - .14 if node.shape else 0) for node, (bx, _, w, _) in zip(nodes, boxes)] + lanes_x)
+    size = [
+        (0.26, 0.26) if node.kind == "merge" else _size(lines) for node, lines in zip(nodes, text)
+    ]
+    width = [
+        max([size[i][0] for i in lane if lane[i] == k] + [0.12])
+        for k in range(1 + max([*lane.values(), *edge.values()]))
+    ]
+    x, lanes_x = 0.15, []
+    for w in width:
+        lanes_x.append(x + w / 2)
+        x += w + 0.28
+    rows = [
+        max(size[i][1] for i in range(len(nodes)) if level[i] == k) for k in range(1 + max(level))
+    ]
+    total = sum(rows) + gap * (len(rows) - 1) + 0.2
+    tops = [total - 0.1 - sum(rows[:k]) - gap * k for k in range(len(rows))]
+    boxes = [
+        (lanes_x[lane[i]], tops[level[i]] - rows[level[i]] / 2, *size[i]) for i in range(len(nodes))
+    ]
+    right = max(
+        [
+            bx + max(w / 2, _size([node.shape], 7)[0] - 0.14 if node.shape else 0)
+            for node, (bx, _, w, _) in zip(nodes, boxes)
+        ]
+        + lanes_x
+    )
     floors = [top - row for top, row in zip(tops, rows)]
     forks = {}
-    for i in sorted({i for (i, k), e in edge.items() if e != lane[i]}, key=lambda i: (level[i], -lane[i])):
-        forks[i] = floors[level[i]] - gap*(.56 + .14*sum(level[j] == level[i] for j in forks))
-    return text, boxes, lanes_x, forks, (right + .15, total)
+    for i in sorted(
+        {i for (i, k), e in edge.items() if e != lane[i]}, key=lambda i: (level[i], -lane[i])
+    ):
+        forks[i] = floors[level[i]] - gap * (0.56 + 0.14 * sum(level[j] == level[i] for j in forks))
+    return text, boxes, lanes_x, forks, (right + 0.15, total)
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c049
 def draw_graph(
     module,
-    x,         # input tensor or its shape, or a tuple of several
-    expand=(), # see `trace`
-    call=None, # see `trace`
-    gap=.4,    # inches between levels
+    x,  # input tensor or its shape, or a tuple of several
+    expand=(),  # see `trace`
+    call=None,  # see `trace`
+    gap=0.4,  # inches between levels
 ):
     "Block diagram of a forward pass with the shapes on the connections; equal parts in a row are one box ×n. Returns a matplotlib Figure."
     from matplotlib.figure import Figure
     from matplotlib.patches import FancyBboxPatch, Circle
+
     nodes = _nodes(merge_chains(trace(module, x, expand, call)))
     level = _levels(nodes)
     lane, edge = _lanes(nodes, level)
     text, boxes, lanes_x, forks, page = _boxes(nodes, level, lane, edge, gap)
     fig = Figure(figsize=page, dpi=110)
     fig._repr_png_ = lambda: _png(fig)
-    ax = fig.add_axes([0, 0, 1, 1], xlim=(0, page[0]), ylim=(0, page[1])); ax.axis("off")
+    ax = fig.add_axes([0, 0, 1, 1], xlim=(0, page[0]), ylim=(0, page[1]))
+    ax.axis("off")
     for (i, k), e in edge.items():
-        between = range(min(e, lane[k]) + 1, max(e, lane[k]) + 1) if e > lane[k] else range(e, lane[k])
+        between = (
+            range(min(e, lane[k]) + 1, max(e, lane[k]) + 1) if e > lane[k] else range(e, lane[k])
+        )
         open_side = not any(level[j] == level[k] and lane[j] in between for j in range(len(nodes)))
         *path, end = _route(boxes[i], boxes[k], lanes_x[e], forks.get(i), open_side)
         ax.plot(*zip(*path), color="#444", lw=1, solid_capstyle="butt")
-        ax.annotate("", end, path[-1], arrowprops=dict(arrowstyle="-|>", color="#444", lw=1, shrinkA=0, shrinkB=0, mutation_scale=8))
+        ax.annotate(
+            "",
+            end,
+            path[-1],
+            arrowprops=dict(
+                arrowstyle="-|>", color="#444", lw=1, shrinkA=0, shrinkB=0, mutation_scale=8
+            ),
+        )
     for node, lines, (bx, by, w, h) in zip(nodes, text, boxes):
-        style = dict(facecolor=_colour(node), edgecolor="#444", lw=.8, zorder=3)
-        ax.add_patch(Circle((bx, by), w/2, **style) if node.kind == "merge" else
-                     FancyBboxPatch((bx - w/2 + .05, by - h/2 + .05), w - .1, h - .1, boxstyle="round,pad=.05,rounding_size=.06", **style))
+        style = dict(facecolor=_colour(node), edgecolor="#444", lw=0.8, zorder=3)
+        ax.add_patch(
+            Circle((bx, by), w / 2, **style)
+            if node.kind == "merge"
+            else FancyBboxPatch(
+                (bx - w / 2 + 0.05, by - h / 2 + 0.05),
+                w - 0.1,
+                h - 0.1,
+                boxstyle="round,pad=.05,rounding_size=.06",
+                **style,
+            )
+        )
         for row, line in enumerate(lines):
-            ax.text(bx, by + .145*((len(lines) - 1)/2 - row), line, ha="center", va="center_baseline" if node.kind == "merge" else "center", fontsize=8, zorder=4,
-                    weight="bold" if row == 0 and len(lines) > 1 else "normal", color="#666" if " parameter" in line else "#111")
-        if node.shape: ax.text(bx + .05, by - h/2 - .3*gap, node.shape, ha="left", va="center", fontsize=7, color="#444", zorder=4)
+            ax.text(
+                bx,
+                by + 0.145 * ((len(lines) - 1) / 2 - row),
+                line,
+                ha="center",
+                va="center_baseline" if node.kind == "merge" else "center",
+                fontsize=8,
+                zorder=4,
+                weight="bold" if row == 0 and len(lines) > 1 else "normal",
+                color="#666" if " parameter" in line else "#111",
+            )
+        if node.shape:
+            ax.text(
+                bx + 0.05,
+                by - h / 2 - 0.3 * gap,
+                node.shape,
+                ha="left",
+                va="center",
+                fontsize=7,
+                color="#444",
+                zorder=4,
+            )
     return fig

@@ -16,67 +16,109 @@ from .registry import network
 
 # %% ../../nbs/3_networks/16_drn.ipynb #c005
 def halving(
-    n_in, n_between, n_out, # channels
+    n_in,
+    n_between,
+    n_out,  # channels
 ):
     "conv3x3 stride 2, LReLU(.2), conv3x3, without biases: (N,n_in,H,W) -> (N,n_out,H/2,W/2)."
     conv = lambda n_in, n_out, stride: nn.Conv2d(n_in, n_out, 3, stride, 1, bias=False)
-    return nn.Sequential(conv(n_in, n_between, 2), nn.LeakyReLU(.2), conv(n_between, n_out, 1))
+    return nn.Sequential(conv(n_in, n_between, 2), nn.LeakyReLU(0.2), conv(n_between, n_out, 1))
 
 # %% ../../nbs/3_networks/16_drn.ipynb #c008
-@network("drn_dual", "part", "Guo et al. 2020, Fig 3", small=dict(width=8), small_side=32,
-         published=dict(parameters=864, args=dict(width=16), source="released code of DRN-S, x4"))
+@network(
+    "drn_dual",
+    "part",
+    "Guo et al. 2020, Fig 3",
+    small=dict(width=8),
+    small_side=32,
+    published=dict(parameters=864, args=dict(width=16), source="released code of DRN-S, x4"),
+)
 class DualRegression(nn.Module):
     "The dual network of DRN: (N,3,H,W) in [0,1] -> the face of half the side, (N,3,H/2,W/2), not clamped (Guo et al. 2020, Fig. 3)."
-    def __init__(self,
-        width=16, # channels between the convolutions: DRN's width
+
+    def __init__(
+        self,
+        width=16,  # channels between the convolutions: DRN's width
     ):
         super().__init__()
         self.halving = halving(3, width, 3)
 
-    def forward(self, x): return self.halving(expect(self, x, multiple=2))
+    def forward(self, x):
+        return self.halving(expect(self, x, multiple=2))
 
 # %% ../../nbs/3_networks/16_drn.ipynb #c014
-PLANS = {("S", 4): (16, 30), ("S", 8): (8, 30), ("L", 4): (20, 40), ("L", 8): (10, 36)} # (variant, scale): width, depth
+PLANS = {
+    ("S", 4): (16, 30),
+    ("S", 8): (8, 30),
+    ("L", 4): (20, 40),
+    ("L", 8): (10, 36),
+}  # (variant, scale): width, depth
 
 # %% ../../nbs/3_networks/16_drn.ipynb #c015
 def up_stage(
-    n_in, n_out, # channels
-    depth,       # blocks
+    n_in,
+    n_out,  # channels
+    depth,  # blocks
 ):
     "`depth` blocks, a doubling and a conv1x1: (N,n_in,H,W) -> (N,n_out,2H,2W)."
-    return nn.Sequential(nn.Sequential(*[RCAB(n_in) for _ in range(depth)]), plain_doubling(n_in), nn.Conv2d(n_in, n_out, 1))
+    return nn.Sequential(
+        nn.Sequential(*[RCAB(n_in) for _ in range(depth)]),
+        plain_doubling(n_in),
+        nn.Conv2d(n_in, n_out, 1),
+    )
 
 # %% ../../nbs/3_networks/16_drn.ipynb #c017
-@network("drn", "generator", "Guo et al. 2020, Fig 3", aliases=("DRN-S",), scales=(4, 8), small=dict(width=8, depth=2), small_side=64,
-         variants=(dict(variant="L"),), published=dict(parameters=4_804_041, args=dict(scale=4, variant="S"), source="released models: 4.8 M"))
+@network(
+    "drn",
+    "generator",
+    "Guo et al. 2020, Fig 3",
+    aliases=("DRN-S",),
+    scales=(4, 8),
+    small=dict(width=8, depth=2),
+    small_side=64,
+    variants=(dict(variant="L"),),
+    published=dict(
+        parameters=4_804_041, args=dict(scale=4, variant="S"), source="released models: 4.8 M"
+    ),
+)
 class DRN(nn.Module):
     "DRN: (N,3,h,w) in [0,1] -> dict of sr_x1 (N,3,h,w), sr_x2, ... and restored (N,3,h*scale,w*scale), not clamped (Guo et al. 2020, Fig. 3)."
-    def __init__(self,
-        scale=4,     # 4 or 8
-        variant="S", # "S" or "L": 5 or 10 million parameters
+
+    def __init__(
+        self,
+        scale=4,  # 4 or 8
+        variant="S",  # "S" or "L": 5 or 10 million parameters
         width=None,  # channels at full size, doubled with each halving; by default the variant's
         depth=None,  # blocks at each size; by default the variant's
     ):
         super().__init__()
-        if (variant, scale) not in PLANS: raise FacelabError(f'there is no DRN-{variant} for x{scale}: variant is "S" or "L", scale 4 or 8')
+        if (variant, scale) not in PLANS:
+            raise FacelabError(
+                f'there is no DRN-{variant} for x{scale}: variant is "S" or "L", scale 4 or 8'
+            )
         plan_width, plan_depth = PLANS[variant, scale]
         w, depth, levels = width or plan_width, depth or plan_depth, scale.bit_length() - 1
         self.scale, self.names = scale, [f"sr_x{2**k}" for k in range(levels)] + ["restored"]
-        widths = [w*2**k for k in range(levels, -1, -1)] # from the small face to the large one
-        joined = widths[:1] + widths[:-1]                # what the features of both ways have together
+        widths = [w * 2**k for k in range(levels, -1, -1)]  # from the small face to the large one
+        joined = widths[:1] + widths[:-1]  # what the features of both ways have together
         self.sub_mean, self.add_mean = SubMean(), AddMean()
         self.head = nn.Conv2d(3, w, 3, padding=1)
-        self.down = nn.ModuleList(halving(n, n, 2*n) for n in reversed(widths[1:]))
-        self.up = nn.ModuleList(up_stage(n_in, n_out, depth) for n_in, n_out in zip(joined, widths[1:]))
+        self.down = nn.ModuleList(halving(n, n, 2 * n) for n in reversed(widths[1:]))
+        self.up = nn.ModuleList(
+            up_stage(n_in, n_out, depth) for n_in, n_out in zip(joined, widths[1:])
+        )
         self.tail = nn.ModuleList(nn.Conv2d(n, 3, 3, padding=1) for n in joined)
 
     def forward(self, x):
         expect(self, x)
-        x = self.head(self.sub_mean(resize(x, (x.shape[-2]*self.scale, x.shape[-1]*self.scale))))
+        x = self.head(
+            self.sub_mean(resize(x, (x.shape[-2] * self.scale, x.shape[-1] * self.scale)))
+        )
         on_the_way = []
         for down in self.down:
             on_the_way.append(x)
             x = down(x)
         maps = [x]
-        for up, beside in zip(self.up, reversed(on_the_way)): maps.append(torch.cat([beside, up(maps[-1])], 1))
+        for up, beside in zip(self.up, reversed(on_the_way)):
+            maps.append(torch.cat([beside, up(maps[-1])], 1))
         return {name: self.add_mean(tail(m)) for name, tail, m in zip(self.names, self.tail, maps)}

@@ -10,21 +10,37 @@ from .. import FacelabError
 
 # %% ../../nbs/3_networks/03_expect.ipynb #c005
 def expect(
-    net,          # the network, whose class the message names
-    x,            # what it was given
-    channels=3,   # how many it takes
-    what="x",     # the argument's name
-    multiple=1,   # height and width must be multiples of it
-    size=None,    # the height and width that it is built for, if it is only one
-    like=None,    # a tensor whose batch, height and width it must have
-    why="",       # added to the message when the argument is missing
+    net,  # the network, whose class the message names
+    x,  # what it was given
+    channels=3,  # how many it takes
+    what="x",  # the argument's name
+    multiple=1,  # height and width must be multiples of it
+    size=None,  # the height and width that it is built for, if it is only one
+    like=None,  # a tensor whose batch, height and width it must have
+    why="",  # added to the message when the argument is missing
 ):
     "Refuse an input of another shape with one FacelabError: (N,channels,H,W)."
     who = type(net).__name__
-    if x is None: raise FacelabError(f"{who} needs {what} (N,{channels},H,W), but it was not given{why and ': ' + why}")
-    if x.dim() != 4 or x.shape[1] != channels: raise FacelabError(f"{who} takes {what} as (N,{channels},H,W), not {tuple(x.shape)}")
+    if x is None:
+        raise FacelabError(
+            f"{who} needs {what} (N,{channels},H,W), but it was not given{why and ': ' + why}"
+        )
+    if x.dim() != 4 or x.shape[1] != channels:
+        raise FacelabError(f"{who} takes {what} as (N,{channels},H,W), not {tuple(x.shape)}")
     h, w = x.shape[-2:]
-    if size is not None and (h, w) != ((size, size) if isinstance(size, int) else tuple(size)): raise FacelabError(f"{who} is built for {what} of {size if isinstance(size, int) else '×'.join(map(str, size))} pixels, not {h}×{w}: resize it or build the network for that size")
-    if h % multiple or w % multiple: raise FacelabError(f"{who} needs a height and width of {what} that divide by {multiple}, not {h}×{w}")
-    if like is not None and (len(x), h, w) != (len(like), *like.shape[-2:]): raise FacelabError(f"{who} needs {what} of the size of the picture, {tuple(like.shape[-2:])} in a batch of {len(like)}, not {(h, w)} in a batch of {len(x)}")
+    if size is not None and (h, w) != ((size, size) if isinstance(size, int) else tuple(size)):
+        raise FacelabError(
+            f"{who} is built for {what} of"
+            f" {size if isinstance(size, int) else '×'.join(map(str, size))} pixels, not {h}×{w}:"
+            " resize it or build the network for that size"
+        )
+    if h % multiple or w % multiple:
+        raise FacelabError(
+            f"{who} needs a height and width of {what} that divide by {multiple}, not {h}×{w}"
+        )
+    if like is not None and (len(x), h, w) != (len(like), *like.shape[-2:]):
+        raise FacelabError(
+            f"{who} needs {what} of the size of the picture, {tuple(like.shape[-2:])} in a batch of"
+            f" {len(like)}, not {(h, w)} in a batch of {len(x)}"
+        )
     return x

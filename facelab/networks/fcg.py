@@ -18,18 +18,28 @@ from .fpm import FaceParsing
 from .registry import network
 
 # %% ../../nbs/3_networks/54_fcg.ipynb #c006
-@network("fcg_generator", "generator", "Son and Jeong 2022, Eq 23", scales=(4,), inputs={"x": 3, "J": 3, "F": 11}, small=dict(width=8, depth=1), small_side=32)
+@network(
+    "fcg_generator",
+    "generator",
+    "Son and Jeong 2022, Eq 23",
+    scales=(4,),
+    inputs={"x": 3, "J": 3, "F": 11},
+    small=dict(width=8, depth=1),
+    small_side=32,
+)
 class FCGGenerator(SRResNet):
     "Eq 23: rainy face x, derained face J (N,3,h,w) in [0,1] and parsed face F (N,maps,h,w) -> (N,3,h*scale,w*scale), not clamped."
-    def __init__(self,
+
+    def __init__(
+        self,
         scale=4,  # 2, 4 or 8
-        width=64, # channels
-        depth=16, # residual blocks
+        width=64,  # channels
+        depth=16,  # residual blocks
         maps=11,  # of F
     ):
         super().__init__(scale, width, depth)
         self.head[0] = nn.Conv2d(6, width, 9, padding=4)
-        self.up[0][0] = nn.Conv2d(width + maps, 4*width, 3, padding=1)
+        self.up[0][0] = nn.Conv2d(width + maps, 4 * width, 3, padding=1)
         self.maps = maps
 
     def forward(self, x, J=None, F=None):
@@ -39,76 +49,129 @@ class FCGGenerator(SRResNet):
         return self.tail(self.up(torch.cat([head + self.body_end(self.blocks(head)), F], 1)))
 
 # %% ../../nbs/3_networks/54_fcg.ipynb #c013
-COMPONENTS = dict(eyes=(("left eye", "right eye"), range(36, 48)), nose=(("nose",), range(27, 36)),
-                  lips=(("upper lip", "inner mouth", "lower lip"), range(48, 68))) # parts of the 11, places among the 68
+COMPONENTS = dict(
+    eyes=(("left eye", "right eye"), range(36, 48)),
+    nose=(("nose",), range(27, 36)),
+    lips=(("upper lip", "inner mouth", "lower lip"), range(48, 68)),
+)  # parts of the 11, places among the 68
 
 # %% ../../nbs/3_networks/54_fcg.ipynb #c014
 def _edges_of_masks(masks):
     "(N,P,H,W) bool -> left, top, right, bottom as shares of the sides (N,P,4), nan where a mask is empty."
-    def ends(line): # (N,P,L): the first and behind the last that is set
+
+    def ends(line):  # (N,P,L): the first and behind the last that is set
         n, line = line.shape[-1], line.float()
-        return line.argmax(-1)/n, 1 - line.flip(-1).argmax(-1)/n
+        return line.argmax(-1) / n, 1 - line.flip(-1).argmax(-1) / n
+
     (left, right), (top, bottom) = ends(masks.any(2)), ends(masks.any(3))
-    return torch.stack([left, top, right, bottom], -1).masked_fill(~masks.any((2, 3))[..., None], math.nan)
+    return torch.stack([left, top, right, bottom], -1).masked_fill(
+        ~masks.any((2, 3))[..., None], math.nan
+    )
 
 # %% ../../nbs/3_networks/54_fcg.ipynb #c016
 def average_boxes(
-    labels,      # 19-class labels (N,H,W), 11 maps (N,11,H,W), or 68 or 81 landmarks (N,K,2), which need `size`
-    size=None,   # side of the faces that the landmarks are of, pixels
-    margin=.05,  # by which each box grows at every side, as a share of the face's side
+    labels,  # 19-class labels (N,H,W), 11 maps (N,11,H,W), or 68 or 81 landmarks (N,K,2), which need `size`
+    size=None,  # side of the faces that the landmarks are of, pixels
+    margin=0.05,  # by which each box grows at every side, as a share of the face's side
 ):
     "Mean bounding boxes of eyes, nose and lips: dict of (left, top, right, bottom) as shares of the side; a face without a part does not count for it."
     if labels.dim() == 3 and labels.is_floating_point():
         if size is None or labels.shape[1] not in (68, 81):
-            raise FacelabError(f"average_boxes takes 68 or 81 landmarks and the side of their faces, but got {labels.shape[1]} points and size={size}")
-        points = [labels[:, list(of)]/size for _, of in COMPONENTS.values()]
+            raise FacelabError(
+                "average_boxes takes 68 or 81 landmarks and the side of their faces, but got"
+                f" {labels.shape[1]} points and size={size}"
+            )
+        points = [labels[:, list(of)] / size for _, of in COMPONENTS.values()]
         edges = torch.stack([torch.cat([p.amin(1), p.amax(1)], -1) for p in points], 1)
     else:
         maps = parsing_11(labels) if labels.dim() == 3 else labels
-        edges = _edges_of_masks(torch.stack([maps[:, [PARTS_11.index(p) for p in of]].sum(1) > .5 for of, _ in COMPONENTS.values()], 1))
+        edges = _edges_of_masks(
+            torch.stack(
+                [
+                    maps[:, [PARTS_11.index(p) for p in of]].sum(1) > 0.5
+                    for of, _ in COMPONENTS.values()
+                ],
+                1,
+            )
+        )
     mean = edges.nanmean(0)
     absent = [name for name, box in zip(COMPONENTS, mean) if box.isnan().any()]
-    if absent: raise FacelabError(f"average_boxes found no {' and no '.join(absent)} in {len(labels)} faces: give labels of faces that show them")
+    if absent:
+        raise FacelabError(
+            f"average_boxes found no {' and no '.join(absent)} in {len(labels)} faces: give labels"
+            " of faces that show them"
+        )
     grown = torch.cat([mean[:, :2] - margin, mean[:, 2:] + margin], 1).clamp(0, 1)
     return {name: tuple(round(v, 3) for v in box) for name, box in zip(COMPONENTS, grown.tolist())}
 
 # %% ../../nbs/3_networks/54_fcg.ipynb #c023
-BOXES = dict(eyes=(.27, .394, .731, .542), nose=(.378, .408, .622, .699), lips=(.348, .656, .652, .819))  # of 1024 drawn faces
+BOXES = dict(
+    eyes=(0.27, 0.394, 0.731, 0.542),
+    nose=(0.378, 0.408, 0.622, 0.699),
+    lips=(0.348, 0.656, 0.652, 0.819),
+)  # of 1024 drawn faces
 
 # %% ../../nbs/3_networks/54_fcg.ipynb #c026
-@network("component_critic", "critic", "Son and Jeong 2022, Eq 24; Ledig et al. 2017, Fig 4", small=dict(size=64, width=4), small_side=64,
-         variants=(dict(box="nose"), dict(box="lips")))
+@network(
+    "component_critic",
+    "critic",
+    "Son and Jeong 2022, Eq 24; Ledig et al. 2017, Fig 4",
+    small=dict(size=64, width=4),
+    small_side=64,
+    variants=(dict(box="nose"), dict(box="lips")),
+)
 class ComponentCritic(Discriminator):
     "Eq 24: whole faces (N,3,size,size) in [0,1], cut to `box` -> logits (N,1); `probability` adds the sigmoid."
-    def __init__(self,
-        box="eyes", # a name of `BOXES`, or left, top, right, bottom as shares of the side
-        size=128,   # side of the faces
-        width=64,   # channels of the first convolution; the last has 8 times as many
+
+    def __init__(
+        self,
+        box="eyes",  # a name of `BOXES`, or left, top, right, bottom as shares of the side
+        size=128,  # side of the faces
+        width=64,  # channels of the first convolution; the last has 8 times as many
     ):
         super().__init__(16, width)
         shares = BOXES.get(box) if isinstance(box, str) else box
-        if shares is None: raise FacelabError(f"box is {box!r}: give {', '.join(BOXES)}, or left, top, right, bottom as shares of the side")
-        left, top, right, bottom = [round(share*size) for share in shares]
+        if shares is None:
+            raise FacelabError(
+                f"box is {box!r}: give {', '.join(BOXES)}, or left, top, right, bottom as shares of"
+                " the side"
+            )
+        left, top, right, bottom = [round(share * size) for share in shares]
         if not (0 <= left < right <= size and 0 <= top < bottom <= size):
-            raise FacelabError(f"box {box} is empty or leaves the face of {size} pixels: give left < right and top < bottom between 0 and 1")
+            raise FacelabError(
+                f"box {box} is empty or leaves the face of {size} pixels: give left < right and top"
+                " < bottom between 0 and 1"
+            )
         self.face, self.rows, self.columns = size, slice(top, bottom), slice(left, right)
         self.size = (bottom - top, right - left)
-        self.dense1[1] = nn.Linear(8*width*math.ceil((bottom - top)/16)*math.ceil((right - left)/16), 16*width)
+        self.dense1[1] = nn.Linear(
+            8 * width * math.ceil((bottom - top) / 16) * math.ceil((right - left) / 16), 16 * width
+        )
 
-    def forward(self, x): return super().forward(self.crop(expect(self, x, size=self.face)))
+    def forward(self, x):
+        return super().forward(self.crop(expect(self, x, size=self.face)))
 
     def crop(self, x):
         "What it looks at, (N,3,h,w)."
         return x[..., self.rows, self.columns]
 
 # %% ../../nbs/3_networks/54_fcg.ipynb #c034
-@network("face_sr", "generator", "Son and Jeong 2022, section 4.2; Song et al. 2019", scales=(4,), small=dict(width=8, depth=1), small_side=64)
+@network(
+    "face_sr",
+    "generator",
+    "Son and Jeong 2022, section 4.2; Song et al. 2019",
+    scales=(4,),
+    small=dict(width=8, depth=1),
+    small_side=64,
+)
 class FaceSR(SRResNet):
     "Section 4.2: (N,3,h,w) in [0,1] -> dict of parsing_maps (N,maps,h,w) and restored (N,3,h*scale,w*scale), not clamped; h, w multiples of 16."
-    def __init__(self,
+
+    def __init__(
+        self,
         scale=4,  # 2, 4 or 8
-        width=64, # channels of both parts
-        depth=16, # residual blocks
+        width=64,  # channels of both parts
+        depth=16,  # residual blocks
         maps=11,  # of the parsed face
     ):
         super().__init__(scale, width, depth)
@@ -118,4 +181,7 @@ class FaceSR(SRResNet):
     def forward(self, x):
         parsing_maps = self.parsing(expect(self, x, multiple=16))
         head = self.head(torch.cat([x, parsing_maps], 1))
-        return dict(parsing_maps=parsing_maps, restored=self.tail(self.up(head + self.body_end(self.blocks(head)))))
+        return dict(
+            parsing_maps=parsing_maps,
+            restored=self.tail(self.up(head + self.body_end(self.blocks(head)))),
+        )

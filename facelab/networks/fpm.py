@@ -14,29 +14,43 @@ from .rain_removal import double_conv
 from .registry import network
 
 # %% ../../nbs/3_networks/53_fpm.ipynb #c009
-@network("face_parsing_unet", "prior", "Son and Jeong 2022, section 3.4; Ronneberger et al. 2015", side=32, inputs={"x": 3, "J": 3},
-         small=dict(width=8, depth=2), variants=(dict(maps=3),))
+@network(
+    "face_parsing_unet",
+    "prior",
+    "Son and Jeong 2022, section 3.4; Ronneberger et al. 2015",
+    side=32,
+    inputs={"x": 3, "J": 3},
+    small=dict(width=8, depth=2),
+    variants=(dict(maps=3),),
+)
 class FaceParsing(nn.Module):
     "Eq 21: rainy face x and derained face J, (N,3,H,W) in [0,1] -> F (N,maps,H,W), linear, near 0 or 1; H and W are multiples of 2**depth."
-    def __init__(self,
-        maps=11,       # of F
-        derained=True, # False: x alone, and no J
-        width=64,      # channels of the first level
-        depth=4,       # halvings
+
+    def __init__(
+        self,
+        maps=11,  # of F
+        derained=True,  # False: x alone, and no J
+        width=64,  # channels of the first level
+        depth=4,  # halvings
     ):
         super().__init__()
-        c, levels = [width*2**i for i in range(depth + 1)], range(depth)[::-1]
+        c, levels = [width * 2**i for i in range(depth + 1)], range(depth)[::-1]
         self.derained, self.multiple = derained, 2**depth
-        self.down = nn.ModuleList(double_conv(a, b, norm=True) for a, b in zip([6 if derained else 3, *c], c))
-        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(c[i+1], c[i], 2, 2) for i in levels)
-        self.up = nn.ModuleList(double_conv(2*c[i], c[i], norm=True) for i in levels)
+        self.down = nn.ModuleList(
+            double_conv(a, b, norm=True) for a, b in zip([6 if derained else 3, *c], c)
+        )
+        self.enlarge = nn.ModuleList(nn.ConvTranspose2d(c[i + 1], c[i], 2, 2) for i in levels)
+        self.up = nn.ModuleList(double_conv(2 * c[i], c[i], norm=True) for i in levels)
         self.out = nn.Conv2d(width, maps, 1)
 
     def forward(self, x, J=None):
         expect(self, x, multiple=self.multiple)
-        if self.derained: x = torch.cat([x, expect(self, J, what="J", like=x, why="the derained face")], 1)
+        if self.derained:
+            x = torch.cat([x, expect(self, J, what="J", like=x, why="the derained face")], 1)
         skips = [self.down[0](x)]
-        for block in self.down[1:]: skips.append(block(F.max_pool2d(skips[-1], 2)))
+        for block in self.down[1:]:
+            skips.append(block(F.max_pool2d(skips[-1], 2)))
         x = skips.pop()
-        for enlarge, block in zip(self.enlarge, self.up): x = block(torch.cat([skips.pop(), enlarge(x)], 1))
+        for enlarge, block in zip(self.enlarge, self.up):
+            x = block(torch.cat([skips.pop(), enlarge(x)], 1))
         return self.out(x)

@@ -24,68 +24,106 @@ def blocks(depth, width, **block):
 
 # %% ../../nbs/3_networks/21_fsrnet.ipynb #c006
 def coarse_network(
-    width=64, # channels
+    width=64,  # channels
     depth=3,  # residual blocks
     **block,  # norm and attention of each `FSRBlock`
 ):
     "Eq 3: enlarged face (N,3,H,W) -> coarse face (N,3,H,W)."
-    return nn.Sequential(OrderedDict(conv1=conv_bn_relu(3, width), residual_blocks=blocks(depth, width, **block),
-                                     conv2=nn.Conv2d(width, 3, 3, padding=1)))
+    return nn.Sequential(
+        OrderedDict(
+            conv1=conv_bn_relu(3, width),
+            residual_blocks=blocks(depth, width, **block),
+            conv2=nn.Conv2d(width, 3, 3, padding=1),
+        )
+    )
 
 # %% ../../nbs/3_networks/21_fsrnet.ipynb #c009
 def fine_encoder(
-    width=64, # channels
-    depth=12, # residual blocks
+    width=64,  # channels
+    depth=12,  # residual blocks
     **block,  # norm and attention of each `FSRBlock`
 ):
     "Coarse face (N,3,H,W) -> features (N,width,H/2,W/2)."
-    return nn.Sequential(OrderedDict(conv1=conv_bn_relu(3, width, stride=2), residual_blocks=blocks(depth, width, **block),
-                                     conv2=nn.Conv2d(width, width, 3, padding=1)))
+    return nn.Sequential(
+        OrderedDict(
+            conv1=conv_bn_relu(3, width, stride=2),
+            residual_blocks=blocks(depth, width, **block),
+            conv2=nn.Conv2d(width, width, 3, padding=1),
+        )
+    )
 
 # %% ../../nbs/3_networks/21_fsrnet.ipynb #c012
 def fine_decoder(
-    channels=156,    # features and maps together
-    width=64,        # channels inside
-    depth=3,         # residual blocks
-    variant="paper", # "paper": 4x4 deconvolution; "code": nearest neighbour
-    **block,         # norm and attention of each `FSRBlock`
+    channels=156,  # features and maps together
+    width=64,  # channels inside
+    depth=3,  # residual blocks
+    variant="paper",  # "paper": 4x4 deconvolution; "code": nearest neighbour
+    **block,  # norm and attention of each `FSRBlock`
 ):
     "Eq 6: features and maps (N,channels,H/2,W/2) -> face (N,3,H,W)."
-    up = nn.ConvTranspose2d(width, width, 4, 2, padding=1) if variant == "paper" else nn.Upsample(scale_factor=2, mode="nearest")
-    return nn.Sequential(OrderedDict(conv1=conv_bn_relu(channels, width), up=nn.Sequential(up, nn.BatchNorm2d(width), nn.ReLU()),
-                                     residual_blocks=blocks(depth, width, **block), conv2=nn.Conv2d(width, 3, 3, padding=1)))
+    up = (
+        nn.ConvTranspose2d(width, width, 4, 2, padding=1)
+        if variant == "paper"
+        else nn.Upsample(scale_factor=2, mode="nearest")
+    )
+    return nn.Sequential(
+        OrderedDict(
+            conv1=conv_bn_relu(channels, width),
+            up=nn.Sequential(up, nn.BatchNorm2d(width), nn.ReLU()),
+            residual_blocks=blocks(depth, width, **block),
+            conv2=nn.Conv2d(width, 3, 3, padding=1),
+        )
+    )
 
 # %% ../../nbs/3_networks/21_fsrnet.ipynb #c015
-@network("fsrnet", "generator", "Chen et al. 2018, Section 3.2; JDSR-GAN, Eq 3 to 6", aliases=("FSRGAN",), scales=(4, 8),
-         small=dict(width=8, depth=1, landmarks=5, parts=3), small_side=64,
-         variants=(dict(variant="code"), dict(attention=True)),
-         published=dict(parameters=27_517_794, args=dict(variant="code"), source="counted from the layers of FCSR-GAN's released code"))
+@network(
+    "fsrnet",
+    "generator",
+    "Chen et al. 2018, Section 3.2; JDSR-GAN, Eq 3 to 6",
+    aliases=("FSRGAN",),
+    scales=(4, 8),
+    small=dict(width=8, depth=1, landmarks=5, parts=3),
+    small_side=64,
+    variants=(dict(variant="code"), dict(attention=True)),
+    published=dict(
+        parameters=27_517_794,
+        args=dict(variant="code"),
+        source="counted from the layers of FCSR-GAN's released code",
+    ),
+)
 class FSRNet(nn.Module):
     "FSRNet: (N,3,h,w) in [0,1] -> coarse and restored (N,3,h*scale,w*scale), not clamped; landmark_maps, parsing_maps of half that side (Chen et al. 2018)."
-    def __init__(self,
-        scale=8,              # 2, 4 or 8
-        width=64,             # channels
-        depth=12,             # residual blocks of the encoder; the other rows have a quarter
-        landmarks=81,         # maps of points
-        parts=11,             # maps of parts
-        hourglass_width=None, # channels inside the hourglasses; None: 4*width
-        enlarge=True,         # False: the input is at full size already
-        attention=False,      # a `ChannelGate` in every residual block, as in JDSR-GAN
-        variant="paper",      # "paper", or "code": FCSR-GAN's
+
+    def __init__(
+        self,
+        scale=8,  # 2, 4 or 8
+        width=64,  # channels
+        depth=12,  # residual blocks of the encoder; the other rows have a quarter
+        landmarks=81,  # maps of points
+        parts=11,  # maps of parts
+        hourglass_width=None,  # channels inside the hourglasses; None: 4*width
+        enlarge=True,  # False: the input is at full size already
+        attention=False,  # a `ChannelGate` in every residual block, as in JDSR-GAN
+        variant="paper",  # "paper", or "code": FCSR-GAN's
     ):
         super().__init__()
-        if variant not in ("paper", "code"): raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
-        self.scale = 2**doublings(scale) if enlarge else 1
-        row, block = max(1, depth//4), dict(norm=variant == "paper", attention=attention)
+        if variant not in ("paper", "code"):
+            raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
+        self.scale = 2 ** doublings(scale) if enlarge else 1
+        row, block = max(1, depth // 4), dict(norm=variant == "paper", attention=attention)
         self.coarse_network = coarse_network(width, row, **block)
-        self.prior = PriorNet(landmarks, parts, hourglass_width or 4*width, max(1, depth//3), row, **block)
+        self.prior = PriorNet(
+            landmarks, parts, hourglass_width or 4 * width, max(1, depth // 3), row, **block
+        )
         self.encoder = fine_encoder(width, depth, **block)
         self.decoder = fine_decoder(width + landmarks + parts, width, row, variant, **block)
-        self.multiple = self.prior.multiple//gcd(self.prior.multiple, self.scale)
+        self.multiple = self.prior.multiple // gcd(self.prior.multiple, self.scale)
 
     def forward(self, x):
         h, w = expect(self, x, multiple=self.multiple).shape[-2:]
-        coarse = self.coarse_network(resize(x, (h*self.scale, w*self.scale)) if self.scale > 1 else x)
+        coarse = self.coarse_network(
+            resize(x, (h * self.scale, w * self.scale)) if self.scale > 1 else x
+        )
         I_P = self.prior(coarse)
         I_Mix = torch.cat([self.encoder(coarse), I_P["landmark_maps"], I_P["parsing_maps"]], 1)
         return dict(coarse=coarse, **I_P, restored=self.decoder(I_Mix))

@@ -16,7 +16,7 @@ from .registry import network
 
 # %% ../../nbs/3_networks/32_gfc.ipynb #c007
 def pool(
-    blocks, # one before each pool
+    blocks,  # one before each pool
     x,
 ):
     "(N,C,H,W) -> the small map behind all blocks and pools, and the places of the maxima, a list."
@@ -28,92 +28,166 @@ def pool(
 
 # %% ../../nbs/3_networks/32_gfc.ipynb #c008
 def unpool(
-    blocks, # one behind each un-pooling, the smallest map's first
+    blocks,  # one behind each un-pooling, the smallest map's first
     x,
-    places, # as `pool` gives them
+    places,  # as `pool` gives them
 ):
     "The way back: (N,C,h,w) -> the large map."
-    for block, place in zip(blocks, reversed(places)): x = block(F.max_unpool2d(x, place, 2))
+    for block, place in zip(blocks, reversed(places)):
+        x = block(F.max_unpool2d(x, place, 2))
     return x
 
 # %% ../../nbs/3_networks/32_gfc.ipynb #c013
-@network("gfc", "completion", "Li et al. 2017, Fig 2; released Caffe model", small=dict(size=32, width=4), small_side=32,
-         published=dict(parameters=137_071_331, args={}, source="summed over the layers of the released Caffe model"))
+@network(
+    "gfc",
+    "completion",
+    "Li et al. 2017, Fig 2; released Caffe model",
+    small=dict(size=32, width=4),
+    small_side=32,
+    published=dict(
+        parameters=137_071_331, args={}, source="summed over the layers of the released Caffe model"
+    ),
+)
 class GFC(nn.Module):
     "GFC: face with its hole filled by noise (N,3,size,size) in [0,1] -> completed face, the same, not clamped (Li et al. 2017, Fig. 2)."
-    def __init__(self,
-        size=128, # side of the faces: 128, 64, 32 or 16
-        width=32, # channels of the outermost stage; the innermost has 8 times as many
+
+    def __init__(
+        self,
+        size=128,  # side of the faces: 128, 64, 32 or 16
+        width=32,  # channels of the outermost stage; the innermost has 8 times as many
     ):
         super().__init__()
         sizes = (128, 64, 32, 16)
-        if size not in sizes: raise FacelabError(f"GFC is built for faces of 128, 64, 32 or 16 pixels, not {size}")
+        if size not in sizes:
+            raise FacelabError(f"GFC is built for faces of 128, 64, 32 or 16 pixels, not {size}")
         w, first, self.size = width, sizes.index(size), size
-        down = ([w, w], [2*w, 2*w], [4*w, 4*w], [8*w]*4)[first:]
-        up = ([w, w], [2*w, w], [2*w, 2*w], [2*w, 2*w, 2*w, 4*w])[first:]
-        self.encoder = nn.ModuleList([conv_block(before[-1], *stage) for before, stage in zip(([3], *down), down)])
-        self.fc = nn.Sequential(nn.Flatten(), nn.Linear(8*w*64, 128*w), nn.ReLU(), nn.Linear(128*w, 8*w*64), nn.ReLU(), nn.Unflatten(1, (8*w, 8, 8)))
-        self.decoder = nn.ModuleList([conv_block(stage[-1], *widths) for stage, widths in zip(reversed(down), reversed(up))])
+        down = ([w, w], [2 * w, 2 * w], [4 * w, 4 * w], [8 * w] * 4)[first:]
+        up = ([w, w], [2 * w, w], [2 * w, 2 * w], [2 * w, 2 * w, 2 * w, 4 * w])[first:]
+        self.encoder = nn.ModuleList(
+            [conv_block(before[-1], *stage) for before, stage in zip(([3], *down), down)]
+        )
+        self.fc = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(8 * w * 64, 128 * w),
+            nn.ReLU(),
+            nn.Linear(128 * w, 8 * w * 64),
+            nn.ReLU(),
+            nn.Unflatten(1, (8 * w, 8, 8)),
+        )
+        self.decoder = nn.ModuleList(
+            [conv_block(stage[-1], *widths) for stage, widths in zip(reversed(down), reversed(up))]
+        )
         self.last = nn.Conv2d(up[0][-1], 3, 3, padding=1)
         he_normal(self)
-        nn.init.normal_(self.last.weight, std=.001)
+        nn.init.normal_(self.last.weight, std=0.001)
 
     def forward(self, x):
-        small, places = pool(self.encoder, 2*expect(self, x, size=self.size) - 1)
-        return self.last(unpool(self.decoder, self.fc(small), places))/2 + .5
+        small, places = pool(self.encoder, 2 * expect(self, x, size=self.size) - 1)
+        return self.last(unpool(self.decoder, self.fc(small), places)) / 2 + 0.5
 
 # %% ../../nbs/3_networks/32_gfc.ipynb #c019
 class GFCCritic(nn.Module):
     "(N,3,size,size) in [0,1] -> logits (N,1): the local critic of Li et al. 2017 with 64 and 64, the global one with 128 and 32."
-    def __init__(self,
+
+    def __init__(
+        self,
         size=64,  # side of the pictures, a power of 2 of at least 8
-        width=64, # channels of the first pair, doubled in each that follows
+        width=64,  # channels of the first pair, doubled in each that follows
     ):
         super().__init__()
         pairs, self.size = int(size).bit_length() - 3, size
-        if pairs < 1 or size != 2**(pairs + 2): raise FacelabError(f"a GFC critic halves the side down to 4, so size must be 8, 16, 32, 64, ..., not {size}")
-        n, leaky = [3, *(width*2**i for i in range(pairs))], lambda: nn.LeakyReLU(.2)
-        self.pairs = nn.Sequential(*[nn.Sequential(nn.Conv2d(a, b, 3, padding=1), leaky(), nn.Conv2d(b, b, 4, 2, 1), leaky()) for a, b in zip(n, n[1:])])
+        if pairs < 1 or size != 2 ** (pairs + 2):
+            raise FacelabError(
+                "a GFC critic halves the side down to 4, so size must be 8, 16, 32, 64, ..., not"
+                f" {size}"
+            )
+        n, leaky = [3, *(width * 2**i for i in range(pairs))], lambda: nn.LeakyReLU(0.2)
+        self.pairs = nn.Sequential(
+            *[
+                nn.Sequential(
+                    nn.Conv2d(a, b, 3, padding=1), leaky(), nn.Conv2d(b, b, 4, 2, 1), leaky()
+                )
+                for a, b in zip(n, n[1:])
+            ]
+        )
         self.last = nn.Sequential(nn.Conv2d(n[-1], 1, 4), nn.Flatten())
         he_normal(self)
 
-    def forward(self, x): return self.last(self.pairs(2*expect(self, x, size=self.size) - 1))
+    def forward(self, x):
+        return self.last(self.pairs(2 * expect(self, x, size=self.size) - 1))
 
 # %% ../../nbs/3_networks/32_gfc.ipynb #c020
-@network("gfc_local_critic", "critic", "Li et al. 2017, Fig 2; released Caffe model", side=64, small=dict(size=32, width=4), small_side=32,
-         published=dict(parameters=7_130_689, args={}, source="summed over the layers of the released Caffe model"))
+@network(
+    "gfc_local_critic",
+    "critic",
+    "Li et al. 2017, Fig 2; released Caffe model",
+    side=64,
+    small=dict(size=32, width=4),
+    small_side=32,
+    published=dict(
+        parameters=7_130_689, args={}, source="summed over the layers of the released Caffe model"
+    ),
+)
 def gfc_local_critic(
     size=64,  # side of the hole
-    width=64, # see `GFCCritic`
+    width=64,  # see `GFCCritic`
 ):
     "Judges the content of the hole: `GFCCritic` of 64x64 pixels."
     return GFCCritic(size, width)
 
-@network("gfc_global_critic", "critic", "Li et al. 2017, Fig 2; released Caffe model", small=dict(size=32, width=4), small_side=32,
-         published=dict(parameters=7_164_705, args={}, source="summed over the layers of the released Caffe model"))
+
+@network(
+    "gfc_global_critic",
+    "critic",
+    "Li et al. 2017, Fig 2; released Caffe model",
+    small=dict(size=32, width=4),
+    small_side=32,
+    published=dict(
+        parameters=7_164_705, args={}, source="summed over the layers of the released Caffe model"
+    ),
+)
 def gfc_global_critic(
-    size=128, # side of the faces
-    width=32, # see `GFCCritic`
+    size=128,  # side of the faces
+    width=32,  # see `GFCCritic`
 ):
     "Judges the whole face: `GFCCritic` of 128x128 pixels."
     return GFCCritic(size, width)
 
 # %% ../../nbs/3_networks/32_gfc.ipynb #c024
-@network("gfc_parser", "prior", "Li et al. 2017, Sec 3.3; released Caffe model", small=dict(width=8), small_side=32,
-         published=dict(parameters=23_954_571, args={}, source="summed over the layers of the released Caffe model"))
+@network(
+    "gfc_parser",
+    "prior",
+    "Li et al. 2017, Sec 3.3; released Caffe model",
+    small=dict(width=8),
+    small_side=32,
+    published=dict(
+        parameters=23_954_571, args={}, source="summed over the layers of the released Caffe model"
+    ),
+)
 class GFCParser(nn.Module):
     "Face (N,3,H,W) in [0,1] -> dict parsing_maps, logits (N,parts,H,W); H and W are multiples of 32 (Li et al. 2017, Sec. 3.3)."
-    def __init__(self,
-        width=64, # channels of the first stage; the widest have 8 times as many
-        parts=11, # maps
+
+    def __init__(
+        self,
+        width=64,  # channels of the first stage; the widest have 8 times as many
+        parts=11,  # maps
     ):
         super().__init__()
         w = width
-        n = [3, w, 2*w, 4*w, 8*w, 8*w]
-        self.encoder = nn.ModuleList([conv_block(a, *[b]*depth) for a, b, depth in zip(n, n[1:], (2, 2, 4, 4, 4))])
-        n = [8*w, 8*w, 4*w, 2*w, w, w//2]
-        self.decoder = nn.ModuleList([nn.Sequential(conv_block(a, b), nn.Dropout(.5)) for a, b in zip(n, n[1:])])
-        self.last = nn.Conv2d(w//2, parts, 3, padding=1)
+        n = [3, w, 2 * w, 4 * w, 8 * w, 8 * w]
+        self.encoder = nn.ModuleList(
+            [conv_block(a, *[b] * depth) for a, b, depth in zip(n, n[1:], (2, 2, 4, 4, 4))]
+        )
+        n = [8 * w, 8 * w, 4 * w, 2 * w, w, w // 2]
+        self.decoder = nn.ModuleList(
+            [nn.Sequential(conv_block(a, b), nn.Dropout(0.5)) for a, b in zip(n, n[1:])]
+        )
+        self.last = nn.Conv2d(w // 2, parts, 3, padding=1)
         he_normal(self)
 
-    def forward(self, x): return dict(parsing_maps=self.last(unpool(self.decoder, *pool(self.encoder, 2*expect(self, x, multiple=32) - 1))))
+    def forward(self, x):
+        return dict(
+            parsing_maps=self.last(
+                unpool(self.decoder, *pool(self.encoder, 2 * expect(self, x, multiple=32) - 1))
+            )
+        )

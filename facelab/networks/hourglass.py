@@ -16,31 +16,45 @@ from .registry import network
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c005
 class FSRBlock(nn.Module):
     "conv3x3-ReLU-conv3x3 added to the input, (N,width,H,W) -> the same."
-    def __init__(self,
-        width=64,        # channels
-        norm=False,      # batch norm behind both convolutions
-        attention=False, # a `ChannelGate` at the branch's end
+
+    def __init__(
+        self,
+        width=64,  # channels
+        norm=False,  # batch norm behind both convolutions
+        attention=False,  # a `ChannelGate` at the branch's end
     ):
         super().__init__()
         bn = nn.BatchNorm2d if norm else nn.Identity
-        self.conv1, self.bn1, self.relu = nn.Conv2d(width, width, 3, padding=1), bn(width), nn.ReLU()
+        self.conv1, self.bn1, self.relu = (
+            nn.Conv2d(width, width, 3, padding=1),
+            bn(width),
+            nn.ReLU(),
+        )
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), bn(width)
         self.gate = ChannelGate(width) if attention else nn.Identity()
-        self.closing = ("bn2" if norm else "conv2",) # what ends the branch: silent in an identity start
+        self.closing = (
+            "bn2" if norm else "conv2",
+        )  # what ends the branch: silent in an identity start
 
-    def forward(self, x): return x + self.gate(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
+    def forward(self, x):
+        return x + self.gate(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c009
 class Bottleneck(nn.Module):
     "Pre-activation bottleneck, width -> width/2 -> width, added to the input: (N,width,H,W) -> the same."
-    def __init__(self,
-        width=256, # channels
+
+    def __init__(
+        self,
+        width=256,  # channels
     ):
         super().__init__()
         before = lambda c: nn.Sequential(nn.BatchNorm2d(c), nn.ReLU())
-        self.before1, self.conv1 = before(width), nn.Conv2d(width, width//2, 1)
-        self.before2, self.conv2 = before(width//2), nn.Conv2d(width//2, width//2, 3, padding=1)
-        self.before3, self.conv3 = before(width//2), nn.Conv2d(width//2, width, 1)
+        self.before1, self.conv1 = before(width), nn.Conv2d(width, width // 2, 1)
+        self.before2, self.conv2 = (
+            before(width // 2),
+            nn.Conv2d(width // 2, width // 2, 3, padding=1),
+        )
+        self.before3, self.conv3 = before(width // 2), nn.Conv2d(width // 2, width, 1)
         self.closing = ("conv3",)
 
     def forward(self, x):
@@ -50,59 +64,90 @@ class Bottleneck(nn.Module):
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c013
 class BottleneckHourglass(nn.Module):
     "Newell et al. 2016, Fig 3, as in FSRNet: (N,width,H,W) -> the same; H and W are multiples of 2**halvings."
-    def __init__(self,
-        width=256,        # channels
-        depth=4,          # bottlenecks at each place
-        halvings=4,       # of the maps' side
-        block=Bottleneck, # class of the bottlenecks
-        mode="nearest",   # of enlargement, or "bilinear", corners on corners
+
+    def __init__(
+        self,
+        width=256,  # channels
+        depth=4,  # bottlenecks at each place
+        halvings=4,  # of the maps' side
+        block=Bottleneck,  # class of the bottlenecks
+        mode="nearest",  # of enlargement, or "bilinear", corners on corners
     ):
         super().__init__()
         self.mode, row = mode, lambda: nn.Sequential(*[block(width) for _ in range(depth)])
         self.across, self.before, self.after = row(), row(), row()
-        self.inner = BottleneckHourglass(width, depth, halvings - 1, block, mode) if halvings > 1 else row()
+        self.inner = (
+            BottleneckHourglass(width, depth, halvings - 1, block, mode) if halvings > 1 else row()
+        )
 
     def forward(self, x):
         low = self.after(self.inner(self.before(F.max_pool2d(x, 2))))
-        return self.across(x) + F.interpolate(low, scale_factor=2, mode=self.mode, align_corners=True if self.mode == "bilinear" else None)
+        return self.across(x) + F.interpolate(
+            low,
+            scale_factor=2,
+            mode=self.mode,
+            align_corners=True if self.mode == "bilinear" else None,
+        )
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c018
 def conv_bn_relu(
-    n_in, n_out, # channels
-    kernel=3,    # side, odd
-    stride=1,    # 2 halves the side
+    n_in,
+    n_out,  # channels
+    kernel=3,  # side, odd
+    stride=1,  # 2 halves the side
 ):
     "conv-BN-ReLU, (N,n_in,H,W) -> (N,n_out,H/stride,W/stride)."
-    return nn.Sequential(nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel//2), nn.BatchNorm2d(n_out), nn.ReLU())
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_out, kernel, stride, padding=kernel // 2),
+        nn.BatchNorm2d(n_out),
+        nn.ReLU(),
+    )
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c021
-EMPTY = 4.6 # what the sigmoid of landmark maps takes off
+EMPTY = 4.6  # what the sigmoid of landmark maps takes off
 
-@network("face_prior", "prior", "Chen et al. 2018, Section 3.2; layers of FCSR-GAN's released code",
-         small=dict(width=16, depth=1, blocks=1, landmarks=5), small_side=64,
-         published=dict(parameters=26_053_980, args={}, source="counted from the layers of FCSR-GAN's released code"))
+# %% ../../nbs/3_networks/20_hourglass.ipynb #c021-1
+@network(
+    "face_prior",
+    "prior",
+    "Chen et al. 2018, Section 3.2; layers of FCSR-GAN's released code",
+    small=dict(width=16, depth=1, blocks=1, landmarks=5),
+    small_side=64,
+    published=dict(
+        parameters=26_053_980, args={}, source="counted from the layers of FCSR-GAN's released code"
+    ),
+)
 class PriorNet(nn.Module):
     "Face (N,3,H,W) in [0,1] -> landmark_maps (N,landmarks,H/2,W/2) in (0,1) and parsing_maps (N,parts,H/2,W/2), linear; H, W divide by 2**(halvings+1)."
-    def __init__(self,
-        landmarks=81,    # maps of points: SeetaFace's 81, or 68, 194, ...
-        parts=11,        # maps of parts
-        width=256,       # channels inside the hourglasses
-        depth=4,         # bottlenecks at each place of an hourglass
-        blocks=3,        # residual blocks before the hourglasses
-        hourglasses=2,   # in series
-        halvings=4,      # in each
-        norm=False,      # batch norm in the residual blocks
-        attention=False, # a `ChannelGate` in the residual blocks
+
+    def __init__(
+        self,
+        landmarks=81,  # maps of points: SeetaFace's 81, or 68, 194, ...
+        parts=11,  # maps of parts
+        width=256,  # channels inside the hourglasses
+        depth=4,  # bottlenecks at each place of an hourglass
+        blocks=3,  # residual blocks before the hourglasses
+        hourglasses=2,  # in series
+        halvings=4,  # in each
+        norm=False,  # batch norm in the residual blocks
+        attention=False,  # a `ChannelGate` in the residual blocks
     ):
         super().__init__()
-        self.multiple = 2**(halvings + 1)
-        self.conv1, self.conv2 = conv_bn_relu(3, width//4, 7, 2), conv_bn_relu(width//4, width)
-        self.residual_blocks = nn.Sequential(*[FSRBlock(width, norm, attention) for _ in range(blocks)])
-        self.hourglasses = nn.Sequential(*[BottleneckHourglass(width, depth, halvings) for _ in range(hourglasses)])
-        self.conv3 = nn.Conv2d(width, width//2, 1)
-        self.landmark_head, self.parsing_head = nn.Conv2d(width//2, landmarks, 1), nn.Conv2d(width//2, parts, 1)
+        self.multiple = 2 ** (halvings + 1)
+        self.conv1, self.conv2 = conv_bn_relu(3, width // 4, 7, 2), conv_bn_relu(width // 4, width)
+        self.residual_blocks = nn.Sequential(
+            *[FSRBlock(width, norm, attention) for _ in range(blocks)]
+        )
+        self.hourglasses = nn.Sequential(
+            *[BottleneckHourglass(width, depth, halvings) for _ in range(hourglasses)]
+        )
+        self.conv3 = nn.Conv2d(width, width // 2, 1)
+        self.landmark_head, self.parsing_head = (
+            nn.Conv2d(width // 2, landmarks, 1),
+            nn.Conv2d(width // 2, parts, 1),
+        )
         nn.init.zeros_(self.landmark_head.weight), nn.init.zeros_(self.landmark_head.bias)
-        self.closing = ("landmark_head", "parsing_head") # no maps yet in an identity start
+        self.closing = ("landmark_head", "parsing_head")  # no maps yet in an identity start
 
     def features(self, x):
         "The maps that both heads read, (N,width/2,H/2,W/2)."
@@ -111,4 +156,7 @@ class PriorNet(nn.Module):
 
     def forward(self, x):
         shared = self.features(x)
-        return dict(landmark_maps=torch.sigmoid(self.landmark_head(shared) - EMPTY), parsing_maps=self.parsing_head(shared))
+        return dict(
+            landmark_maps=torch.sigmoid(self.landmark_head(shared) - EMPTY),
+            parsing_maps=self.parsing_head(shared),
+        )

@@ -14,90 +14,131 @@ from .registry import network
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c009
 class DenseLayer(nn.Module):
     "BN-ReLU-conv1x1-BN-ReLU-conv3x3 stacked on the input: (N,n_in,H,W) -> (N,n_in+growth,H,W) (Huang et al. 2017, DenseNet-B)."
-    def __init__(self,
-        n_in,      # channels
-        growth=32, # new channels
+
+    def __init__(
+        self,
+        n_in,  # channels
+        growth=32,  # new channels
     ):
         super().__init__()
-        self.new = nn.Sequential(nn.BatchNorm2d(n_in), nn.ReLU(), nn.Conv2d(n_in, 4*growth, 1, bias=False),
-                                 nn.BatchNorm2d(4*growth), nn.ReLU(), nn.Conv2d(4*growth, growth, 3, padding=1, bias=False))
+        self.new = nn.Sequential(
+            nn.BatchNorm2d(n_in),
+            nn.ReLU(),
+            nn.Conv2d(n_in, 4 * growth, 1, bias=False),
+            nn.BatchNorm2d(4 * growth),
+            nn.ReLU(),
+            nn.Conv2d(4 * growth, growth, 3, padding=1, bias=False),
+        )
 
-    def forward(self, x): return torch.cat([x, self.new(x)], 1)
+    def forward(self, x):
+        return torch.cat([x, self.new(x)], 1)
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c012
 def dense_block(
-    n_in,      # channels
-    layers,    # how many
-    growth=32, # new channels of each
+    n_in,  # channels
+    layers,  # how many
+    growth=32,  # new channels of each
 ):
     "Dense layers in a row: (N,n_in,H,W) -> (N,n_in+layers*growth,H,W)."
-    return nn.Sequential(*[DenseLayer(n_in + i*growth, growth) for i in range(layers)])
+    return nn.Sequential(*[DenseLayer(n_in + i * growth, growth) for i in range(layers)])
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c014
 def transition(
-    n_in, n_out, # channels
-    change,      # module that changes the side, such as nn.AvgPool2d(2)
+    n_in,
+    n_out,  # channels
+    change,  # module that changes the side, such as nn.AvgPool2d(2)
 ):
     "BN-ReLU-conv1x1, then `change`."
-    return nn.Sequential(nn.BatchNorm2d(n_in), nn.ReLU(), nn.Conv2d(n_in, n_out, 1, bias=False), change)
+    return nn.Sequential(
+        nn.BatchNorm2d(n_in), nn.ReLU(), nn.Conv2d(n_in, n_out, 1, bias=False), change
+    )
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c020
 class DenseEncoder(nn.Module):
     "f_E: (N,3,H,W) in [0,1] -> [(N,8k,H,W), (N,16k,H/2,W/2), (N,32k,H/4,W/4)] at depth 6, k being the growth; `channels` tells them for any."
-    def __init__(self,
-        width=32, # growth
+
+    def __init__(
+        self,
+        width=32,  # growth
         depth=6,  # layers of the first block; the second has 2, the third 4 times as many
     ):
         super().__init__()
-        c, self.channels = 2*width, []
+        c, self.channels = 2 * width, []
         self.stem = nn.Conv2d(3, c, 3, padding=1, bias=False)
         self.transitions, self.blocks = nn.ModuleList([nn.Identity()]), nn.ModuleList()
-        for layers in (depth, 2*depth, 4*depth):
-            if self.channels: self.transitions.append(transition(c, c//2, nn.AvgPool2d(2))); c //= 2
-            self.blocks.append(dense_block(c, layers, width)); c += layers*width
+        for layers in (depth, 2 * depth, 4 * depth):
+            if self.channels:
+                self.transitions.append(transition(c, c // 2, nn.AvgPool2d(2)))
+                c //= 2
+            self.blocks.append(dense_block(c, layers, width))
+            c += layers * width
             self.channels.append(c)
 
     def forward(self, x):
         x, features = self.stem(x), []
-        for change, block in zip(self.transitions, self.blocks): x = block(change(x)); features.append(x)
+        for change, block in zip(self.transitions, self.blocks):
+            x = block(change(x))
+            features.append(x)
         return features
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c023
 class DenseDecoder(nn.Module):
     "f_D: the three feature maps of a `DenseEncoder` -> (N,n_out,H,W)."
-    def __init__(self,
+
+    def __init__(
+        self,
         channels,  # of the encoder's features, the largest map first
-        n_out,     # channels of the map
+        n_out,  # channels of the map
         width=32,  # growth
-        depth=6,   # layers of each block
+        depth=6,  # layers of each block
         end=None,  # module behind the last convolution; nothing by default
     ):
         super().__init__()
-        c, self.blocks, self.ups = channels[-1], nn.ModuleList([dense_block(channels[-1], depth, width)]), nn.ModuleList()
+        c, self.blocks, self.ups = (
+            channels[-1],
+            nn.ModuleList([dense_block(channels[-1], depth, width)]),
+            nn.ModuleList(),
+        )
         for skip in channels[-2::-1]:
-            self.ups.append(transition(c + depth*width, skip//2, nn.Upsample(scale_factor=2)))
-            c = skip//2 + skip
+            self.ups.append(transition(c + depth * width, skip // 2, nn.Upsample(scale_factor=2)))
+            c = skip // 2 + skip
             self.blocks.append(dense_block(c, depth, width))
-        c += depth*width
-        self.out = nn.Sequential(nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, n_out, 3, padding=1), end or nn.Identity())
+        c += depth * width
+        self.out = nn.Sequential(
+            nn.BatchNorm2d(c), nn.ReLU(), nn.Conv2d(c, n_out, 3, padding=1), end or nn.Identity()
+        )
 
     def forward(self, large, middle, small):
         x = self.blocks[0](small)
-        for up, block, skip in zip(self.ups, self.blocks[1:], (middle, large)): x = block(torch.cat([up(x), skip], 1))
+        for up, block, skip in zip(self.ups, self.blocks[1:], (middle, large)):
+            x = block(torch.cat([up(x), skip], 1))
         return self.out(x)
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c026
-@network("hrrm", "part", "Son and Jeong 2022, Eq 12-16; Huang et al. 2017", side=32, small=dict(width=4, depth=1), small_side=16)
+@network(
+    "hrrm",
+    "part",
+    "Son and Jeong 2022, Eq 12-16; Huang et al. 2017",
+    side=32,
+    small=dict(width=4, depth=1),
+    small_side=16,
+)
 class HRRM(nn.Module):
     "Eq 12-16: (N,3,H,W) in [0,1] -> dict of S, J (N,3,H,W), not clamped, and T, A (N,1,H,W) in (0,1); H and W are multiples of 4."
-    def __init__(self,
-        width=32, # growth of the dense layers
+
+    def __init__(
+        self,
+        width=32,  # growth of the dense layers
         depth=6,  # layers of the first and of every decoder's blocks
     ):
         super().__init__()
         self.encoder = DenseEncoder(width, depth)
-        decoder = lambda n_out, end=None: DenseDecoder(self.encoder.channels, n_out, width, depth, end)
-        self.decoders = nn.ModuleDict(dict(S=decoder(3), T=decoder(1, nn.Sigmoid()), A=decoder(1, nn.Sigmoid()), J=decoder(3)))
+        decoder = lambda n_out, end=None: DenseDecoder(
+            self.encoder.channels, n_out, width, depth, end
+        )
+        self.decoders = nn.ModuleDict(
+            dict(S=decoder(3), T=decoder(1, nn.Sigmoid()), A=decoder(1, nn.Sigmoid()), J=decoder(3))
+        )
 
     def forward(self, x):
         features = self.encoder(expect(self, x, multiple=4))

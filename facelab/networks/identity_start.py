@@ -12,14 +12,14 @@ from torch import nn
 # %% ../../nbs/3_networks/04_identity_start.ipynb #c005
 @torch.no_grad()
 def dirac(
-    conv,               # an nn.Conv2d, changed in place
-    noise: float = .1,  # share of He's random weights
-    copies: int = 1,    # neighbouring output channels that start equal
+    conv,  # an nn.Conv2d, changed in place
+    noise: float = 0.1,  # share of He's random weights
+    copies: int = 1,  # neighbouring output channels that start equal
 ):
     "Output channel k passes input channel k // copies on."
     weight = conv.weight[::copies].detach().clone()
     passing = torch.nn.init.dirac_(torch.empty_like(weight))
-    random = torch.nn.init.kaiming_normal_(torch.empty_like(weight), a=.25)
+    random = torch.nn.init.kaiming_normal_(torch.empty_like(weight), a=0.25)
     conv.weight.copy_((passing + noise * random).repeat_interleave(copies, 0))
     if conv.bias is not None:
         conv.bias.zero_()
@@ -27,22 +27,26 @@ def dirac(
 # %% ../../nbs/3_networks/04_identity_start.ipynb #c009
 @torch.no_grad()
 def bilinear(
-    deconv,             # an nn.ConvTranspose2d with a kernel of twice its stride, changed in place
-    noise: float = .1,  # share of He's random weights, with which channels are mixed
+    deconv,  # an nn.ConvTranspose2d with a kernel of twice its stride, changed in place
+    noise: float = 0.1,  # share of He's random weights, with which channels are mixed
 ):
     "Output channel k is input channel k, enlarged by the stride."
     weight, side = deconv.weight, deconv.kernel_size[0]
-    tent = 1 - (torch.arange(side) - (side - 1)/2).abs()/(side/2)
-    mixed = torch.eye(*weight.shape[:2]) + noise * torch.nn.init.kaiming_normal_(torch.empty(weight.shape[:2]), a=.25)
+    tent = 1 - (torch.arange(side) - (side - 1) / 2).abs() / (side / 2)
+    mixed = torch.eye(*weight.shape[:2]) + noise * torch.nn.init.kaiming_normal_(
+        torch.empty(weight.shape[:2]), a=0.25
+    )
     weight.copy_(mixed[..., None, None] * tent[:, None] * tent)
-    if deconv.bias is not None: deconv.bias.zero_()
+    if deconv.bias is not None:
+        deconv.bias.zero_()
 
 # %% ../../nbs/3_networks/04_identity_start.ipynb #c012
-MEAN, SPREAD = .5, .25   # of faces in [0, 1]
+MEAN, SPREAD = 0.5, 0.25  # of faces in [0, 1]
+
 
 @torch.no_grad()
 def bright(
-    norm, # a batch norm, changed in place
+    norm,  # a batch norm, changed in place
 ):
     "What comes out has the mean and the spread of a face."
     norm.weight.fill_(SPREAD), norm.bias.fill_(MEAN)
@@ -56,27 +60,43 @@ def start_as_identity(
     copies = {}
     for module in net.modules():
         parts = list(module) if isinstance(module, nn.Sequential) else []
-        copies |= {a: b.upscale_factor ** 2 for a, b in zip(parts, parts[1:]) if isinstance(b, nn.PixelShuffle)}
+        copies |= {
+            a: b.upscale_factor**2
+            for a, b in zip(parts, parts[1:])
+            if isinstance(b, nn.PixelShuffle)
+        }
         for before, norm, after in zip(parts, parts[1:], parts[2:]):
-            if isinstance(before, PASSING) and isinstance(norm, nn.BatchNorm2d) and isinstance(after, nn.ReLU): bright(norm)
+            if (
+                isinstance(before, PASSING)
+                and isinstance(norm, nn.BatchNorm2d)
+                and isinstance(after, nn.ReLU)
+            ):
+                bright(norm)
     for module in net.modules():
-        if isinstance(module, nn.Conv2d): dirac(module, copies=copies.get(module, 1))
-        elif isinstance(module, nn.ConvTranspose2d) and module.kernel_size == tuple(2*s for s in module.stride): bilinear(module)
+        if isinstance(module, nn.Conv2d):
+            dirac(module, copies=copies.get(module, 1))
+        elif isinstance(module, nn.ConvTranspose2d) and module.kernel_size == tuple(
+            2 * s for s in module.stride
+        ):
+            bilinear(module)
     for module in net.modules():
         for name in getattr(module, "closing", ()):
             last = module.get_submodule(name)
             last.weight.zero_()
-            if last.bias is not None: last.bias.zero_()
+            if last.bias is not None:
+                last.bias.zero_()
     return net
+
 
 PASSING = nn.Conv2d, nn.ConvTranspose2d, nn.Upsample
 
 # %% ../../nbs/3_networks/04_identity_start.ipynb #c027
 def he_normal(
-    net, # changed in place
+    net,  # changed in place
 ):
     "He's normal weights for convolutions and dense layers, scaled by the mean of a layer's inputs and outputs; zero bias."
     for layer in net.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
-            nn.init.xavier_normal_(layer.weight, gain=2**.5)
-            if layer.bias is not None: nn.init.zeros_(layer.bias)
+            nn.init.xavier_normal_(layer.weight, gain=2**0.5)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)

@@ -17,111 +17,172 @@ from .registry import network
 # %% ../../nbs/3_networks/41_inception_resnet.ipynb #c005
 class ConvBNReLU(nn.Module):
     "conv-BN-ReLU, BN eps .001: (N,n_in,H,W) -> (N,n_out,H',W')."
-    def __init__(self,
-        n_in, n_out, # channels
-        kernel=1,    # side, or (height, width)
+
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels
+        kernel=1,  # side, or (height, width)
         stride=1,
         padding=0,
     ):
         super().__init__()
         self.conv = nn.Conv2d(n_in, n_out, kernel, stride, padding, bias=False)
-        self.bn, self.relu = nn.BatchNorm2d(n_out, eps=.001), nn.ReLU()
+        self.bn, self.relu = nn.BatchNorm2d(n_out, eps=0.001), nn.ReLU()
 
-    def forward(self, x): return self.relu(self.bn(self.conv(x)))
+    def forward(self, x):
+        return self.relu(self.bn(self.conv(x)))
 
 # %% ../../nbs/3_networks/41_inception_resnet.ipynb #c008
 class Block35(nn.Module):
     "x + .17 (three branches, up to two 3x3), ReLU: (N,8*width,H,W) -> the same."
+
     def __init__(self, width=32):
         super().__init__()
-        c, w = 8*width, width
+        c, w = 8 * width, width
         self.branch0 = ConvBNReLU(c, w)
         self.branch1 = nn.Sequential(ConvBNReLU(c, w), ConvBNReLU(w, w, 3, padding=1))
-        self.branch2 = nn.Sequential(ConvBNReLU(c, w), ConvBNReLU(w, w, 3, padding=1), ConvBNReLU(w, w, 3, padding=1))
-        self.conv2d = nn.Conv2d(3*w, c, 1)
+        self.branch2 = nn.Sequential(
+            ConvBNReLU(c, w), ConvBNReLU(w, w, 3, padding=1), ConvBNReLU(w, w, 3, padding=1)
+        )
+        self.conv2d = nn.Conv2d(3 * w, c, 1)
 
-    def forward(self, x): return F.relu(x + .17*self.conv2d(torch.cat([self.branch0(x), self.branch1(x), self.branch2(x)], 1)))
+    def forward(self, x):
+        return F.relu(
+            x
+            + 0.17 * self.conv2d(torch.cat([self.branch0(x), self.branch1(x), self.branch2(x)], 1))
+        )
 
 # %% ../../nbs/3_networks/41_inception_resnet.ipynb #c011
 class CrossBlock(nn.Module):
     "x + scale (1x1 and 1xkernel-kernelx1), ReLU: (N,channels,H,W) -> the same; Block17 and Block8 of facenet-pytorch."
-    def __init__(self,
-        channels,   # in and out
-        width,      # channels of the branches
-        kernel,     # 7 or 3
-        scale,      # share of the branches that is added
+
+    def __init__(
+        self,
+        channels,  # in and out
+        width,  # channels of the branches
+        kernel,  # 7 or 3
+        scale,  # share of the branches that is added
         relu=True,  # False: the sum is the output
     ):
         super().__init__()
-        row, column = (0, kernel//2), (kernel//2, 0)
+        row, column = (0, kernel // 2), (kernel // 2, 0)
         self.branch0 = ConvBNReLU(channels, width)
-        cross = ConvBNReLU(width, width, (1, kernel), padding=row), ConvBNReLU(width, width, (kernel, 1), padding=column)
+        cross = (
+            ConvBNReLU(width, width, (1, kernel), padding=row),
+            ConvBNReLU(width, width, (kernel, 1), padding=column),
+        )
         self.branch1 = nn.Sequential(ConvBNReLU(channels, width), *cross)
-        self.conv2d = nn.Conv2d(2*width, channels, 1)
+        self.conv2d = nn.Conv2d(2 * width, channels, 1)
         self.scale, self.relu = scale, nn.ReLU() if relu else nn.Identity()
 
-    def forward(self, x): return self.relu(x + self.scale*self.conv2d(torch.cat([self.branch0(x), self.branch1(x)], 1)))
+    def forward(self, x):
+        return self.relu(
+            x + self.scale * self.conv2d(torch.cat([self.branch0(x), self.branch1(x)], 1))
+        )
 
 # %% ../../nbs/3_networks/41_inception_resnet.ipynb #c014
 class Reduction6a(nn.Module):
     "(N,8*width,H,W) -> (N,28*width,(H-1)//2,(W-1)//2)."
+
     def __init__(self, width=32):
         super().__init__()
-        c, w = 8*width, width
-        self.branch0 = ConvBNReLU(c, 12*w, 3, 2)
-        self.branch1 = nn.Sequential(ConvBNReLU(c, 6*w), ConvBNReLU(6*w, 6*w, 3, padding=1), ConvBNReLU(6*w, 8*w, 3, 2))
+        c, w = 8 * width, width
+        self.branch0 = ConvBNReLU(c, 12 * w, 3, 2)
+        self.branch1 = nn.Sequential(
+            ConvBNReLU(c, 6 * w),
+            ConvBNReLU(6 * w, 6 * w, 3, padding=1),
+            ConvBNReLU(6 * w, 8 * w, 3, 2),
+        )
         self.branch2 = nn.MaxPool2d(3, 2)
 
-    def forward(self, x): return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x)], 1)
+    def forward(self, x):
+        return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x)], 1)
 
 # %% ../../nbs/3_networks/41_inception_resnet.ipynb #c015
 class Reduction7a(nn.Module):
     "(N,28*width,H,W) -> (N,56*width,(H-1)//2,(W-1)//2)."
+
     def __init__(self, width=32):
         super().__init__()
-        c, w = 28*width, 8*width
-        self.branch0 = nn.Sequential(ConvBNReLU(c, w), ConvBNReLU(w, 12*width, 3, 2))
+        c, w = 28 * width, 8 * width
+        self.branch0 = nn.Sequential(ConvBNReLU(c, w), ConvBNReLU(w, 12 * width, 3, 2))
         self.branch1 = nn.Sequential(ConvBNReLU(c, w), ConvBNReLU(w, w, 3, 2))
-        self.branch2 = nn.Sequential(ConvBNReLU(c, w), ConvBNReLU(w, w, 3, padding=1), ConvBNReLU(w, w, 3, 2))
+        self.branch2 = nn.Sequential(
+            ConvBNReLU(c, w), ConvBNReLU(w, w, 3, padding=1), ConvBNReLU(w, w, 3, 2)
+        )
         self.branch3 = nn.MaxPool2d(3, 2)
 
-    def forward(self, x): return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], 1)
+    def forward(self, x):
+        return torch.cat([self.branch0(x), self.branch1(x), self.branch2(x), self.branch3(x)], 1)
 
 # %% ../../nbs/3_networks/41_inception_resnet.ipynb #c019
-@network("inception_resnet_v1", "recogniser", "Szegedy et al. 2016 as in facenet", aliases=("FaceNet",), side=160,
-         small=dict(width=8, depth=1, embedding=16), small_side=80,
-         published=dict(parameters=23_482_624, args={}, source="facenet-pytorch without its 8,631 logits"))
+@network(
+    "inception_resnet_v1",
+    "recogniser",
+    "Szegedy et al. 2016 as in facenet",
+    aliases=("FaceNet",),
+    side=160,
+    small=dict(width=8, depth=1, embedding=16),
+    small_side=80,
+    published=dict(
+        parameters=23_482_624, args={}, source="facenet-pytorch without its 8,631 logits"
+    ),
+)
 class InceptionResnetV1(Recogniser):
     "Inception-ResNet-v1: (N,3,H,W) in [0,1], 160x160 by design, 75x75 at least -> embedding (N,embedding) of length 1 (Szegedy et al. 2016; facenet)."
-    def __init__(self,
-        width=32,        # channels of the first layer; the last block has 56 times as many
-        depth=20,        # residual blocks: 5, 10 and 5; one more follows
-        embedding=512,   # numbers a face
-        identities=None, # see `Recogniser`
-        dropout=.6,      # before the embedding
+
+    def __init__(
+        self,
+        width=32,  # channels of the first layer; the last block has 56 times as many
+        depth=20,  # residual blocks: 5, 10 and 5; one more follows
+        embedding=512,  # numbers a face
+        identities=None,  # see `Recogniser`
+        dropout=0.6,  # before the embedding
     ):
         super().__init__(embedding, identities)
         w, (n35, n17, n8) = width, spread(depth, (5, 10, 5))
         self.conv2d_1a, self.conv2d_2a = ConvBNReLU(3, w, 3, 2), ConvBNReLU(w, w, 3)
-        self.conv2d_2b, self.maxpool_3a = ConvBNReLU(w, 2*w, 3, padding=1), nn.MaxPool2d(3, 2)
-        self.conv2d_3b, self.conv2d_4a, self.conv2d_4b = ConvBNReLU(2*w, 5*w//2), ConvBNReLU(5*w//2, 6*w, 3), ConvBNReLU(6*w, 8*w, 3, 2)
-        self.repeat_1, self.mixed_6a = nn.Sequential(*[Block35(w) for _ in range(n35)]), Reduction6a(w)
-        self.repeat_2, self.mixed_7a = nn.Sequential(*[CrossBlock(28*w, 4*w, 7, .10) for _ in range(n17)]), Reduction7a(w)
-        self.repeat_3, self.block8 = nn.Sequential(*[CrossBlock(56*w, 6*w, 3, .20) for _ in range(n8)]), CrossBlock(56*w, 6*w, 3, .20, relu=False)
+        self.conv2d_2b, self.maxpool_3a = ConvBNReLU(w, 2 * w, 3, padding=1), nn.MaxPool2d(3, 2)
+        self.conv2d_3b, self.conv2d_4a, self.conv2d_4b = (
+            ConvBNReLU(2 * w, 5 * w // 2),
+            ConvBNReLU(5 * w // 2, 6 * w, 3),
+            ConvBNReLU(6 * w, 8 * w, 3, 2),
+        )
+        self.repeat_1, self.mixed_6a = (
+            nn.Sequential(*[Block35(w) for _ in range(n35)]),
+            Reduction6a(w),
+        )
+        self.repeat_2, self.mixed_7a = (
+            nn.Sequential(*[CrossBlock(28 * w, 4 * w, 7, 0.10) for _ in range(n17)]),
+            Reduction7a(w),
+        )
+        self.repeat_3, self.block8 = (
+            nn.Sequential(*[CrossBlock(56 * w, 6 * w, 3, 0.20) for _ in range(n8)]),
+            CrossBlock(56 * w, 6 * w, 3, 0.20, relu=False),
+        )
         self.avgpool_1a, self.dropout_before = nn.AdaptiveAvgPool2d(1), nn.Dropout(dropout)
-        self.last_linear, self.last_bn = nn.Linear(56*w, embedding, bias=False), nn.BatchNorm1d(embedding, eps=.001)
+        self.last_linear, self.last_bn = (
+            nn.Linear(56 * w, embedding, bias=False),
+            nn.BatchNorm1d(embedding, eps=0.001),
+        )
 
     def features(self, x):
         "The embedding before it is brought to length 1."
         h, w = expect(self, x).shape[-2:]
-        if min(h, w) < 75: raise FacelabError(f"InceptionResnetV1 needs faces of at least 75 pixels, not {h}×{w}: enlarge them, to 160 if you can")
-        x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a((255*x - 127.5)/128)))
+        if min(h, w) < 75:
+            raise FacelabError(
+                f"InceptionResnetV1 needs faces of at least 75 pixels, not {h}×{w}: enlarge them,"
+                " to 160 if you can"
+            )
+        x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a((255 * x - 127.5) / 128)))
         x = self.conv2d_4b(self.conv2d_4a(self.conv2d_3b(self.maxpool_3a(x))))
         x = self.repeat_2(self.mixed_6a(self.repeat_1(x)))
         x = self.block8(self.repeat_3(self.mixed_7a(x)))
         return self.last_bn(self.last_linear(self.dropout_before(self.avgpool_1a(x).flatten(1))))
 
-    def forward(self, x): return F.normalize(self.features(x))
+    def forward(self, x):
+        return F.normalize(self.features(x))
 
     def classify(self, x):
         "Faces -> logits (N,identities), from the embedding before it is brought to length 1."

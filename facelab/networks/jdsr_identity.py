@@ -20,13 +20,16 @@ def conv_prelu(n_in, n_out):
 # %% ../../nbs/3_networks/43_jdsr_identity.ipynb #c006
 class PReLUBlock(nn.Module):
     "Two convolutions with PReLU, added to the input: (N,width,H,W) -> the same (JDSR-GAN, Table 1)."
-    def __init__(self,
-        width=64, # channels
+
+    def __init__(
+        self,
+        width=64,  # channels
     ):
         super().__init__()
         self.conv1, self.conv2 = conv_prelu(width, width), conv_prelu(width, width)
 
-    def forward(self, x): return x + self.conv2(self.conv1(x))
+    def forward(self, x):
+        return x + self.conv2(self.conv1(x))
 
 # %% ../../nbs/3_networks/43_jdsr_identity.ipynb #c011
 def halving():
@@ -34,29 +37,47 @@ def halving():
     return nn.AvgPool2d(3, 2, 1, count_include_pad=False)
 
 # %% ../../nbs/3_networks/43_jdsr_identity.ipynb #c014
-@network("jdsr_identity", "recogniser", "JDSR-GAN, Table 1", small=dict(size=32, width=8, depth=1, embedding=16), small_side=32,
-         published=dict(parameters=38_545_984, args={}, source="counted from JDSR-GAN's Table 1, with biases and a PReLU slope per channel"))
+@network(
+    "jdsr_identity",
+    "recogniser",
+    "JDSR-GAN, Table 1",
+    small=dict(size=32, width=8, depth=1, embedding=16),
+    small_side=32,
+    published=dict(
+        parameters=38_545_984,
+        args={},
+        source="counted from JDSR-GAN's Table 1, with biases and a PReLU slope per channel",
+    ),
+)
 class JDSRIdentity(Recogniser):
     "CNN_E of JDSR-GAN's Table 1: (N,3,size,size) in [0,1] -> identity features (N,embedding), not normalised. FacelabError if size is no multiple of 16."
-    def __init__(self,
-        size=128,        # side of the faces, a multiple of 16
-        width=64,        # channels of the first stage; the fourth has 8 times as many
-        depth=16,        # residual blocks: 2, 4, 8 and 2
-        embedding=512,   # numbers a face
-        identities=None, # see `Recogniser`
+
+    def __init__(
+        self,
+        size=128,  # side of the faces, a multiple of 16
+        width=64,  # channels of the first stage; the fourth has 8 times as many
+        depth=16,  # residual blocks: 2, 4, 8 and 2
+        embedding=512,  # numbers a face
+        identities=None,  # see `Recogniser`
     ):
         super().__init__(embedding, identities)
-        if size < 16 or size % 16: raise FacelabError(f"CNN_E halves the side four times, so size must be a multiple of 16, not {size}")
+        if size < 16 or size % 16:
+            raise FacelabError(
+                f"CNN_E halves the side four times, so size must be a multiple of 16, not {size}"
+            )
         self.size, w = size, width
-        b1, b2, b3, b4 = (nn.Sequential(*[PReLUBlock(k*w) for _ in range(n)]) for k, n in zip((1, 2, 4, 8), spread(depth, (2, 4, 8, 2))))
+        b1, b2, b3, b4 = (
+            nn.Sequential(*[PReLUBlock(k * w) for _ in range(n)])
+            for k, n in zip((1, 2, 4, 8), spread(depth, (2, 4, 8, 2)))
+        )
         self.conv1, self.avepool1, self.residual_block1 = conv_prelu(3, w), halving(), b1
-        self.conv2, self.avepool2, self.residual_block2 = conv_prelu(w, 2*w), halving(), b2
-        self.conv3, self.avepool3, self.residual_block3 = conv_prelu(2*w, 4*w), halving(), b3
-        self.conv4, self.avepool4, self.residual_block4 = conv_prelu(4*w, 8*w), halving(), b4
-        self.fc1 = nn.Sequential(nn.Flatten(), nn.Linear(8*w*(size//16)**2, embedding))
+        self.conv2, self.avepool2, self.residual_block2 = conv_prelu(w, 2 * w), halving(), b2
+        self.conv3, self.avepool3, self.residual_block3 = conv_prelu(2 * w, 4 * w), halving(), b3
+        self.conv4, self.avepool4, self.residual_block4 = conv_prelu(4 * w, 8 * w), halving(), b4
+        self.fc1 = nn.Sequential(nn.Flatten(), nn.Linear(8 * w * (size // 16) ** 2, embedding))
 
     def forward(self, x):
-        x = self.residual_block1(self.avepool1(self.conv1(2*expect(self, x, size=self.size) - 1)))
+        x = self.residual_block1(self.avepool1(self.conv1(2 * expect(self, x, size=self.size) - 1)))
         x = self.residual_block2(self.avepool2(self.conv2(x)))
         x = self.residual_block3(self.avepool3(self.conv3(x)))
         return self.fc1(self.residual_block4(self.avepool4(self.conv4(x))))

@@ -19,10 +19,12 @@ from .registry import network
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c005
 class Recogniser(nn.Module):
     "Base of the recognisers: a subclass' forward gives embeddings (N,embedding); FacelabError from `classify` without identities."
-    def __init__(self,
-        embedding,       # numbers a face
-        identities=None, # how many the training head tells apart; None: no head
-        dropout=0.,      # before the head
+
+    def __init__(
+        self,
+        embedding,  # numbers a face
+        identities=None,  # how many the training head tells apart; None: no head
+        dropout=0.0,  # before the head
     ):
         super().__init__()
         self.dropout = nn.Dropout(dropout)
@@ -30,7 +32,11 @@ class Recogniser(nn.Module):
 
     def head(self, z):
         "Embeddings (N,embedding) -> logits (N,identities)."
-        if self.logits is None: raise FacelabError(f"this {type(self).__name__} has no head: build it with identities=, how many people the training set has")
+        if self.logits is None:
+            raise FacelabError(
+                f"this {type(self).__name__} has no head: build it with identities=, how many"
+                " people the training set has"
+            )
         return self.logits(self.dropout(z))
 
     def classify(self, x):
@@ -43,11 +49,11 @@ class Recogniser(nn.Module):
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c009
 def spread(
-    depth, # blocks in all
+    depth,  # blocks in all
     plan,  # blocks of each stage at full depth
 ):
     "Blocks of each stage, in proportion to `plan`, at least one."
-    return [max(1, round(depth*n/sum(plan))) for n in plan]
+    return [max(1, round(depth * n / sum(plan))) for n in plan]
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c012
 def mfm(x):
@@ -57,72 +63,105 @@ def mfm(x):
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c013
 class MFM(nn.Module):
     "Convolution to twice the channels and their max-feature-map: (N,n_in,H,W) -> (N,n_out,H,W)."
-    def __init__(self,
-        n_in,     # channels
-        n_out,    # channels after the competition
-        kernel=3, # side, odd
+
+    def __init__(
+        self,
+        n_in,  # channels
+        n_out,  # channels after the competition
+        kernel=3,  # side, odd
     ):
         super().__init__()
-        self.filter = nn.Conv2d(n_in, 2*n_out, kernel, padding=kernel//2)
+        self.filter = nn.Conv2d(n_in, 2 * n_out, kernel, padding=kernel // 2)
 
-    def forward(self, x): return mfm(self.filter(x))
+    def forward(self, x):
+        return mfm(self.filter(x))
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c019
 class NetworkInNetwork(nn.Module):
     "1x1 and 3x3 convolution, each with max-feature-map: (N,n_in,H,W) -> (N,n_out,H,W)."
+
     def __init__(self, n_in, n_out):
         super().__init__()
         self.conv_a, self.conv = MFM(n_in, n_in, 1), MFM(n_in, n_out)
 
-    def forward(self, x): return self.conv(self.conv_a(x))
+    def forward(self, x):
+        return self.conv(self.conv_a(x))
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c022
 class LightCNN9Body(nn.Module):
     "Convolutional part of LightCNN-9: (N,channels,H,W) in [0,1] -> (N,channels_out,H/16,W/16), sides rounded up."
-    def __init__(self,
-        channels=1, # 1: grey; 3: RGB
-        width=48,   # channels of the first layer
+
+    def __init__(
+        self,
+        channels=1,  # 1: grey; 3: RGB
+        width=48,  # channels of the first layer
     ):
         super().__init__()
-        self.channels, self.channels_out = channels, 8*width//3
+        self.channels, self.channels_out = channels, 8 * width // 3
         c = self.channels_out
         pool = lambda: nn.MaxPool2d(2, ceil_mode=True)
-        self.layers = nn.Sequential(OrderedDict(
-            conv1=MFM(channels, width, 5), pool1=pool(),
-            conv2=NetworkInNetwork(width, 2*width), pool2=pool(),
-            conv3=NetworkInNetwork(2*width, 4*width), pool3=pool(),
-            conv4=NetworkInNetwork(4*width, c), conv5=NetworkInNetwork(c, c), pool4=pool()))
+        self.layers = nn.Sequential(
+            OrderedDict(
+                conv1=MFM(channels, width, 5),
+                pool1=pool(),
+                conv2=NetworkInNetwork(width, 2 * width),
+                pool2=pool(),
+                conv3=NetworkInNetwork(2 * width, 4 * width),
+                pool3=pool(),
+                conv4=NetworkInNetwork(4 * width, c),
+                conv5=NetworkInNetwork(c, c),
+                pool4=pool(),
+            )
+        )
 
-    def forward(self, x): return self.layers(expect(self, x, self.channels))
+    def forward(self, x):
+        return self.layers(expect(self, x, self.channels))
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c026
 class Luma(nn.Module):
     "RGB (N,3,H,W) -> luma of BT.601 (N,1,H,W), same range."
+
     def __init__(self):
         super().__init__()
         self.register_buffer("weights", torch.tensor(LUMA).view(1, 3, 1, 1), persistent=False)
 
-    def forward(self, x): return (x*self.weights).sum(1, keepdim=True)
+    def forward(self, x):
+        return (x * self.weights).sum(1, keepdim=True)
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c027
-@network("lightcnn9", "recogniser", "Wu et al. 2018, LightCNN-9 (official code)", aliases=("LightCNN",),
-         small=dict(size=32, width=8, embedding=16), small_side=32, variants=(dict(channels=3),),
-         published=dict(parameters=5_480_864, args={}, source="official code, network_9layers without its last layer"))
+@network(
+    "lightcnn9",
+    "recogniser",
+    "Wu et al. 2018, LightCNN-9 (official code)",
+    aliases=("LightCNN",),
+    small=dict(size=32, width=8, embedding=16),
+    small_side=32,
+    variants=(dict(channels=3),),
+    published=dict(
+        parameters=5_480_864,
+        args={},
+        source="official code, network_9layers without its last layer",
+    ),
+)
 class LightCNN9(Recogniser):
     "LightCNN-9: (N,3,size,size) in [0,1] -> embedding (N,embedding), not normalised (Wu et al. 2018)."
-    def __init__(self,
-        size=128,        # side of the faces
-        width=48,        # channels of the first layer
-        channels=1,      # 1: luma; 3: RGB, as DIC has it
-        embedding=256,   # numbers a face
-        identities=None, # see `Recogniser`
-        dropout=.5,      # see `Recogniser`
+
+    def __init__(
+        self,
+        size=128,  # side of the faces
+        width=48,  # channels of the first layer
+        channels=1,  # 1: luma; 3: RGB, as DIC has it
+        embedding=256,  # numbers a face
+        identities=None,  # see `Recogniser`
+        dropout=0.5,  # see `Recogniser`
     ):
         super().__init__(embedding, identities, dropout)
-        if channels not in (1, 3): raise FacelabError(f"channels is {channels!r}: give 1 for luma or 3 for RGB")
+        if channels not in (1, 3):
+            raise FacelabError(f"channels is {channels!r}: give 1 for luma or 3 for RGB")
         self.size = size
         self.colour = Luma() if channels == 1 else nn.Identity()
         self.body = LightCNN9Body(channels, width)
-        self.fc1 = nn.Linear(self.body.channels_out*math.ceil(size/16)**2, 2*embedding)
+        self.fc1 = nn.Linear(self.body.channels_out * math.ceil(size / 16) ** 2, 2 * embedding)
 
-    def forward(self, x): return mfm(self.fc1(self.body(self.colour(expect(self, x, size=self.size))).flatten(1)))
+    def forward(self, x):
+        return mfm(self.fc1(self.body(self.colour(expect(self, x, size=self.size))).flatten(1)))

@@ -21,51 +21,87 @@ from .registry import network
 # %% ../../nbs/3_networks/42_mobilefacenet.ipynb #c005
 class ConvBlock(nn.Module):
     "conv-BN-PReLU: (N,n_in,H,W) -> (N,n_out,H',W')."
-    def __init__(self,
-        n_in, n_out,  # channels
-        kernel=1,     # side, or (height, width)
+
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels
+        kernel=1,  # side, or (height, width)
         stride=1,
         padding=0,
-        groups=1,     # n_in: depthwise
-        linear=False, # True: without PReLU
+        groups=1,  # n_in: depthwise
+        linear=False,  # True: without PReLU
     ):
         super().__init__()
-        self.conv, self.bn = nn.Conv2d(n_in, n_out, kernel, stride, padding, groups=groups, bias=False), nn.BatchNorm2d(n_out)
+        self.conv, self.bn = (
+            nn.Conv2d(n_in, n_out, kernel, stride, padding, groups=groups, bias=False),
+            nn.BatchNorm2d(n_out),
+        )
         self.prelu = nn.Identity() if linear else nn.PReLU(n_out)
 
-    def forward(self, x): return self.prelu(self.bn(self.conv(x)))
+    def forward(self, x):
+        return self.prelu(self.bn(self.conv(x)))
 
 # %% ../../nbs/3_networks/42_mobilefacenet.ipynb #c006
 class Bottleneck(nn.Module):
     "Widen, look around, narrow: (N,n_in,H,W) -> (N,n_out,H/stride,W/stride); the input is added where the shapes agree."
-    def __init__(self,
-        n_in, n_out, # channels
-        stride=1,    # 2 halves the sides
-        expansion=2, # how many times wider inside
+
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels
+        stride=1,  # 2 halves the sides
+        expansion=2,  # how many times wider inside
     ):
         super().__init__()
-        n, self.adds = expansion*n_in, stride == 1 and n_in == n_out
+        n, self.adds = expansion * n_in, stride == 1 and n_in == n_out
         self.conv = nn.Sequential(
-            nn.Conv2d(n_in, n, 1, bias=False), nn.BatchNorm2d(n), nn.PReLU(n),
-            nn.Conv2d(n, n, 3, stride, 1, groups=n, bias=False), nn.BatchNorm2d(n), nn.PReLU(n),
-            nn.Conv2d(n, n_out, 1, bias=False), nn.BatchNorm2d(n_out))
+            nn.Conv2d(n_in, n, 1, bias=False),
+            nn.BatchNorm2d(n),
+            nn.PReLU(n),
+            nn.Conv2d(n, n, 3, stride, 1, groups=n, bias=False),
+            nn.BatchNorm2d(n),
+            nn.PReLU(n),
+            nn.Conv2d(n, n_out, 1, bias=False),
+            nn.BatchNorm2d(n_out),
+        )
 
-    def forward(self, x): return x + self.conv(x) if self.adds else self.conv(x)
+    def forward(self, x):
+        return x + self.conv(x) if self.adds else self.conv(x)
 
 # %% ../../nbs/3_networks/42_mobilefacenet.ipynb #c010
-STAGES = ((2, 1, 2), (4, 2, 2), (2, 2, 1), (4, 2, 2), (2, 2, 1))   # expansion, channels in units of width, stride of the first block
-REPEATS = (5, 1, 6, 1, 2)                                          # blocks of each stage
+STAGES = (
+    (2, 1, 2),
+    (4, 2, 2),
+    (2, 2, 1),
+    (4, 2, 2),
+    (2, 2, 1),
+)  # expansion, channels in units of width, stride of the first block
+REPEATS = (5, 1, 6, 1, 2)  # blocks of each stage
 
 # %% ../../nbs/3_networks/42_mobilefacenet.ipynb #c011
-@network("mobilefacenet", "recogniser", "Chen et al. 2018, MobileFaceNet 112×96", side=(112, 96), small=dict(width=8, depth=1), small_side=(112, 96),
-         published=dict(parameters=999_552, args={}, source="numbers in the trained file, running means and variances left out"))
+@network(
+    "mobilefacenet",
+    "recogniser",
+    "Chen et al. 2018, MobileFaceNet 112×96",
+    side=(112, 96),
+    small=dict(width=8, depth=1),
+    small_side=(112, 96),
+    published=dict(
+        parameters=999_552,
+        args={},
+        source="numbers in the trained file, running means and variances left out",
+    ),
+)
 class MobileFaceNet(Recogniser):
     "MobileFaceNet: aligned faces (N,3,112,96), RGB in [0,1], see `crops` -> embedding (N,embedding), not normalised (Chen et al. 2018)."
-    def __init__(self,
-        width=64,        # channels of the first layer
-        depth=15,        # bottlenecks: 5, 1, 6, 1 and 2
-        embedding=128,   # numbers a face
-        identities=None, # see `Recogniser`
+
+    def __init__(
+        self,
+        width=64,  # channels of the first layer
+        depth=15,  # bottlenecks: 5, 1, 6, 1 and 2
+        embedding=128,  # numbers a face
+        identities=None,  # see `Recogniser`
     ):
         super().__init__(embedding, identities)
         self.conv1 = ConvBlock(3, width, 3, 2, 1)
@@ -73,53 +109,81 @@ class MobileFaceNet(Recogniser):
         blocks, n = [], width
         for (expansion, units, stride), repeats in zip(STAGES, spread(depth, REPEATS)):
             for i in range(repeats):
-                blocks.append(Bottleneck(n, units*width, 1 if i else stride, expansion))
-                n = units*width
+                blocks.append(Bottleneck(n, units * width, 1 if i else stride, expansion))
+                n = units * width
         self.blocks = nn.Sequential(*blocks)
-        self.conv2 = ConvBlock(n, 4*n)
-        self.linear7 = ConvBlock(4*n, 4*n, (7, 6), groups=4*n, linear=True)
-        self.linear1 = ConvBlock(4*n, embedding, linear=True)
+        self.conv2 = ConvBlock(n, 4 * n)
+        self.linear7 = ConvBlock(4 * n, 4 * n, (7, 6), groups=4 * n, linear=True)
+        self.linear1 = ConvBlock(4 * n, embedding, linear=True)
 
     def forward(self, x):
-        x = (255*expect(self, x, size=(112, 96)) - 127.5)/128
-        return self.linear1(self.linear7(self.conv2(self.blocks(self.dw_conv1(self.conv1(x)))))).flatten(1)
+        x = (255 * expect(self, x, size=(112, 96)) - 127.5) / 128
+        return self.linear1(
+            self.linear7(self.conv2(self.blocks(self.dw_conv1(self.conv1(x)))))
+        ).flatten(1)
 
 # %% ../../nbs/3_networks/42_mobilefacenet.ipynb #c016
-TEMPLATE = ((30.2946, 51.6963), (65.5318, 51.5014), (48.0252, 71.7366), (33.5493, 92.3655), (62.7299, 92.2041)) # x, y of eyes, nose, corners of the mouth
+TEMPLATE = (
+    (30.2946, 51.6963),
+    (65.5318, 51.5014),
+    (48.0252, 71.7366),
+    (33.5493, 92.3655),
+    (62.7299, 92.2041),
+)  # x, y of eyes, nose, corners of the mouth
 
 # %% ../../nbs/3_networks/42_mobilefacenet.ipynb #c017
 def onto_template(
-    landmarks, # (N,K,2), pixels, with K one of `facelab.faces.parts.LANDMARK_SCHEMES`
+    landmarks,  # (N,K,2), pixels, with K one of `facelab.faces.parts.LANDMARK_SCHEMES`
 ):
     "Complex a and b (N,), float64: a p + b brings five points p = x + iy onto the template; FacelabError if they are in one place."
     number = lambda points: torch.view_as_complex(points.double().cpu().contiguous())
     p, q = number(five_points(landmarks)), number(torch.tensor(TEMPLATE))
     centre, target = p.mean(1, keepdim=True), q.mean()
-    a = ((p - centre).conj()*(q - target)).sum(1)/(p - centre).abs().square().sum(1)
+    a = ((p - centre).conj() * (q - target)).sum(1) / (p - centre).abs().square().sum(1)
     good = a.abs() > 0
-    if not good.all(): raise FacelabError(f"the five points of face {good.int().argmin()} of {len(a)} are in one place or not numbers: look at its landmarks")
-    return a, target - a*centre[:, 0]
+    if not good.all():
+        raise FacelabError(
+            f"the five points of face {good.int().argmin()} of {len(a)} are in one place or not"
+            " numbers: look at its landmarks"
+        )
+    return a, target - a * centre[:, 0]
 
 # %% ../../nbs/3_networks/42_mobilefacenet.ipynb #c020
 def crops(
-    images,    # (N,3,H,W)
-    landmarks, # (N,K,2), pixels of `images`
+    images,  # (N,3,H,W)
+    landmarks,  # (N,K,2), pixels of `images`
 ):
     "Faces cut out as MobileFaceNet wants them: (N,3,112,96), range of `images`; gradients reach the images."
-    if len(images) != len(landmarks): raise FacelabError(f"crops got {len(images)} images but landmarks of {len(landmarks)} faces: give as many of each")
+    if len(images) != len(landmarks):
+        raise FacelabError(
+            f"crops got {len(images)} images but landmarks of {len(landmarks)} faces: give as many"
+            " of each"
+        )
     a, b = (t[:, None, None] for t in onto_template(landmarks))
-    k = math.ceil(1/a.abs().min().item() - 1e-6) # samples a pixel and direction
-    y, x = torch.meshgrid(*((torch.arange(k*side, dtype=torch.float64) + .5)/k for side in (112, 96)), indexing="ij")
-    source = torch.view_as_real((torch.complex(x, y) - b)/a).to(images)
+    k = math.ceil(1 / a.abs().min().item() - 1e-6)  # samples a pixel and direction
+    y, x = torch.meshgrid(
+        *((torch.arange(k * side, dtype=torch.float64) + 0.5) / k for side in (112, 96)),
+        indexing="ij",
+    )
+    source = torch.view_as_real((torch.complex(x, y) - b) / a).to(images)
     size = source.new_tensor((images.shape[-1], images.shape[-2]))
-    return F.avg_pool2d(F.grid_sample(images, 2*source/size - 1, padding_mode="reflection", align_corners=False), k)
+    return F.avg_pool2d(
+        F.grid_sample(
+            images, 2 * source / size - 1, padding_mode="reflection", align_corners=False
+        ),
+        k,
+    )
 
 # %% ../../nbs/3_networks/42_mobilefacenet.ipynb #c026
 def load_mobilefacenet(
-    file="mobilefacenet.safetensors", # a path, or a name for `find_weights`
+    file="mobilefacenet.safetensors",  # a path, or a name for `find_weights`
 ):
     "The trained MobileFaceNet in evaluation mode; `Unavailable` without the file, FacelabError if its names do not fit."
     net, path = MobileFaceNet(), find_weights(file)
-    try: net.load_state_dict(load_weights(path))
-    except RuntimeError as e: raise FacelabError(f"{path} does not fit MobileFaceNet: {str(e).splitlines()[-1].strip()}") from None
+    try:
+        net.load_state_dict(load_weights(path))
+    except RuntimeError as e:
+        raise FacelabError(
+            f"{path} does not fit MobileFaceNet: {str(e).splitlines()[-1].strip()}"
+        ) from None
     return net.eval()

@@ -16,35 +16,45 @@ from .registry import network
 # %% ../../nbs/3_networks/31_pconv.ipynb #c005
 class PartialConv2d(nn.Conv2d):
     "x (N,n_in,H,W) and M (N,1 or n_in,H,W) -> x' (N,n_out,H/stride,W/stride) and its mask (N,1,...) (Liu et al. 2018, Eq. 1 and 2)."
-    def __init__(self,
-        n_in, n_out,     # channels
-        kernel=3,        # odd
-        stride=1,        # 2 halves the side
+
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels
+        kernel=3,  # odd
+        stride=1,  # 2 halves the side
         bias=False,
-        variant="paper", # or "code": divides by the number of visible values, as FCSR-GAN's copy does
+        variant="paper",  # or "code": divides by the number of visible values, as FCSR-GAN's copy does
     ):
-        super().__init__(n_in, n_out, kernel, stride, kernel//2, bias=bias)
-        if variant not in ("paper", "code"): raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
-        self.divisor = 1 if variant == "paper" else n_in*kernel**2
+        super().__init__(n_in, n_out, kernel, stride, kernel // 2, bias=bias)
+        if variant not in ("paper", "code"):
+            raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
+        self.divisor = 1 if variant == "paper" else n_in * kernel**2
 
     def forward(self, x, M):
         share = F.avg_pool2d(M.mean(1, keepdim=True), self.kernel_size, self.stride, self.padding)
         seen = share > 0
-        y = F.conv2d(x*M, self.weight, None, self.stride, self.padding) / torch.where(seen, share*self.divisor, 1)
-        if self.bias is not None: y = y + self.bias[:, None, None]
-        return y*seen, seen.to(M.dtype)
+        y = F.conv2d(x * M, self.weight, None, self.stride, self.padding) / torch.where(
+            seen, share * self.divisor, 1
+        )
+        if self.bias is not None:
+            y = y + self.bias[:, None, None]
+        return y * seen, seen.to(M.dtype)
 
 # %% ../../nbs/3_networks/31_pconv.ipynb #c011
 class PartialBlock(nn.Module):
     "Partial convolution, batch norm, activation: (x, M) -> (x', m')."
-    def __init__(self,
-        n_in, n_out,     # channels
-        kernel=3,        # odd
-        stride=2,        # 2 halves the side
-        norm=True,       # batch norm
-        slope=0.,        # of the activation below zero: 0 is a ReLU, 1 is none
-        bias=False,      # of the convolution
-        variant="paper", # see `PartialConv2d`
+
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels
+        kernel=3,  # odd
+        stride=2,  # 2 halves the side
+        norm=True,  # batch norm
+        slope=0.0,  # of the activation below zero: 0 is a ReLU, 1 is none
+        bias=False,  # of the convolution
+        variant="paper",  # see `PartialConv2d`
     ):
         super().__init__()
         self.pconv = PartialConv2d(n_in, n_out, kernel, stride, bias, variant)
@@ -57,44 +67,80 @@ class PartialBlock(nn.Module):
 # %% ../../nbs/3_networks/31_pconv.ipynb #c012
 class PartialUpBlock(PartialBlock):
     "A `PartialBlock` on (x, M) at twice the size beside the encoder's (skip, skip_M)."
+
     def forward(self, x, M, skip, skip_M):
         x, M = (F.interpolate(t, scale_factor=2, mode="nearest") for t in (x, M))
         masks = torch.cat([M.expand_as(x), skip_M.expand_as(skip)], 1)
         return super().forward(torch.cat([x, skip], 1), masks)
 
 # %% ../../nbs/3_networks/31_pconv.ipynb #c017
-@network("pconv", "completion", "Liu et al. 2018, Table of the appendix; FCSR-GAN Sec 3.1", aliases=("partial convolutions",), inputs={"x": 3, "M": 1},
-         small=dict(width=8, size=32), small_side=32, variants=(dict(variant="code"),),
-         published=dict(parameters=32_859_732, args=dict(levels=8), source="Liu et al. 2018: its table of 16 layers, summed"))
+@network(
+    "pconv",
+    "completion",
+    "Liu et al. 2018, Table of the appendix; FCSR-GAN Sec 3.1",
+    aliases=("partial convolutions",),
+    inputs={"x": 3, "M": 1},
+    small=dict(width=8, size=32),
+    small_side=32,
+    variants=(dict(variant="code"),),
+    published=dict(
+        parameters=32_859_732,
+        args=dict(levels=8),
+        source="Liu et al. 2018: its table of 16 layers, summed",
+    ),
+)
 class PConvUNet(nn.Module):
     "Face (N,3,H,W) in [0,1] and M (N,1,H,W), 1 where visible -> filled face (N,3,H,W), not clamped; H and W are multiples of 2**levels (Liu et al. 2018)."
-    def __init__(self,
-        width=64,        # channels of the first level; the widest have 8 times as many
-        size=128,        # the side that `levels` is chosen for
-        levels=None,     # halvings; by default seven, or as many as `size` allows
-        variant="paper", # see `PartialConv2d`
+
+    def __init__(
+        self,
+        width=64,  # channels of the first level; the widest have 8 times as many
+        size=128,  # the side that `levels` is chosen for
+        levels=None,  # halvings; by default seven, or as many as `size` allows
+        variant="paper",  # see `PartialConv2d`
     ):
         super().__init__()
         self.levels = levels or min(7, (size & -size).bit_length() - 1)
-        if self.levels < 1: raise FacelabError(f"PConvUNet halves the side at least once, so size must be even, not {size}")
-        n = [3, *(width*min(2**i, 8) for i in range(self.levels))]
-        kernels = [7, 5, 5, *[3]*self.levels]
-        self.encoder = nn.ModuleList([PartialBlock(n[i], n[i+1], kernels[i], norm=i > 0, variant=variant) for i in range(self.levels)])
-        self.decoder = nn.ModuleList([PartialUpBlock(n[i+1] + n[i], n[i], stride=1, slope=.2, variant=variant) for i in range(self.levels - 1, 0, -1)])
-        self.decoder.append(PartialUpBlock(n[1] + 3, 3, stride=1, norm=False, slope=1., bias=True, variant=variant))
+        if self.levels < 1:
+            raise FacelabError(
+                f"PConvUNet halves the side at least once, so size must be even, not {size}"
+            )
+        n = [3, *(width * min(2**i, 8) for i in range(self.levels))]
+        kernels = [7, 5, 5, *[3] * self.levels]
+        self.encoder = nn.ModuleList(
+            [
+                PartialBlock(n[i], n[i + 1], kernels[i], norm=i > 0, variant=variant)
+                for i in range(self.levels)
+            ]
+        )
+        self.decoder = nn.ModuleList(
+            [
+                PartialUpBlock(n[i + 1] + n[i], n[i], stride=1, slope=0.2, variant=variant)
+                for i in range(self.levels - 1, 0, -1)
+            ]
+        )
+        self.decoder.append(
+            PartialUpBlock(n[1] + 3, 3, stride=1, norm=False, slope=1.0, bias=True, variant=variant)
+        )
         self.encoder_norms_frozen = False
 
     def forward(self, x, M=None):
-        x, M = expect(self, x, multiple=2**self.levels), expect(self, M, 1, "M", like=x, why="1 where the face is visible")
+        x, M = (
+            expect(self, x, multiple=2**self.levels),
+            expect(self, M, 1, "M", like=x, why="1 where the face is visible"),
+        )
         passed = [(x, M)]
-        for block in self.encoder: passed.append(block(*passed[-1]))
+        for block in self.encoder:
+            passed.append(block(*passed[-1]))
         x, M = passed.pop()
-        for block in self.decoder: x, M = block(x, M, *passed.pop())
+        for block in self.decoder:
+            x, M = block(x, M, *passed.pop())
         return x
 
     def train(self, mode=True):
         super().train(mode)
-        if self.encoder_norms_frozen: self.encoder.eval()
+        if self.encoder_norms_frozen:
+            self.encoder.eval()
         return self
 
     def freeze_encoder_norms(self, frozen=True):

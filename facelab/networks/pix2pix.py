@@ -16,80 +16,156 @@ from .registry import network
 
 # %% ../../nbs/3_networks/33_pix2pix.ipynb #c005
 def down(
-    n_in, n_out, # channels
+    n_in,
+    n_out,  # channels
     leaky=True,  # the activation, before the convolution
-    norm=True,   # batch norm, behind it
+    norm=True,  # batch norm, behind it
 ):
     "LReLU(.2)-conv4x4-BN: (N,n_in,H,W) -> (N,n_out,H/2,W/2)."
-    return nn.Sequential(*([nn.LeakyReLU(.2)] if leaky else []), nn.Conv2d(n_in, n_out, 4, 2, 1, bias=False), *([nn.BatchNorm2d(n_out)] if norm else []))
+    return nn.Sequential(
+        *([nn.LeakyReLU(0.2)] if leaky else []),
+        nn.Conv2d(n_in, n_out, 4, 2, 1, bias=False),
+        *([nn.BatchNorm2d(n_out)] if norm else []),
+    )
 
 # %% ../../nbs/3_networks/33_pix2pix.ipynb #c006
 def up(
-    n_in, n_out,   # channels
-    dropout=False, # of one half, behind the batch norm
+    n_in,
+    n_out,  # channels
+    dropout=False,  # of one half, behind the batch norm
 ):
     "ReLU-deconv4x4-BN: (N,n_in,H,W) -> (N,n_out,2H,2W)."
-    return nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, bias=False), nn.BatchNorm2d(n_out), *([nn.Dropout(.5)] if dropout else []))
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.ConvTranspose2d(n_in, n_out, 4, 2, 1, bias=False),
+        nn.BatchNorm2d(n_out),
+        *([nn.Dropout(0.5)] if dropout else []),
+    )
 
 # %% ../../nbs/3_networks/33_pix2pix.ipynb #c009
-@network("pix2pix", "generator", "Isola et al. 2017, Sec 6.1", aliases=("unet_256",), scales=(4, 8), small=dict(width=8, size=32), small_side=32,
-         published=dict(parameters=54_413_955, args=dict(size=256), source="the authors' code prints 54.414 M"))
+@network(
+    "pix2pix",
+    "generator",
+    "Isola et al. 2017, Sec 6.1",
+    aliases=("unet_256",),
+    scales=(4, 8),
+    small=dict(width=8, size=32),
+    small_side=32,
+    published=dict(
+        parameters=54_413_955, args=dict(size=256), source="the authors' code prints 54.414 M"
+    ),
+)
 class Pix2Pix(nn.Module):
     "pix2pix U-Net: (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale) in [0,1] (Isola et al. 2017, Sec. 6.1)."
-    def __init__(self,
-        scale=8,     # 2, 4 or 8: the face is enlarged first
-        width=64,    # channels of the first level; the widest have 8 times as many
-        size=128,    # side of the output that `levels` is chosen for
-        levels=None, # halvings, at least 2; by default as many as `size` allows
+
+    def __init__(
+        self,
+        scale=8,  # 2, 4 or 8: the face is enlarged first
+        width=64,  # channels of the first level; the widest have 8 times as many
+        size=128,  # side of the output that `levels` is chosen for
+        levels=None,  # halvings, at least 2; by default as many as `size` allows
     ):
         super().__init__()
         levels = levels or (size & -size).bit_length() - 1
-        if levels < 2: raise FacelabError(f"pix2pix halves the side at least twice, so size must be a multiple of 4, not {size}")
-        n, self.scale, self.multiple = [width*min(2**i, 8) for i in range(levels)], scale, max(1, 2**(levels - doublings(scale)))
+        if levels < 2:
+            raise FacelabError(
+                "pix2pix halves the side at least twice, so size must be a multiple of 4, not"
+                f" {size}"
+            )
+        n, self.scale, self.multiple = (
+            [width * min(2**i, 8) for i in range(levels)],
+            scale,
+            max(1, 2 ** (levels - doublings(scale))),
+        )
         inner = range(1, levels)
-        self.down = nn.ModuleList([down(3, n[0], leaky=False, norm=False)] + [down(n[i-1], n[i], norm=i < levels - 1) for i in inner])
-        self.up = nn.ModuleList([up(n[i]*(1 if i == levels - 1 else 2), n[i-1], dropout=4 <= i < levels - 1) for i in reversed(inner)])
-        self.last = nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(2*n[0], 3, 4, 2, 1), nn.Tanh())
+        self.down = nn.ModuleList(
+            [down(3, n[0], leaky=False, norm=False)]
+            + [down(n[i - 1], n[i], norm=i < levels - 1) for i in inner]
+        )
+        self.up = nn.ModuleList(
+            [
+                up(n[i] * (1 if i == levels - 1 else 2), n[i - 1], dropout=4 <= i < levels - 1)
+                for i in reversed(inner)
+            ]
+        )
+        self.last = nn.Sequential(nn.ReLU(), nn.ConvTranspose2d(2 * n[0], 3, 4, 2, 1), nn.Tanh())
 
     def forward(self, x):
         h, w = expect(self, x, multiple=self.multiple).shape[-2:]
-        passed = [2*resize(x, (h*self.scale, w*self.scale)) - 1]
-        for block in self.down: passed.append(block(passed[-1]))
+        passed = [2 * resize(x, (h * self.scale, w * self.scale)) - 1]
+        for block in self.down:
+            passed.append(block(passed[-1]))
         y = passed.pop()
-        for block in self.up: y = torch.cat([passed.pop(), block(y)], 1)
-        return self.last(y)/2 + .5
+        for block in self.up:
+            y = torch.cat([passed.pop(), block(y)], 1)
+        return self.last(y) / 2 + 0.5
 
 # %% ../../nbs/3_networks/33_pix2pix.ipynb #c017
-@network("patchgan", "critic", "Isola et al. 2017, Sec 6.1.2", aliases=("pix2pix_critic",), small=dict(width=8), small_side=64,
-         published=dict(parameters=2_768_705, args=dict(condition=3), source="the authors' code prints 2.769 M"))
+@network(
+    "patchgan",
+    "critic",
+    "Isola et al. 2017, Sec 6.1.2",
+    aliases=("pix2pix_critic",),
+    small=dict(width=8),
+    small_side=64,
+    published=dict(
+        parameters=2_768_705, args=dict(condition=3), source="the authors' code prints 2.769 M"
+    ),
+)
 class PatchGAN(nn.Module):
     "70x70 PatchGAN: (N,3,H,W) in [0,1] -> logits (N,1,H/8-2,W/8-2), one for each patch; H and W are multiples of 8 (Isola et al. 2017, Sec. 6.1.2)."
-    def __init__(self,
-        width=64,    # channels of the first convolution
-        condition=0, # channels of the condition that is judged along, 3 in pix2pix
+
+    def __init__(
+        self,
+        width=64,  # channels of the first convolution
+        condition=0,  # channels of the condition that is judged along, 3 in pix2pix
     ):
         super().__init__()
-        n, self.condition = [width, 2*width, 4*width, 8*width], condition
-        middle = [nn.Sequential(nn.Conv2d(a, b, 4, stride, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(.2)) for a, b, stride in zip(n, n[1:], (2, 2, 1))]
-        self.layers = nn.Sequential(nn.Sequential(nn.Conv2d(3 + condition, width, 4, 2, 1), nn.LeakyReLU(.2)), *middle, nn.Conv2d(8*width, 1, 4, 1, 1))
+        n, self.condition = [width, 2 * width, 4 * width, 8 * width], condition
+        middle = [
+            nn.Sequential(
+                nn.Conv2d(a, b, 4, stride, 1, bias=False), nn.BatchNorm2d(b), nn.LeakyReLU(0.2)
+            )
+            for a, b, stride in zip(n, n[1:], (2, 2, 1))
+        ]
+        self.layers = nn.Sequential(
+            nn.Sequential(nn.Conv2d(3 + condition, width, 4, 2, 1), nn.LeakyReLU(0.2)),
+            *middle,
+            nn.Conv2d(8 * width, 1, 4, 1, 1),
+        )
 
     def forward(self, x, condition=None):
         expect(self, x, multiple=8)
-        if self.condition: x = torch.cat([expect(self, condition, self.condition, "condition", like=x), x], 1)
-        return self.layers(2*x - 1)
+        if self.condition:
+            x = torch.cat([expect(self, condition, self.condition, "condition", like=x), x], 1)
+        return self.layers(2 * x - 1)
 
 # %% ../../nbs/3_networks/33_pix2pix.ipynb #c023
-@network("stargan_critic", "critic", "FCSR-GAN, released code; Choi et al. 2018", aliases=("fcsr_critic_code",), small=dict(width=8, depth=3), small_side=64,
-         published=dict(parameters=44_721_088, args={}, source="summed over the layers of FCSR-GAN's released code"))
+@network(
+    "stargan_critic",
+    "critic",
+    "FCSR-GAN, released code; Choi et al. 2018",
+    aliases=("fcsr_critic_code",),
+    small=dict(width=8, depth=3),
+    small_side=64,
+    published=dict(
+        parameters=44_721_088, args={}, source="summed over the layers of FCSR-GAN's released code"
+    ),
+)
 class StarGANCritic(nn.Module):
     "(N,3,H,W) in [0,1] -> logits (N,1,H/2**depth,W/2**depth); H and W are multiples of 2**depth (FCSR-GAN, released code)."
-    def __init__(self,
-        width=64, # channels of the first convolution, doubled in each that follows
+
+    def __init__(
+        self,
+        width=64,  # channels of the first convolution, doubled in each that follows
         depth=6,  # halvings
     ):
         super().__init__()
-        n, self.multiple = [3, *(width*2**i for i in range(depth))], 2**depth
-        self.main = nn.Sequential(*[nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(.01)) for a, b in zip(n, n[1:])])
+        n, self.multiple = [3, *(width * 2**i for i in range(depth))], 2**depth
+        self.main = nn.Sequential(
+            *[nn.Sequential(nn.Conv2d(a, b, 4, 2, 1), nn.LeakyReLU(0.01)) for a, b in zip(n, n[1:])]
+        )
         self.last = nn.Conv2d(n[-1], 1, 3, padding=1, bias=False)
 
-    def forward(self, x): return self.last(self.main(expect(self, x, multiple=self.multiple)))
+    def forward(self, x):
+        return self.last(self.main(expect(self, x, multiple=self.multiple)))

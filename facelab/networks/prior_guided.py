@@ -16,14 +16,17 @@ from .srresnet import ResidualBlock, doubling, doublings
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c009
 class ChannelAttention(nn.Module):
     "Eq 3.2 and 3.3: features (N,C,H,W) -> one weight per channel (N,C,1,1) in (0,1); with softmax they sum to 1. FacelabError on another attention."
-    def __init__(self,
-        width=64,            # C
-        attention="softmax", # "softmax" as printed, or "sigmoid"
-        reduction=16,        # the first dense layer has C/reduction outputs, at least 4
+
+    def __init__(
+        self,
+        width=64,  # C
+        attention="softmax",  # "softmax" as printed, or "sigmoid"
+        reduction=16,  # the first dense layer has C/reduction outputs, at least 4
     ):
         super().__init__()
-        if attention not in ("softmax", "sigmoid"): raise FacelabError(f'attention is {attention!r}: give "softmax" or "sigmoid"')
-        hidden = max(4, width//reduction)
+        if attention not in ("softmax", "sigmoid"):
+            raise FacelabError(f'attention is {attention!r}: give "softmax" or "sigmoid"')
+        hidden = max(4, width // reduction)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.dense1, self.dense2 = nn.Linear(width, hidden), nn.Linear(hidden, width)
         self.s = nn.Softmax(1) if attention == "softmax" else nn.Sigmoid()
@@ -35,18 +38,20 @@ class ChannelAttention(nn.Module):
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c014
 class BasicBlock(nn.Module):
     "Eq 3.1 to 3.4 and the skip of a residual block: (N,width,H,W) -> the same."
-    def __init__(self,
-        width=64,            # channels
-        attention="softmax", # see `ChannelAttention`
-        reduction=16,        # see `ChannelAttention`
-        rescale=False,       # multiply the attention by `width` (ours, not the thesis')
+
+    def __init__(
+        self,
+        width=64,  # channels
+        attention="softmax",  # see `ChannelAttention`
+        reduction=16,  # see `ChannelAttention`
+        rescale=False,  # multiply the attention by `width` (ours, not the thesis')
     ):
         super().__init__()
         self.conv3x3 = nn.Conv2d(width, width, 3, padding=1)
         self.conv5x5 = nn.Conv2d(width, width, 3, padding=2, dilation=2)
         self.attention = ChannelAttention(width, attention, reduction)
         self.relu, self.conv = nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
-        self.closing = ("conv",) # what ends the branch: silent in an identity start
+        self.closing = ("conv",)  # what ends the branch: silent in an identity start
         self.gain = width if rescale else 1
 
     def forward(self, F_in):
@@ -57,20 +62,24 @@ class BasicBlock(nn.Module):
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c018
 class SRBranch(nn.Module):
     "Thesis Table 3.1: (N,3,h,w) in [0,1] -> coarse image (N,3,h*scale,w*scale), not clamped."
-    def __init__(self,
+
+    def __init__(
+        self,
         scale=8,  # 2, 4 or 8
-        width=64, # channels
-        depth=16, # basic blocks
-        kernel=9, # of head and tail
+        width=64,  # channels
+        depth=16,  # basic blocks
+        kernel=9,  # of head and tail
         **block,  # attention, reduction, rescale of each `BasicBlock`
     ):
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv2d(3, width, kernel, padding=kernel//2), nn.PReLU())
+        self.conv1 = nn.Sequential(nn.Conv2d(3, width, kernel, padding=kernel // 2), nn.PReLU())
         self.basic_blocks = nn.Sequential(*[BasicBlock(width, **block) for _ in range(depth)])
         self.conv2 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
         self.closing = ("conv2.1",)
-        self.up = nn.Sequential(OrderedDict((f"pixelshuffle{i+1}", doubling(width)) for i in range(doublings(scale))))
-        self.conv3 = nn.Conv2d(width, 3, kernel, padding=kernel//2)
+        self.up = nn.Sequential(
+            OrderedDict((f"pixelshuffle{i + 1}", doubling(width)) for i in range(doublings(scale)))
+        )
+        self.conv3 = nn.Conv2d(width, 3, kernel, padding=kernel // 2)
 
     def forward(self, x):
         head = self.conv1(x)
@@ -79,12 +88,18 @@ class SRBranch(nn.Module):
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c024
 class Hourglass(nn.Module):
     "Thesis Fig 3.7: (N,width,H,W) -> the same, through maps down to H/2**depth; H and W are multiples of 2**depth."
-    def __init__(self,
-        width=64, # channels
+
+    def __init__(
+        self,
+        width=64,  # channels
         depth=3,  # halvings
     ):
         super().__init__()
-        self.across, self.before, self.after = ResidualBlock(width), ResidualBlock(width), ResidualBlock(width)
+        self.across, self.before, self.after = (
+            ResidualBlock(width),
+            ResidualBlock(width),
+            ResidualBlock(width),
+        )
         self.inner = Hourglass(width, depth - 1) if depth > 1 else ResidualBlock(width)
 
     def forward(self, x):
@@ -94,35 +109,51 @@ class Hourglass(nn.Module):
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c028
 class PriorBranch(nn.Module):
     "Predicts parsing maps: (N,3,h,w) in [0,1] -> (N,parts,h*scale,w*scale), linear, near 0 or 1 (for the missing Table 3.2)."
-    def __init__(self,
-        scale=8,           # 2, 4 or 8
-        width=64,          # channels
-        parts=11,          # maps
-        hourglasses=2,     # in series
-        hourglass_depth=3, # halvings in each; h and w are multiples of 2**hourglass_depth
+
+    def __init__(
+        self,
+        scale=8,  # 2, 4 or 8
+        width=64,  # channels
+        parts=11,  # maps
+        hourglasses=2,  # in series
+        hourglass_depth=3,  # halvings in each; h and w are multiples of 2**hourglass_depth
     ):
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.PReLU())
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(3, width, 3, padding=1), nn.BatchNorm2d(width), nn.PReLU()
+        )
         self.residual_blocks = nn.Sequential(*[ResidualBlock(width) for _ in range(2)])
         after = lambda: (nn.Conv2d(width, width, 1), nn.BatchNorm2d(width), nn.PReLU())
-        self.hourglasses = nn.Sequential(*[nn.Sequential(Hourglass(width, hourglass_depth), *after()) for _ in range(hourglasses)])
-        self.up = nn.Sequential(OrderedDict((f"pixelshuffle{i+1}", doubling(width)) for i in range(doublings(scale))))
+        self.hourglasses = nn.Sequential(
+            *[
+                nn.Sequential(Hourglass(width, hourglass_depth), *after())
+                for _ in range(hourglasses)
+            ]
+        )
+        self.up = nn.Sequential(
+            OrderedDict((f"pixelshuffle{i + 1}", doubling(width)) for i in range(doublings(scale)))
+        )
         self.conv2 = nn.Conv2d(width, parts, 3, padding=1)
-        self.closing = ("conv2",) # no maps yet in an identity start
+        self.closing = ("conv2",)  # no maps yet in an identity start
 
-    def forward(self, x): return self.conv2(self.up(self.hourglasses(self.residual_blocks(self.conv1(x)))))
+    def forward(self, x):
+        return self.conv2(self.up(self.hourglasses(self.residual_blocks(self.conv1(x)))))
 
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c032
 class Concat(nn.Module):
     "Stacks (N,C1,H,W) and (N,C2,H,W) along the channels: (N,C1+C2,H,W)."
-    def forward(self, *maps): return torch.cat(maps, 1)
+
+    def forward(self, *maps):
+        return torch.cat(maps, 1)
 
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c034
 class FusingModule(nn.Module):
     "Thesis Table 3.3: coarse image (N,3,H,W) and maps (N,parts,H,W) -> restored image (N,3,H,W), not clamped."
-    def __init__(self,
-        parts=11, # maps
-        width=64, # channels
+
+    def __init__(
+        self,
+        parts=11,  # maps
+        width=64,  # channels
     ):
         super().__init__()
         self.concat = Concat()
@@ -130,4 +161,5 @@ class FusingModule(nn.Module):
         self.residual_block = ResidualBlock(width, norm=False)
         self.conv2 = nn.Conv2d(width, 3, 3, padding=1)
 
-    def forward(self, coarse_sr, prior): return self.conv2(self.residual_block(self.conv1(self.concat(coarse_sr, prior))))
+    def forward(self, coarse_sr, prior):
+        return self.conv2(self.residual_block(self.conv1(self.concat(coarse_sr, prior))))

@@ -19,40 +19,44 @@ from .registry import network
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c008
 def residue(
-    x, # (N,3,H,W)
+    x,  # (N,3,H,W)
 ):
     "Largest minus smallest channel of each pixel, (N,1,H,W): grey rain cancels."
     return x.amax(1, keepdim=True) - x.amin(1, keepdim=True)
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c012
 def window_mean(
-    x,      # (N,C,H,W)
-    radius, # the window has 2*radius + 1 pixels a side, fewer at the border
+    x,  # (N,C,H,W)
+    radius,  # the window has 2*radius + 1 pixels a side, fewer at the border
 ):
     "Mean over each pixel's window, the part of it that lies in the picture: (N,C,H,W) -> the same."
-    down = F.avg_pool2d(x, (2*radius + 1, 1), 1, (radius, 0), count_include_pad=False)
-    return F.avg_pool2d(down, (1, 2*radius + 1), 1, (0, radius), count_include_pad=False)
+    down = F.avg_pool2d(x, (2 * radius + 1, 1), 1, (radius, 0), count_include_pad=False)
+    return F.avg_pool2d(down, (1, 2 * radius + 1), 1, (0, radius), count_include_pad=False)
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c014
 def guided_filter(
     guide,  # (N,1,H,W)
-    x,      # (N,C,H,W)
-    radius, # of the window, pixels
-    eps,    # steps of the guide below its root are smoothed away
+    x,  # (N,C,H,W)
+    radius,  # of the window, pixels
+    eps,  # steps of the guide below its root are smoothed away
 ):
     "x smoothed except where the guide has edges (He, Sun and Tang 2013), (N,C,H,W)."
     c = x.shape[1]
-    g, gg, p, gp = window_mean(torch.cat([guide, guide*guide, x, guide*x], 1), radius).split([1, 1, c, c], 1)
-    a = (gp - g*p)/(gg - g*g + eps)
-    a, b = window_mean(torch.cat([a, p - a*g], 1), radius).chunk(2, 1)
-    return a*guide + b
+    g, gg, p, gp = window_mean(torch.cat([guide, guide * guide, x, guide * x], 1), radius).split(
+        [1, 1, c, c], 1
+    )
+    a = (gp - g * p) / (gg - g * g + eps)
+    a, b = window_mean(torch.cat([a, p - a * g], 1), radius).chunk(2, 1)
+    return a * guide + b
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c019
 class Decomposition(nn.Module):
     "(N,3,H,W) -> low and high frequencies, each (N,33,H,W): the picture and its ten filtered versions, or its ten remainders."
-    def __init__(self,
-        radii=(2, 4, 8, 16, 32), # of the windows, pixels
-        eps=(.001, .0001),       # of each
+
+    def __init__(
+        self,
+        radii=(2, 4, 8, 16, 32),  # of the windows, pixels
+        eps=(0.001, 0.0001),  # of each
     ):
         super().__init__()
         self.settings = [(r, e) for r in radii for e in eps]
@@ -64,97 +68,153 @@ class Decomposition(nn.Module):
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c023
 def double_conv(
-    n_in, n_out, # channels
+    n_in,
+    n_out,  # channels
     norm=False,  # batch norm behind each convolution
 ):
     "Twice conv3x3-ReLU: (N,n_in,H,W) -> (N,n_out,H,W)."
-    conv = lambda n: (nn.Conv2d(n, n_out, 3, padding=1), *((nn.BatchNorm2d(n_out),) if norm else ()), nn.ReLU())
+    conv = lambda n: (
+        nn.Conv2d(n, n_out, 3, padding=1),
+        *((nn.BatchNorm2d(n_out),) if norm else ()),
+        nn.ReLU(),
+    )
     return nn.Sequential(*conv(n_in), *conv(n_out))
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c024
 class UNet(nn.Module):
     "(N,n_in,H,W) -> (N,n_out,H,W), linear; H and W are multiples of 16."
-    def __init__(self,
-        n_in, n_out, # channels
-        width=64,    # channels of the first level
-        inner=0,     # channels of extra maps of H/16 x W/16 that join in the middle
+
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels
+        width=64,  # channels of the first level
+        inner=0,  # channels of extra maps of H/16 x W/16 that join in the middle
     ):
         super().__init__()
-        c = [width*k for k in (1, 2, 4, 8, 8)]
+        c = [width * k for k in (1, 2, 4, 8, 8)]
         self.down = nn.ModuleList(double_conv(a, b) for a, b in zip([n_in, *c], c))
-        self.up = nn.ModuleList(double_conv(2*c[i] + inner*(i == 3), c[max(i - 1, 0)]) for i in (3, 2, 1, 0))
+        self.up = nn.ModuleList(
+            double_conv(2 * c[i] + inner * (i == 3), c[max(i - 1, 0)]) for i in (3, 2, 1, 0)
+        )
         self.out = nn.Conv2d(width, n_out, 1)
 
     def forward(self, x, inner=None):
         skips = [self.down[0](x)]
-        for block in self.down[1:]: skips.append(block(F.max_pool2d(skips[-1], 2)))
+        for block in self.down[1:]:
+            skips.append(block(F.max_pool2d(skips[-1], 2)))
         x = skips.pop() if inner is None else torch.cat([skips.pop(), inner], 1)
-        for block in self.up: x = block(torch.cat([skips.pop(), F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)], 1))
+        for block in self.up:
+            x = block(
+                torch.cat(
+                    [
+                        skips.pop(),
+                        F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True),
+                    ],
+                    1,
+                )
+            )
         return self.out(x)
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c029
 class TransmissionBranch(nn.Module):
     "Low frequencies (N,n_in,H,W) -> T (N,1,H,W) in (0,1)."
-    def __init__(self,
+
+    def __init__(
+        self,
         n_in=33,  # channels
-        width=64, # of the U-Net
+        width=64,  # of the U-Net
     ):
         super().__init__()
         self.mix, self.unet = nn.Conv2d(n_in, n_in, 1), UNet(n_in, 1, width)
 
-    def forward(self, x): return self.unet(self.mix(x)).sigmoid()
+    def forward(self, x):
+        return self.unet(self.mix(x)).sigmoid()
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c031
 class LightBranch(nn.Module):
     "Low frequencies (N,n_in,H,W), H and W at least 64 -> A (N,3,H,W) in (0,1), the same in every pixel."
-    def __init__(self,
+
+    def __init__(
+        self,
         n_in=33,  # channels
-        width=64, # of the first convolution
+        width=64,  # of the first convolution
     ):
         super().__init__()
-        c = [width*k for k in (1, 2, 4, 8, 8, 8)]
-        conv = lambda i: (nn.Conv2d(c[i-1], c[i], 4, 1 if i == 5 else 2, 1, bias=False), nn.BatchNorm2d(c[i]), nn.LeakyReLU(.2))
+        c = [width * k for k in (1, 2, 4, 8, 8, 8)]
+        conv = lambda i: (
+            nn.Conv2d(c[i - 1], c[i], 4, 1 if i == 5 else 2, 1, bias=False),
+            nn.BatchNorm2d(c[i]),
+            nn.LeakyReLU(0.2),
+        )
         self.mix = nn.Conv2d(n_in, n_in, 1)
-        self.trunk = nn.Sequential(nn.Conv2d(n_in, c[0], 4, 2, 1), nn.LeakyReLU(.2), *[layer for i in range(1, 6) for layer in conv(i)])
+        self.trunk = nn.Sequential(
+            nn.Conv2d(n_in, c[0], 4, 2, 1),
+            nn.LeakyReLU(0.2),
+            *[layer for i in range(1, 6) for layer in conv(i)],
+        )
         self.mean = nn.AdaptiveAvgPool2d(1)
-        self.head = nn.Sequential(nn.Conv2d(c[-1], 16*width, 1), nn.LeakyReLU(.2), nn.Conv2d(16*width, 3, 1), nn.Sigmoid())
+        self.head = nn.Sequential(
+            nn.Conv2d(c[-1], 16 * width, 1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(16 * width, 3, 1),
+            nn.Sigmoid(),
+        )
 
-    def forward(self, x): return self.head(self.mean(self.trunk(self.mix(x)))).expand(-1, -1, *x.shape[-2:])
+    def forward(self, x):
+        return self.head(self.mean(self.trunk(self.mix(x)))).expand(-1, -1, *x.shape[-2:])
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c034
 def three_convs(*channels):
     "conv3x3 with a ReLU between them, through four channel counts."
-    layers = [layer for a, b in zip(channels, channels[1:]) for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())]
+    layers = [
+        layer
+        for a, b in zip(channels, channels[1:])
+        for layer in (nn.Conv2d(a, b, 3, padding=1), nn.ReLU())
+    ]
     return nn.Sequential(*layers[:-1])
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c035
 class StreakBlock(nn.Module):
     "Residual block with a ReLU behind the sum: (N,n_in,H,W) -> (N,n_out,H,W)."
-    def __init__(self,
-        n_in, n_out, # channels; if they differ, a convolution is in the skip
-        width,       # channels inside
+
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels; if they differ, a convolution is in the skip
+        width,  # channels inside
     ):
         super().__init__()
         self.branch = three_convs(n_in, width, width, n_out)
         self.skip = nn.Identity() if n_in == n_out else nn.Conv2d(n_in, n_out, 3, padding=1)
 
-    def forward(self, x): return F.relu(self.branch(x) + self.skip(x))
+    def forward(self, x):
+        return F.relu(self.branch(x) + self.skip(x))
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c036
 class StreakBranch(nn.Module):
     "High frequencies (N,n_in,H,W) -> S (N,1,H,W) in (-1,1)."
-    def __init__(self,
+
+    def __init__(
+        self,
         n_in=33,  # channels
-        width=64, # a quarter of the residual blocks' channels
+        width=64,  # a quarter of the residual blocks' channels
         depth=2,  # blocks between the first and the last
     ):
         super().__init__()
-        w, wide = width, 4*width
+        w, wide = width, 4 * width
         self.mix, self.conv5 = nn.Conv2d(n_in, n_in, 1), nn.Conv2d(n_in, w, 5, padding=2)
-        self.blocks = nn.Sequential(StreakBlock(w, wide, w), *[StreakBlock(wide, wide, w) for _ in range(depth)])
-        self.branch, self.out = three_convs(wide, wide, 2*w, w), nn.Conv2d(wide + w, 1, 3, padding=1)
+        self.blocks = nn.Sequential(
+            StreakBlock(w, wide, w), *[StreakBlock(wide, wide, w) for _ in range(depth)]
+        )
+        self.branch, self.out = (
+            three_convs(wide, wide, 2 * w, w),
+            nn.Conv2d(wide + w, 1, 3, padding=1),
+        )
         for m in self.modules():
-            if isinstance(m, nn.Conv2d): nn.init.xavier_normal_(m.weight); nn.init.zeros_(m.bias)  # as released
+            if isinstance(m, nn.Conv2d):
+                nn.init.xavier_normal_(m.weight)
+                nn.init.zeros_(m.bias)  # as released
 
     def forward(self, x):
         x = self.blocks(F.relu(self.conv5(self.mix(x))))
@@ -163,75 +223,132 @@ class StreakBranch(nn.Module):
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c040
 class Inversion(nn.Module):
     "I (N,3,H,W) and S, T, A (N,1 or 3,H,W) -> J (N,3,H,W), not clamped."
-    def __init__(self,
-        eps=.001, # added to T
+
+    def __init__(
+        self,
+        eps=0.001,  # added to T
     ):
         super().__init__()
         self.eps = eps
 
-    def forward(self, I, S, T, A): return (I - (1 - T)*A)/(T + self.eps) - S
+    def forward(self, I, S, T, A):
+        return (I - (1 - T) * A) / (T + self.eps) - S
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c046
 class Refinement(nn.Module):
     "J and A (N,3,H,W) -> restored (N,3,H,W), linear; H and W are multiples of 64."
-    def __init__(self,
-        width=64, # of the U-Net; a multiple of 4
+
+    def __init__(
+        self,
+        width=64,  # of the U-Net; a multiple of 4
     ):
         super().__init__()
-        self.spread = nn.Sequential(nn.ConvTranspose2d(3, width//4, 2, 2), nn.ConvTranspose2d(width//4, width//2, 2, 2))
-        self.unet = UNet(3, 3, width, inner=width//2)
+        self.spread = nn.Sequential(
+            nn.ConvTranspose2d(3, width // 4, 2, 2),
+            nn.ConvTranspose2d(width // 4, width // 2, 2, 2),
+        )
+        self.unet = UNet(3, 3, width, inner=width // 2)
 
-    def forward(self, J, A): return self.unet(J, self.spread(A[..., ::64, ::64]))
+    def forward(self, J, A):
+        return self.unet(J, self.spread(A[..., ::64, ::64]))
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c048
-@network("heavy_rain_removal", "generator", "Li et al. 2019, released code; Son and Jeong 2022, section 4.2", scales=(4,),
-         small=dict(width=8, depth=1), small_side=64, published=dict(parameters=40_627_038, args=dict(), source="the released code, added up layer by layer"))
+@network(
+    "heavy_rain_removal",
+    "generator",
+    "Li et al. 2019, released code; Son and Jeong 2022, section 4.2",
+    scales=(4,),
+    small=dict(width=8, depth=1),
+    small_side=64,
+    published=dict(
+        parameters=40_627_038, args=dict(), source="the released code, added up layer by layer"
+    ),
+)
 class HeavyRainRemoval(nn.Module):
     "Li et al. 2019: (N,3,h,w) in [0,1] -> dict of S, T (N,1,H,W), A, J (before refinement) and restored (N,3,H,W), H = h*scale, not clamped."
-    def __init__(self,
+
+    def __init__(
+        self,
         scale=4,  # 2, 4 or 8: enlarged by it first, bicubically; h*scale and w*scale are multiples of 64
-        width=64, # a multiple of 4
+        width=64,  # a multiple of 4
         depth=2,  # blocks in the middle of the streak branch
     ):
         super().__init__()
         self.scale, self.multiple = scale, max(1, 64 >> doublings(scale))
         self.decomposition = Decomposition()
-        self.transmission, self.light, self.streaks = TransmissionBranch(width=width), LightBranch(width=width), StreakBranch(width=width, depth=depth)
+        self.transmission, self.light, self.streaks = (
+            TransmissionBranch(width=width),
+            LightBranch(width=width),
+            StreakBranch(width=width, depth=depth),
+        )
         self.inversion, self.refinement = Inversion(), Refinement(width)
 
     def forward(self, x):
         h, w = expect(self, x, multiple=self.multiple).shape[-2:]
-        I = resize(x, (h*self.scale, w*self.scale))
+        I = resize(x, (h * self.scale, w * self.scale))
         low, high = self.decomposition(I)
         T, A, S = self.transmission(low), self.light(low), self.streaks(high)
         J = self.inversion(I, S, T, A)
         return dict(S=S, T=T, A=A, J=J, restored=self.refinement(J, A))
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c055
-@network("depth_guided_critic", "critic", "Li et al. 2019, released code", inputs={"x": 3, "I": 3}, small=dict(size=32, width=4), small_side=32)
+@network(
+    "depth_guided_critic",
+    "critic",
+    "Li et al. 2019, released code",
+    inputs={"x": 3, "I": 3},
+    small=dict(size=32, width=4),
+    small_side=32,
+)
 class DepthGuidedCritic(nn.Module):
     "x (N,3,size,size) in [0,1] and the rainy I, of any size -> dict of score, logits (N,1), and depth (N,1,size,size) (Li et al. 2019)."
-    def __init__(self,
-        size=128, # side of the images, a multiple of 16; FacelabError otherwise
+
+    def __init__(
+        self,
+        size=128,  # side of the images, a multiple of 16; FacelabError otherwise
         width=8,  # channels of the first convolution; the widest has 16 times as many
     ):
         super().__init__()
-        if size < 16 or size % 16: raise FacelabError(f"the depth-guided critic divides the side by 4 twice, so size must be a multiple of 16, not {size}")
-        c = [width*k for k in (1, 2, 8, 16, 16, 16)]
+        if size < 16 or size % 16:
+            raise FacelabError(
+                "the depth-guided critic divides the side by 4 twice, so size must be a multiple"
+                f" of 16, not {size}"
+            )
+        c = [width * k for k in (1, 2, 8, 16, 16, 16)]
         self.size = size
-        self.convs = nn.Sequential(*[layer for a, b in zip([6, *c], c) for layer in (nn.Conv2d(a, b, 5, padding=2), nn.ReLU())])
+        self.convs = nn.Sequential(
+            *[
+                layer
+                for a, b in zip([6, *c], c)
+                for layer in (nn.Conv2d(a, b, 5, padding=2), nn.ReLU())
+            ]
+        )
         self.depth = nn.Conv2d(c[-1], 1, 5, padding=2)
-        self.shrink = nn.Sequential(nn.Conv2d(c[-1], 8*width, 5, 4, 1), nn.ReLU(), nn.Conv2d(8*width, 4*width, 5, 4, 1), nn.ReLU())
-        self.dense = nn.Sequential(nn.Flatten(), nn.Linear(4*width*(size//16)**2, 128*width), nn.Linear(128*width, 1))
+        self.shrink = nn.Sequential(
+            nn.Conv2d(c[-1], 8 * width, 5, 4, 1),
+            nn.ReLU(),
+            nn.Conv2d(8 * width, 4 * width, 5, 4, 1),
+            nn.ReLU(),
+        )
+        self.dense = nn.Sequential(
+            nn.Flatten(),
+            nn.Linear(4 * width * (size // 16) ** 2, 128 * width),
+            nn.Linear(128 * width, 1),
+        )
         for m in self.modules():
-            if isinstance(m, (nn.Conv2d, nn.Linear)): nn.init.xavier_uniform_(m.weight); nn.init.constant_(m.bias, .01)  # as released
+            if isinstance(m, (nn.Conv2d, nn.Linear)):
+                nn.init.xavier_uniform_(m.weight)
+                nn.init.constant_(m.bias, 0.01)  # as released
 
     def forward(self, x, I=None):
         expect(self, x, size=self.size)
-        I = resize(expect(self, I, what="I", why="the rainy face, which the critic compares x with"), self.size)
+        I = resize(
+            expect(self, I, what="I", why="the rainy face, which the critic compares x with"),
+            self.size,
+        )
         features = self.convs(torch.cat([I, x], 1))
         depth = self.depth(features)
-        return dict(score=self.dense(self.shrink(features*depth)), depth=depth)
+        return dict(score=self.dense(self.shrink(features * depth)), depth=depth)
 
     def probability(self, x, I=None):
         "The probability that x is real, (N,1) in (0,1)."

@@ -15,87 +15,117 @@ from .registry import network
 # %% ../../nbs/3_networks/13_rcan.ipynb #c005
 class SubMean(nn.Module):
     "RGB (N,3,H,W) in [0,1] -> 255 times its difference from DIV2K's mean colour."
+
     def __init__(self):
         super().__init__()
-        self.register_buffer("mean", torch.tensor([.4488, .4371, .4040]).view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor([0.4488, 0.4371, 0.4040]).view(3, 1, 1))
 
-    def forward(self, x): return 255*(x - self.mean)
+    def forward(self, x):
+        return 255 * (x - self.mean)
+
 
 class AddMean(SubMean):
     "The way back: `AddMean()(SubMean()(x))` is x."
-    def forward(self, y): return y/255 + self.mean
+
+    def forward(self, y):
+        return y / 255 + self.mean
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c009
 class ChannelGate(nn.Module):
     "Features (N,width,H,W) -> the same, each channel times a number in (0,1) (Zhang et al. 2018, Fig. 3)."
-    def __init__(self,
-        width=64,     # channels
-        reduction=16, # the bottleneck has width/reduction channels, at least 4
+
+    def __init__(
+        self,
+        width=64,  # channels
+        reduction=16,  # the bottleneck has width/reduction channels, at least 4
     ):
         super().__init__()
-        hidden = max(4, width//reduction)
+        hidden = max(4, width // reduction)
         self.W_D, self.W_U = nn.Conv2d(width, hidden, 1), nn.Conv2d(hidden, width, 1)
-        with torch.no_grad(): # opposite pairs: one of each is open
-            for p in self.W_D.parameters(): p[:hidden//2] = -p[-(hidden//2):]
+        with torch.no_grad():  # opposite pairs: one of each is open
+            for p in self.W_D.parameters():
+                p[: hidden // 2] = -p[-(hidden // 2) :]
 
     def weights(self, x):
         "s: one number per channel, (N,width,1,1) in (0,1)."
         z = x.mean((2, 3), keepdim=True)
         return torch.sigmoid(self.W_U(torch.relu(self.W_D(z))))
 
-    def forward(self, x): return x*self.weights(x)
+    def forward(self, x):
+        return x * self.weights(x)
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c014
 class RCAB(nn.Module):
     "conv3x3-ReLU-conv3x3-gate added to the input, (N,width,H,W) -> the same (Zhang et al. 2018, Fig. 4)."
-    def __init__(self,
-        width=64,     # channels
-        reduction=16, # see `ChannelGate`
+
+    def __init__(
+        self,
+        width=64,  # channels
+        reduction=16,  # see `ChannelGate`
     ):
         super().__init__()
         self.conv1, self.relu = nn.Conv2d(width, width, 3, padding=1), nn.ReLU()
         self.conv2 = nn.Conv2d(width, width, 3, padding=1)
         self.gate = ChannelGate(width, reduction)
-        self.closing = ("conv2",) # what ends the branch: silent in an identity start
+        self.closing = ("conv2",)  # what ends the branch: silent in an identity start
 
-    def forward(self, x): return x + self.gate(self.conv2(self.relu(self.conv1(x))))
+    def forward(self, x):
+        return x + self.gate(self.conv2(self.relu(self.conv1(x))))
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c018
 class ResidualGroup(nn.Module):
     "`depth` blocks and a conv3x3, added to the input: (N,width,H,W) -> the same (Zhang et al. 2018, Fig. 2)."
-    def __init__(self,
-        width=64,     # channels
-        depth=20,     # blocks
-        reduction=16, # see `ChannelGate`
+
+    def __init__(
+        self,
+        width=64,  # channels
+        depth=20,  # blocks
+        reduction=16,  # see `ChannelGate`
     ):
         super().__init__()
         self.blocks = nn.Sequential(*[RCAB(width, reduction) for _ in range(depth)])
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         self.closing = ("conv",)
 
-    def forward(self, x): return x + self.conv(self.blocks(x))
+    def forward(self, x):
+        return x + self.conv(self.blocks(x))
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c022
 def plain_doubling(width=64):
     "conv3x3 to 4*width channels, PixelShuffle(2): (N,width,H,W) -> (N,width,2H,2W)."
-    return nn.Sequential(nn.Conv2d(width, 4*width, 3, padding=1), nn.PixelShuffle(2))
+    return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c025
-@network("rcan", "generator", "Zhang et al. 2018, Fig 2", scales=(4, 8), small=dict(width=8, depth=2, groups=2), small_side=64,
-         published=dict(parameters=15_592_355, args=dict(scale=4), source="released code: 15,592,379 with the 24 numbers of its two mean shifts"))
+@network(
+    "rcan",
+    "generator",
+    "Zhang et al. 2018, Fig 2",
+    scales=(4, 8),
+    small=dict(width=8, depth=2, groups=2),
+    small_side=64,
+    published=dict(
+        parameters=15_592_355,
+        args=dict(scale=4),
+        source="released code: 15,592,379 with the 24 numbers of its two mean shifts",
+    ),
+)
 class RCAN(nn.Module):
     "RCAN: (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale), not clamped (Zhang et al. 2018, Fig. 2)."
-    def __init__(self,
-        scale=4,      # 2, 4 or 8
-        width=64,     # channels
-        depth=20,     # blocks in a group
-        groups=10,    # residual groups
-        reduction=16, # see `ChannelGate`
+
+    def __init__(
+        self,
+        scale=4,  # 2, 4 or 8
+        width=64,  # channels
+        depth=20,  # blocks in a group
+        groups=10,  # residual groups
+        reduction=16,  # see `ChannelGate`
     ):
         super().__init__()
         self.sub_mean, self.add_mean = SubMean(), AddMean()
         self.head = nn.Conv2d(3, width, 3, padding=1)
-        self.groups = nn.Sequential(*[ResidualGroup(width, depth, reduction) for _ in range(groups)])
+        self.groups = nn.Sequential(
+            *[ResidualGroup(width, depth, reduction) for _ in range(groups)]
+        )
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         self.closing = ("conv",)
         self.up = nn.Sequential(*[plain_doubling(width) for _ in range(doublings(scale))])

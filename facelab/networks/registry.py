@@ -12,77 +12,103 @@ from .. import FacelabError
 from ..base.names import call, near
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c005
-ROLES = dict(generator="degraded face (N,3,h,w) -> restored face (N,3,h·scale,w·scale)", completion="face with a hole and M, 1 where visible -> filled face of the same size",
-             denoiser="face -> clean face of the same size", critic="face -> how real it looks", prior="face -> maps of landmarks or parts", recogniser="face -> embedding (N,D)",
-             part="a part of other networks that is trained or tested by itself")
+ROLES = dict(
+    generator="degraded face (N,3,h,w) -> restored face (N,3,h·scale,w·scale)",
+    completion="face with a hole and M, 1 where visible -> filled face of the same size",
+    denoiser="face -> clean face of the same size",
+    critic="face -> how real it looks",
+    prior="face -> maps of landmarks or parts",
+    recogniser="face -> embedding (N,D)",
+    part="a part of other networks that is trained or tested by itself",
+)
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c006
 @dataclass(frozen=True)
 class Entry:
     "A registered network; `side` is that of its output for a generator, else of its input, in pixels."
+
     name: str
-    make: type                # the class, or a function that builds one
-    role: str                 # one of ROLES
-    source: str               # where the architecture is printed
-    aliases: tuple = ()       # other names
-    scales: tuple = (1,)      # factors of enlargement that a table needs
-    side: int | tuple = 128   # or (height, width)
-    inputs: dict = field(default_factory=lambda: {"x": 3})   # arguments of forward -> channels
-    small: dict = field(default_factory=dict)                # arguments of a small one
-    small_side: int | tuple | None = None                    # its side, if not `side`
-    variants: tuple = ()      # arguments that change how it is built or run, each a dict
-    published: dict | None = None   # parameters, arguments for which they hold, source
+    make: type  # the class, or a function that builds one
+    role: str  # one of ROLES
+    source: str  # where the architecture is printed
+    aliases: tuple = ()  # other names
+    scales: tuple = (1,)  # factors of enlargement that a table needs
+    side: int | tuple = 128  # or (height, width)
+    inputs: dict = field(default_factory=lambda: {"x": 3})  # arguments of forward -> channels
+    small: dict = field(default_factory=dict)  # arguments of a small one
+    small_side: int | tuple | None = None  # its side, if not `side`
+    variants: tuple = ()  # arguments that change how it is built or run, each a dict
+    published: dict | None = None  # parameters, arguments for which they hold, source
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c008
 _ENTRIES = {}
 
-def _plain(name): return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+def _plain(name):
+    return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
 
 def network(
-    name,    # such as "srresnet"
-    role,    # one of ROLES
+    name,  # such as "srresnet"
+    role,  # one of ROLES
     source,  # where the architecture is printed
-    **about, # other fields of `Entry`
+    **about,  # other fields of `Entry`
 ):
     "Decorator: make a network known under its name and aliases; FacelabError if another one has the name."
-    if role not in ROLES: raise FacelabError(f"{name} has the unknown role {role!r}: give one of {', '.join(ROLES)}")
+    if role not in ROLES:
+        raise FacelabError(f"{name} has the unknown role {role!r}: give one of {', '.join(ROLES)}")
+
     def register(make):
         entry = Entry(name, make, role, source, **about)
         for key in map(_plain, (name, *entry.aliases)):
             taken = _ENTRIES.get(key)
-            if taken and (taken.name, taken.make.__qualname__) != (name, make.__qualname__): # the same class again: its notebook runs
-                raise FacelabError(f"the network name {key!r} of {make.__qualname__} belongs to {taken.make.__qualname__} already: choose another")
+            if taken and (taken.name, taken.make.__qualname__) != (
+                name,
+                make.__qualname__,
+            ):  # the same class again: its notebook runs
+                raise FacelabError(
+                    f"the network name {key!r} of {make.__qualname__} belongs to"
+                    f" {taken.make.__qualname__} already: choose another"
+                )
             _ENTRIES[key] = entry
         return make
+
     return register
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c010
 def _load():
     import facelab.networks, facelab.systems
+
     for room in (facelab.networks, facelab.systems):
-        for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."): importlib.import_module(module.name)
+        for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
+            importlib.import_module(module.name)
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c011
 def entries(
-    role: str | None = None, # only of this role
+    role: str | None = None,  # only of this role
 ) -> dict[str, Entry]:
     "All registered networks, name -> `Entry`, sorted."
     _load()
-    return {name: e for name, e in sorted({e.name: e for e in _ENTRIES.values()}.items()) if role in (None, e.role)}
+    return {
+        name: e
+        for name, e in sorted({e.name: e for e in _ENTRIES.values()}.items())
+        if role in (None, e.role)
+    }
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c012
 def find(
-    name: str, # of a network, or an alias
+    name: str,  # of a network, or an alias
 ) -> Entry:
     "The `Entry` of a name; FacelabError with the nearest known name otherwise."
     _load()
-    if _plain(name) in _ENTRIES: return _ENTRIES[_plain(name)]
+    if _plain(name) in _ENTRIES:
+        return _ENTRIES[_plain(name)]
     raise FacelabError(f"unknown network {name!r}: {near(name, entries())}")
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c018
 def create(
     name: str,  # of a network, or an alias
-    **given,    # its arguments
+    **given,  # its arguments
 ):
     "The network of a name, with torch's random weights."
     return call(find(name).make, given, name)
@@ -90,17 +116,21 @@ def create(
 # %% ../../nbs/3_networks/01_registry.ipynb #c020
 def example(
     name: str,  # of a network, or an alias
-    scale=None, # one of its scales; the first by default
-    batch=2,    # how many faces
-    small=True, # the small one of tests, or full width
-    **given,    # more arguments
+    scale=None,  # one of its scales; the first by default
+    batch=2,  # how many faces
+    small=True,  # the small one of tests, or full width
+    **given,  # more arguments
 ):
     "A network and a dict of random inputs in [0,1] for it, both on torch's default device."
-    import torch   # here, so that the pipeline's plumbing, which reads recipes, does without
+    import torch  # here, so that the pipeline's plumbing, which reads recipes, does without
+
     entry = find(name)
     scale = scale or entry.scales[0]
-    if "scale" in inspect.signature(entry.make).parameters: given = {"scale": scale, **given}
+    if "scale" in inspect.signature(entry.make).parameters:
+        given = {"scale": scale, **given}
     side = (small and entry.small_side) or entry.side
-    height, width = (s//scale for s in (side if isinstance(side, tuple) else (side, side)))
+    height, width = (s // scale for s in (side if isinstance(side, tuple) else (side, side)))
     net = create(name, **({**entry.small, **given} if small else given))
-    return net, {arg: torch.rand(batch, channels, height, width) for arg, channels in entry.inputs.items()}
+    return net, {
+        arg: torch.rand(batch, channels, height, width) for arg, channels in entry.inputs.items()
+    }

@@ -16,8 +16,8 @@ from .registry import network
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c005
 @torch.no_grad()
 def he_start(
-    conv,    # an nn.Conv2d or nn.ConvTranspose2d, changed in place
-    share=1, # of He's weights
+    conv,  # an nn.Conv2d or nn.ConvTranspose2d, changed in place
+    share=1,  # of He's weights
 ):
     "He's normal weights times `share`, bias zero."
     nn.init.kaiming_normal_(conv.weight).mul_(share)
@@ -26,63 +26,87 @@ def he_start(
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c006
 class DenseBlock(nn.Module):
     "Five densely connected conv3x3, a fraction beta of the last added to the input: (N,width,H,W) -> the same (Wang et al. 2018, Fig. 4)."
-    def __init__(self,
+
+    def __init__(
+        self,
         width=64,  # channels
-        growth=32, # channels that each of the first four convolutions adds
-        beta=.2,   # share of the branch
+        growth=32,  # channels that each of the first four convolutions adds
+        beta=0.2,  # share of the branch
     ):
         super().__init__()
         self.beta = beta
-        self.convs = nn.ModuleList(nn.Conv2d(width + i*growth, growth if i < 4 else width, 3, padding=1) for i in range(5))
-        self.lrelu = nn.LeakyReLU(.2)
-        self.closing = ("convs.4",) # what ends the branch: silent in an identity start
-        for conv in self.convs: he_start(conv, .1)
+        self.convs = nn.ModuleList(
+            nn.Conv2d(width + i * growth, growth if i < 4 else width, 3, padding=1)
+            for i in range(5)
+        )
+        self.lrelu = nn.LeakyReLU(0.2)
+        self.closing = ("convs.4",)  # what ends the branch: silent in an identity start
+        for conv in self.convs:
+            he_start(conv, 0.1)
 
     def forward(self, x):
         *growing, last = self.convs
         seen = x
-        for conv in growing: seen = torch.cat([seen, self.lrelu(conv(seen))], 1)
-        return x + self.beta*last(seen)
+        for conv in growing:
+            seen = torch.cat([seen, self.lrelu(conv(seen))], 1)
+        return x + self.beta * last(seen)
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c011
 class RRDB(nn.Module):
     "Three dense blocks, a fraction beta of their output added to the input: (N,width,H,W) -> the same (Wang et al. 2018, Fig. 4)."
-    def __init__(self,
+
+    def __init__(
+        self,
         width=64,  # channels
-        growth=32, # see `DenseBlock`
-        beta=.2,   # share of the branch, at both levels
+        growth=32,  # see `DenseBlock`
+        beta=0.2,  # share of the branch, at both levels
     ):
         super().__init__()
         self.beta = beta
         self.dense = nn.Sequential(*[DenseBlock(width, growth, beta) for _ in range(3)])
 
-    def forward(self, x): return x + self.beta*self.dense(x)
+    def forward(self, x):
+        return x + self.beta * self.dense(x)
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c015
 def nearest_doubling(width=64):
     "Nearest neighbour x2, conv3x3, LReLU(.2): (N,width,H,W) -> (N,width,2H,2W)."
-    return nn.Sequential(nn.Upsample(scale_factor=2, mode="nearest"), nn.Conv2d(width, width, 3, padding=1), nn.LeakyReLU(.2))
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="nearest"),
+        nn.Conv2d(width, width, 3, padding=1),
+        nn.LeakyReLU(0.2),
+    )
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c019
-@network("esrgan", "generator", "Wang et al. 2018, Fig 3 and 4", aliases=("RRDB", "RRDBNet"), scales=(4, 8), small=dict(width=8, depth=2), small_side=64,
-         published=dict(parameters=16_697_987, args=dict(scale=4), source="released code"))
+@network(
+    "esrgan",
+    "generator",
+    "Wang et al. 2018, Fig 3 and 4",
+    aliases=("RRDB", "RRDBNet"),
+    scales=(4, 8),
+    small=dict(width=8, depth=2),
+    small_side=64,
+    published=dict(parameters=16_697_987, args=dict(scale=4), source="released code"),
+)
 class RRDBNet(nn.Module):
     "ESRGAN's generator: (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale), not clamped (Wang et al. 2018, Fig. 3 and 4)."
-    def __init__(self,
-        scale=4,     # 2, 4 or 8
-        width=64,    # channels
-        depth=23,    # RRDBs
-        growth=None, # see `DenseBlock`; half the width by default
-        beta=.2,     # see `RRDB`
+
+    def __init__(
+        self,
+        scale=4,  # 2, 4 or 8
+        width=64,  # channels
+        depth=23,  # RRDBs
+        growth=None,  # see `DenseBlock`; half the width by default
+        beta=0.2,  # see `RRDB`
     ):
         super().__init__()
         conv = lambda n_out: nn.Conv2d(width, n_out, 3, padding=1)
         self.conv_first = nn.Conv2d(3, width, 3, padding=1)
-        self.trunk = nn.Sequential(*[RRDB(width, growth or width//2, beta) for _ in range(depth)])
+        self.trunk = nn.Sequential(*[RRDB(width, growth or width // 2, beta) for _ in range(depth)])
         self.trunk_conv = conv(width)
         self.closing = ("trunk_conv",)
         self.up = nn.Sequential(*[nearest_doubling(width) for _ in range(doublings(scale))])
-        self.conv_hr, self.lrelu, self.conv_last = conv(width), nn.LeakyReLU(.2), conv(3)
+        self.conv_hr, self.lrelu, self.conv_last = conv(width), nn.LeakyReLU(0.2), conv(3)
 
     def forward(self, x):
         first = self.conv_first(expect(self, x))
@@ -91,28 +115,48 @@ class RRDBNet(nn.Module):
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c028
 def conv_norm(
-    n_in, n_out, # channels
-    kernel,      # 3 keeps the side, 4 halves it
+    n_in,
+    n_out,  # channels
+    kernel,  # 3 keeps the side, 4 halves it
 ):
     "conv-BN-LReLU(.2): (N,n_in,H,W) -> (N,n_out,H,W), or half as large with kernel 4."
-    return nn.Sequential(nn.Conv2d(n_in, n_out, kernel, kernel - 2, 1, bias=False), nn.BatchNorm2d(n_out), nn.LeakyReLU(.2))
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_out, kernel, kernel - 2, 1, bias=False),
+        nn.BatchNorm2d(n_out),
+        nn.LeakyReLU(0.2),
+    )
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c030
-@network("esrgan_critic", "critic", "Wang et al. 2018, released code", small=dict(size=64, width=8), small_side=64)
+@network(
+    "esrgan_critic",
+    "critic",
+    "Wang et al. 2018, released code",
+    small=dict(size=64, width=8),
+    small_side=64,
+)
 class VGGCritic(nn.Module):
     "ESRGAN's VGG-style critic: (N,3,size,size) in [0,1] -> logits (N,1). FacelabError on another size than 64, 128 or 256."
-    def __init__(self,
-        size=128, # side of the images: 64, 128 or 256
-        width=64, # channels of the first convolution; the last has 8 times as many
+
+    def __init__(
+        self,
+        size=128,  # side of the images: 64, 128 or 256
+        width=64,  # channels of the first convolution; the last has 8 times as many
     ):
         super().__init__()
-        if size not in (64, 128, 256): raise FacelabError(f"ESRGAN's critic is built for images of 64, 128 or 256 pixels, not {size}")
+        if size not in (64, 128, 256):
+            raise FacelabError(
+                f"ESRGAN's critic is built for images of 64, 128 or 256 pixels, not {size}"
+            )
         self.size = size
-        self.conv_first, self.lrelu = nn.Conv2d(3, width, 3, padding=1), nn.LeakyReLU(.2)
-        stages = [width*min(2**i, 8) for i in range((size//4).bit_length() - 1)]
+        self.conv_first, self.lrelu = nn.Conv2d(3, width, 3, padding=1), nn.LeakyReLU(0.2)
+        stages = [width * min(2**i, 8) for i in range((size // 4).bit_length() - 1)]
         blocks = [conv_norm(width, width, 4)]
-        for n_in, n_out in zip(stages, stages[1:]): blocks += [conv_norm(n_in, n_out, 3), conv_norm(n_out, n_out, 4)]
+        for n_in, n_out in zip(stages, stages[1:]):
+            blocks += [conv_norm(n_in, n_out, 3), conv_norm(n_out, n_out, 4)]
         self.blocks = nn.Sequential(*blocks)
-        self.dense = nn.Sequential(nn.Flatten(), nn.Linear(16*stages[-1], 100), nn.LeakyReLU(.2), nn.Linear(100, 1))
+        self.dense = nn.Sequential(
+            nn.Flatten(), nn.Linear(16 * stages[-1], 100), nn.LeakyReLU(0.2), nn.Linear(100, 1)
+        )
 
-    def forward(self, x): return self.dense(self.blocks(self.lrelu(self.conv_first(expect(self, x, size=self.size)))))
+    def forward(self, x):
+        return self.dense(self.blocks(self.lrelu(self.conv_first(expect(self, x, size=self.size)))))

@@ -19,32 +19,40 @@ from .registry import network
 # %% ../../nbs/3_networks/23_sicnn.ipynb #c005
 class GrowingBlock(nn.Module):
     "conv3x3-PReLU to `width` channels, then `depth` more that each add width/2: (N,n_in,H,W) -> (N,width*(1+depth/2),H,W)."
-    def __init__(self,
-        n_in,     # channels
-        width=64, # channels of the first convolution
+
+    def __init__(
+        self,
+        n_in,  # channels
+        width=64,  # channels of the first convolution
         depth=6,  # convolutions that add to them
     ):
         super().__init__()
-        grow = width//2
+        grow = width // 2
         self.first = conv_prelu(n_in, width)
-        self.more = nn.ModuleList(conv_prelu(width + k*grow, grow) for k in range(depth))
+        self.more = nn.ModuleList(conv_prelu(width + k * grow, grow) for k in range(depth))
 
     def forward(self, x):
         x = self.first(x)
-        for conv in self.more: x = torch.cat([x, conv(x)], 1)
+        for conv in self.more:
+            x = torch.cat([x, conv(x)], 1)
         return x
 
 # %% ../../nbs/3_networks/23_sicnn.ipynb #c009
 def deconv_doubling(
-    width=256, # channels
+    width=256,  # channels
     kernel=2,  # 2, 3 or 5
 ):
     "Deconvolution with stride 2 and PReLU: (N,width,H,W) -> (N,width,2H,2W)."
-    return nn.Sequential(nn.ConvTranspose2d(width, width, kernel, 2, padding=kernel//2 - (kernel == 2), output_padding=kernel % 2), nn.PReLU(width))
+    return nn.Sequential(
+        nn.ConvTranspose2d(
+            width, width, kernel, 2, padding=kernel // 2 - (kernel == 2), output_padding=kernel % 2
+        ),
+        nn.PReLU(width),
+    )
 
 # %% ../../nbs/3_networks/23_sicnn.ipynb #c012
 def caffe_start(
-    net, # changed in place
+    net,  # changed in place
 ):
     "Caffe's `xavier` for every (de)convolution: uniform weights of variance 1/fan-in, biases zero."
     for m in net.modules():
@@ -53,52 +61,93 @@ def caffe_start(
             nn.init.zeros_(m.bias)
 
 # %% ../../nbs/3_networks/23_sicnn.ipynb #c014
-@network("sicnn", "generator", "Zhang et al. 2018, Section 3; ASC19 port and Caffe definition", scales=(8, 4), small=dict(width=8, depth=1), small_side=32,
-         variants=(dict(variant="code"),),
-         published=dict(parameters=1_375_446, args=dict(scale=4), source="counted from the layers that the ASC19 port runs, one PReLU slope a layer"))
+@network(
+    "sicnn",
+    "generator",
+    "Zhang et al. 2018, Section 3; ASC19 port and Caffe definition",
+    scales=(8, 4),
+    small=dict(width=8, depth=1),
+    small_side=32,
+    variants=(dict(variant="code"),),
+    published=dict(
+        parameters=1_375_446,
+        args=dict(scale=4),
+        source="counted from the layers that the ASC19 port runs, one PReLU slope a layer",
+    ),
+)
 class SICNN(nn.Module):
     "CNN_H of SICNN: (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale) in (0,1) (Zhang et al. 2018)."
-    def __init__(self,
-        scale=8,         # 2, 4 or 8
-        width=64,        # channels at the head of a block; half as many are added at a time
-        depth=6,         # additions in a block
-        variant="paper", # "paper": 2x2 deconvolutions; "code": 3x3 and 5x5
+
+    def __init__(
+        self,
+        scale=8,  # 2, 4 or 8
+        width=64,  # channels at the head of a block; half as many are added at a time
+        depth=6,  # additions in a block
+        variant="paper",  # "paper": 2x2 deconvolutions; "code": 3x3 and 5x5
     ):
         super().__init__()
-        if variant not in ("paper", "code"): raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
-        full = width + depth*(width//2)
+        if variant not in ("paper", "code"):
+            raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
+        full = width + depth * (width // 2)
         kernels = (3, 5, 5) if variant == "code" else (2, 2, 2)
-        self.up = nn.Sequential(*[nn.Sequential(GrowingBlock(full if stage else 3, width, depth), deconv_doubling(full, kernels[stage]))
-                                  for stage in range(doublings(scale))])
+        self.up = nn.Sequential(
+            *[
+                nn.Sequential(
+                    GrowingBlock(full if stage else 3, width, depth),
+                    deconv_doubling(full, kernels[stage]),
+                )
+                for stage in range(doublings(scale))
+            ]
+        )
         self.tail = GrowingBlock(full, width, 2)
-        self.gen = nn.Conv2d(2*width, 3, 5, padding=2)
+        self.gen = nn.Conv2d(2 * width, 3, 5, padding=2)
         caffe_start(self)
 
-    def forward(self, x): return (torch.tanh(self.gen(self.tail(self.up(2*expect(self, x) - 1)))) + 1)/2
+    def forward(self, x):
+        return (torch.tanh(self.gen(self.tail(self.up(2 * expect(self, x) - 1)))) + 1) / 2
 
 # %% ../../nbs/3_networks/23_sicnn.ipynb #c021
 def sphere_stage(n_in, width, depth):
     "Strided conv3x3-PReLU and `depth` residual blocks: (N,n_in,H,W) -> (N,width,H/2,W/2), sides rounded up."
-    return nn.Sequential(nn.Conv2d(n_in, width, 3, 2, padding=1), nn.PReLU(width), *[PReLUBlock(width) for _ in range(depth)])
+    return nn.Sequential(
+        nn.Conv2d(n_in, width, 3, 2, padding=1),
+        nn.PReLU(width),
+        *[PReLUBlock(width) for _ in range(depth)],
+    )
 
 # %% ../../nbs/3_networks/23_sicnn.ipynb #c022
-@network("sphereface20", "recogniser", "Liu et al. 2017, Table 2", aliases=("SphereFace", "sphere20a"), side=(112, 96),
-         small=dict(size=32, width=8, depth=1, embedding=16), small_side=32,
-         published=dict(parameters=22_670_656, args={}, source="sphere20a without its classes, counted"))
+@network(
+    "sphereface20",
+    "recogniser",
+    "Liu et al. 2017, Table 2",
+    aliases=("SphereFace", "sphere20a"),
+    side=(112, 96),
+    small=dict(size=32, width=8, depth=1, embedding=16),
+    small_side=32,
+    published=dict(parameters=22_670_656, args={}, source="sphere20a without its classes, counted"),
+)
 class SphereFace20(Recogniser):
     "SphereFace-20: (N,3,*size) in [0,1] -> embedding (N,embedding), not normalised (Liu et al. 2017, Table 2)."
-    def __init__(self,
+
+    def __init__(
+        self,
         size=(112, 96),  # height and width of the faces, or one number for both
-        width=64,        # channels of the first stage; the fourth has 8 times as many
-        depth=8,         # residual blocks: 1, 2, 4 and 1
-        embedding=512,   # numbers a face
-        identities=None, # see `Recogniser`
+        width=64,  # channels of the first stage; the fourth has 8 times as many
+        depth=8,  # residual blocks: 1, 2, 4 and 1
+        embedding=512,  # numbers a face
+        identities=None,  # see `Recogniser`
     ):
         super().__init__(embedding, identities)
         self.size = (size, size) if isinstance(size, int) else tuple(size)
-        widths = [3, width, 2*width, 4*width, 8*width]
-        self.stages = nn.Sequential(*[sphere_stage(*sizes) for sizes in zip(widths, widths[1:], spread(depth, (1, 2, 4, 1)))])
-        h, w = (math.ceil(side/16) for side in self.size)
-        self.fc5 = nn.Linear(8*width*h*w, embedding)
+        widths = [3, width, 2 * width, 4 * width, 8 * width]
+        self.stages = nn.Sequential(
+            *[
+                sphere_stage(*sizes)
+                for sizes in zip(widths, widths[1:], spread(depth, (1, 2, 4, 1)))
+            ]
+        )
+        h, w = (math.ceil(side / 16) for side in self.size)
+        self.fc5 = nn.Linear(8 * width * h * w, embedding)
 
-    def forward(self, x): return self.fc5(self.stages(2*expect(self, x, size=self.size) - 1).flatten(1))
+    def forward(self, x):
+        return self.fc5(self.stages(2 * expect(self, x, size=self.size) - 1).flatten(1))

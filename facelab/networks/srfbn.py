@@ -17,62 +17,84 @@ from .registry import network
 
 # %% ../../nbs/3_networks/15_srfbn.ipynb #c005
 def projection(
-    scale, # 2, 3, 4 or 8; FacelabError otherwise
+    scale,  # 2, 3, 4 or 8; FacelabError otherwise
 ):
     "Kernel, stride and padding between the small grid and one `scale` times as large."
-    if scale not in (2, 3, 4, 8): raise FacelabError(f"scale is {scale}, but SRFBN's projections are printed for 2, 3, 4 and 8")
+    if scale not in (2, 3, 4, 8):
+        raise FacelabError(
+            f"scale is {scale}, but SRFBN's projections are printed for 2, 3, 4 and 8"
+        )
     return dict(kernel_size=scale + 4, stride=scale, padding=2)
 
+
 def with_prelu(
-    conv, # an nn.Conv2d or nn.ConvTranspose2d
+    conv,  # an nn.Conv2d or nn.ConvTranspose2d
 ):
     "The convolution with He's weights, and a PReLU."
     he_start(conv)
-    return nn.Sequential(conv, nn.PReLU(init=.2))
+    return nn.Sequential(conv, nn.PReLU(init=0.2))
 
 # %% ../../nbs/3_networks/15_srfbn.ipynb #c008
 class FeedbackBlock(nn.Module):
     "F_in and the last step's F_out, both (N,width,h,w) -> the new F_out (Li et al. 2019, Fig. 3)."
-    def __init__(self,
+
+    def __init__(
+        self,
         scale=4,  # 2, 3, 4 or 8
-        width=64, # channels
-        groups=6, # times up and down
+        width=64,  # channels
+        groups=6,  # times up and down
     ):
         super().__init__()
-        squeeze = lambda n: with_prelu(nn.Conv2d(n*width, width, 1))
+        squeeze = lambda n: with_prelu(nn.Conv2d(n * width, width, 1))
         each = lambda make: nn.ModuleList(make(g) for g in range(groups))
         self.compress_in, self.compress_out = squeeze(2), squeeze(groups)
-        self.before_up, self.before_down = (each(lambda g: squeeze(g + 1) if g else nn.Identity()) for _ in range(2))
+        self.before_up, self.before_down = (
+            each(lambda g: squeeze(g + 1) if g else nn.Identity()) for _ in range(2)
+        )
         self.up = each(lambda g: with_prelu(nn.ConvTranspose2d(width, width, **projection(scale))))
         self.down = each(lambda g: with_prelu(nn.Conv2d(width, width, **projection(scale))))
 
     def forward(self, F_in, F_out):
         L, H = [self.compress_in(torch.cat([F_in, F_out], 1))], []
-        for before_up, up, before_down, down in zip(self.before_up, self.up, self.before_down, self.down):
+        for before_up, up, before_down, down in zip(
+            self.before_up, self.up, self.before_down, self.down
+        ):
             H.append(up(before_up(torch.cat(L, 1))))
             L.append(down(before_down(torch.cat(H, 1))))
         return self.compress_out(torch.cat(L[1:], 1))
 
 # %% ../../nbs/3_networks/15_srfbn.ipynb #c012
-@network("srfbn", "generator", "Li et al. 2019, Fig 2 and 3", scales=(4, 8), small=dict(width=8, groups=2, steps=2), small_side=64,
-         published=dict(parameters=3_631_454, args=dict(scale=4), source="released models: 3,631 K"))
+@network(
+    "srfbn",
+    "generator",
+    "Li et al. 2019, Fig 2 and 3",
+    scales=(4, 8),
+    small=dict(width=8, groups=2, steps=2),
+    small_side=64,
+    published=dict(parameters=3_631_454, args=dict(scale=4), source="released models: 3,631 K"),
+)
 class SRFBN(nn.Module):
     "SRFBN: (N,3,h,w) in [0,1] -> dict of sr_1 ... sr_steps and restored, the last of them: (N,3,h*scale,w*scale), not clamped (Li et al. 2019, Fig. 2)."
-    def __init__(self,
+
+    def __init__(
+        self,
         scale=4,  # 2, 3, 4 or 8
-        width=64, # channels
-        groups=6, # see `FeedbackBlock`
+        width=64,  # channels
+        groups=6,  # see `FeedbackBlock`
         steps=4,  # times that the block runs
     ):
         super().__init__()
         self.scale, self.steps = scale, steps
         self.sub_mean, self.add_mean = SubMean(), AddMean()
-        self.conv_in, self.feat_in = with_prelu(nn.Conv2d(3, 4*width, 3, padding=1)), with_prelu(nn.Conv2d(4*width, width, 1))
+        self.conv_in, self.feat_in = (
+            with_prelu(nn.Conv2d(3, 4 * width, 3, padding=1)),
+            with_prelu(nn.Conv2d(4 * width, width, 1)),
+        )
         self.block = FeedbackBlock(scale, width, groups)
         self.out = with_prelu(nn.ConvTranspose2d(width, width, **projection(scale)))
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
         he_start(self.conv_out)
-        self.closing = ("conv_out",) # an identity start is the bilinear picture
+        self.closing = ("conv_out",)  # an identity start is the bilinear picture
 
     def forward(self, x):
         x = self.sub_mean(expect(self, x))
@@ -81,5 +103,5 @@ class SRFBN(nn.Module):
         sr = {}
         for t in range(self.steps):
             F_out = self.block(F_in, F_out)
-            sr[f"sr_{t+1}"] = self.add_mean(skip + self.conv_out(self.out(F_out)))
+            sr[f"sr_{t + 1}"] = self.add_mean(skip + self.conv_out(self.out(F_out)))
         return {**sr, "restored": sr[f"sr_{self.steps}"]}

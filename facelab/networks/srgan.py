@@ -14,31 +14,65 @@ from .registry import network
 
 # %% ../../nbs/3_networks/12_srgan.ipynb #c005
 def conv_block(
-    n_in, n_out, # channels
-    stride=1,    # 2 halves the side
+    n_in,
+    n_out,  # channels
+    stride=1,  # 2 halves the side
 ):
     "conv3x3-BN-LReLU(.2): (N,n_in,H,W) -> (N,n_out,H/stride,W/stride)."
-    return nn.Sequential(nn.Conv2d(n_in, n_out, 3, stride, 1), nn.BatchNorm2d(n_out), nn.LeakyReLU(.2))
+    return nn.Sequential(
+        nn.Conv2d(n_in, n_out, 3, stride, 1), nn.BatchNorm2d(n_out), nn.LeakyReLU(0.2)
+    )
 
 # %% ../../nbs/3_networks/12_srgan.ipynb #c008
-@network("srgan_critic", "critic", "Ledig et al. 2017, Fig 4; thesis Table 3.4", small=dict(size=64, width=4), small_side=64)
+@network(
+    "srgan_critic",
+    "critic",
+    "Ledig et al. 2017, Fig 4; thesis Table 3.4",
+    small=dict(size=64, width=4),
+    small_side=64,
+)
 class Discriminator(nn.Module):
     "Thesis Table 3.4: (N,3,size,size) in [0,1] -> logits (N,1); `probability` adds the sigmoid. FacelabError if size is no multiple of 16."
-    def __init__(self,
-        size=128, # side of the images, a multiple of 16
-        width=64, # channels of the first convolution; the last has 8 times as many
+
+    def __init__(
+        self,
+        size=128,  # side of the images, a multiple of 16
+        width=64,  # channels of the first convolution; the last has 8 times as many
     ):
         super().__init__()
-        if size < 16 or size % 16: raise FacelabError(f"the discriminator halves the side four times, so size must be a multiple of 16, not {size}")
+        if size < 16 or size % 16:
+            raise FacelabError(
+                "the discriminator halves the side four times, so size must be a multiple of 16,"
+                f" not {size}"
+            )
         w = width
         self.size = size
-        self.conv1, self.lrelu1 = nn.Conv2d(3, w, 3, padding=1), nn.LeakyReLU(.2)
-        plan = (w, w, 2), (w, 2*w, 1), (2*w, 2*w, 2), (2*w, 4*w, 1), (4*w, 4*w, 2), (4*w, 8*w, 1), (8*w, 8*w, 2)
-        self.blocks = nn.Sequential(OrderedDict((f"conv_block{i}", conv_block(*row)) for i, row in enumerate(plan, 1)))
-        self.dense1 = nn.Sequential(nn.Flatten(), nn.Linear(8*w*(size//16)**2, 16*w))
-        self.lrelu2, self.dense2, self.sigmoid = nn.LeakyReLU(.2), nn.Linear(16*w, 1), nn.Sigmoid()
+        self.conv1, self.lrelu1 = nn.Conv2d(3, w, 3, padding=1), nn.LeakyReLU(0.2)
+        plan = (
+            (w, w, 2),
+            (w, 2 * w, 1),
+            (2 * w, 2 * w, 2),
+            (2 * w, 4 * w, 1),
+            (4 * w, 4 * w, 2),
+            (4 * w, 8 * w, 1),
+            (8 * w, 8 * w, 2),
+        )
+        self.blocks = nn.Sequential(
+            OrderedDict((f"conv_block{i}", conv_block(*row)) for i, row in enumerate(plan, 1))
+        )
+        self.dense1 = nn.Sequential(nn.Flatten(), nn.Linear(8 * w * (size // 16) ** 2, 16 * w))
+        self.lrelu2, self.dense2, self.sigmoid = (
+            nn.LeakyReLU(0.2),
+            nn.Linear(16 * w, 1),
+            nn.Sigmoid(),
+        )
 
-    def forward(self, x): return self.dense2(self.lrelu2(self.dense1(self.blocks(self.lrelu1(self.conv1(expect(self, x, size=self.size)))))))
+    def forward(self, x):
+        return self.dense2(
+            self.lrelu2(
+                self.dense1(self.blocks(self.lrelu1(self.conv1(expect(self, x, size=self.size)))))
+            )
+        )
 
     def probability(self, x):
         "The last row of Table 3.4: the probability that x is real, (N,1) in (0,1)."

@@ -14,41 +14,58 @@ from .registry import network
 # %% ../../nbs/3_networks/11_srresnet.ipynb #c005
 class ResidualBlock(nn.Module):
     "conv3x3-BN-PReLU-conv3x3-BN added to the input, (N,width,H,W) -> the same (Ledig et al. 2017, Fig. 4)."
-    def __init__(self,
+
+    def __init__(
+        self,
         width=64,  # channels
-        norm=True, # False leaves out both batch norms
+        norm=True,  # False leaves out both batch norms
     ):
         super().__init__()
         bn = nn.BatchNorm2d if norm else nn.Identity
         self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1), bn(width)
         self.prelu = nn.PReLU()
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), bn(width)
-        self.closing = ("bn2" if norm else "conv2",) # what ends the branch: silent in an identity start
+        self.closing = (
+            "bn2" if norm else "conv2",
+        )  # what ends the branch: silent in an identity start
 
-    def forward(self, x): return x + self.bn2(self.conv2(self.prelu(self.bn1(self.conv1(x)))))
+    def forward(self, x):
+        return x + self.bn2(self.conv2(self.prelu(self.bn1(self.conv1(x)))))
 
 # %% ../../nbs/3_networks/11_srresnet.ipynb #c009
 def doubling(width=64):
     "One stage that doubles the side: conv3x3 to 4*width channels, PixelShuffle(2), PReLU; (N,width,H,W) -> (N,width,2H,2W)."
-    return nn.Sequential(nn.Conv2d(width, 4*width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
+    return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
 
 # %% ../../nbs/3_networks/11_srresnet.ipynb #c011
 def doublings(
-    scale, # 2, 4, 8, ...; FacelabError otherwise
+    scale,  # 2, 4, 8, ...; FacelabError otherwise
 ):
     "How many doubling stages a scale takes: 4 -> 2, 8 -> 3."
     n = int(scale).bit_length() - 1
-    if scale < 2 or 2**n != scale: raise FacelabError(f"scale is {scale}, but these networks enlarge in doublings: give 2, 4 or 8")
+    if scale < 2 or 2**n != scale:
+        raise FacelabError(
+            f"scale is {scale}, but these networks enlarge in doublings: give 2, 4 or 8"
+        )
     return n
 
 # %% ../../nbs/3_networks/11_srresnet.ipynb #c014
-@network("srresnet", "generator", "Ledig et al. 2017, Fig 4", aliases=("SRGAN",), scales=(4, 8), small=dict(width=8, depth=2))
+@network(
+    "srresnet",
+    "generator",
+    "Ledig et al. 2017, Fig 4",
+    aliases=("SRGAN",),
+    scales=(4, 8),
+    small=dict(width=8, depth=2),
+)
 class SRResNet(nn.Module):
     "SRResNet with batch norm: (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale), not clamped (Ledig et al. 2017, Fig. 4)."
-    def __init__(self,
+
+    def __init__(
+        self,
         scale=8,  # 2, 4 or 8
-        width=64, # channels
-        depth=16, # residual blocks
+        width=64,  # channels
+        depth=16,  # residual blocks
     ):
         super().__init__()
         self.scale = scale

@@ -17,61 +17,93 @@ from .registry import network
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c006
 class Noise(nn.Module):
     "Adds Gaussian noise, also in evaluation mode: (N,C,H,W) -> the same (Table 3, w/N; Fig 9)."
-    def __init__(self,
-        strength=.05, # its standard deviation, as a share of that of each sample's maps
+
+    def __init__(
+        self,
+        strength=0.05,  # its standard deviation, as a share of that of each sample's maps
     ):
         super().__init__()
         self.strength = strength
 
     def forward(self, x):
-        noise = torch.randn(x.shape, device=x.device).to(x.dtype) # drawn in float32, so that bf16 sees the same
-        return x + self.strength*x.detach().std((1, 2, 3), keepdim=True)*noise
+        noise = torch.randn(x.shape, device=x.device).to(
+            x.dtype
+        )  # drawn in float32, so that bf16 sees the same
+        return x + self.strength * x.detach().std((1, 2, 3), keepdim=True) * noise
 
-    def extra_repr(self): return f"{self.strength}"
+    def extra_repr(self):
+        return f"{self.strength}"
 
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c010
 def layer(
-    conv,            # a convolution
-    activation=None, # a module
-    norm=False,      # batch norm?
-    noise=0.,        # strength of the noise
+    conv,  # a convolution
+    activation=None,  # a module
+    norm=False,  # batch norm?
+    noise=0.0,  # strength of the noise
 ):
     "conv-noise-BN-activation in a Sequential, without those that are not wanted."
-    parts = dict(conv=conv, noise=Noise(noise) if noise else None, norm=nn.BatchNorm2d(conv.out_channels) if norm else None, activation=activation)
-    return nn.Sequential(OrderedDict((name, part) for name, part in parts.items() if part is not None))
+    parts = dict(
+        conv=conv,
+        noise=Noise(noise) if noise else None,
+        norm=nn.BatchNorm2d(conv.out_channels) if norm else None,
+        activation=activation,
+    )
+    return nn.Sequential(
+        OrderedDict((name, part) for name, part in parts.items() if part is not None)
+    )
 
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c013
 class FiveLayerCNN(nn.Module):
     "Section III-B: face (N,3,h,w) in [0,1] -> features I_LRf (N,features,h*scale,w*scale), without interpolation. FacelabError on other scales."
-    def __init__(self,
-        scale=8,     # 2, 4 or 8
-        width=64,    # channels inside
-        features=64, # channels of I_LRf
-        noise=0.,    # strength of the noise after every convolution
+
+    def __init__(
+        self,
+        scale=8,  # 2, 4 or 8
+        width=64,  # channels inside
+        features=64,  # channels of I_LRf
+        noise=0.0,  # strength of the noise after every convolution
     ):
         super().__init__()
         strides = doublings(scale)
-        if strides > 3: raise FacelabError(f"scale is {scale}, but three of five layers can double: give 2, 4 or 8")
+        if strides > 3:
+            raise FacelabError(
+                f"scale is {scale}, but three of five layers can double: give 2, 4 or 8"
+            )
         flat = lambda n_in, n_out: nn.Conv2d(n_in, n_out, 3, padding=1)
-        middle = [nn.ConvTranspose2d(width, width, 4, 2, 1) if i < strides else flat(width, width) for i in range(3)]
-        layers = [*[layer(conv, nn.LeakyReLU(.2), noise=noise) for conv in (flat(3, width), *middle)], layer(flat(width, features), noise=noise)]
+        middle = [
+            nn.ConvTranspose2d(width, width, 4, 2, 1) if i < strides else flat(width, width)
+            for i in range(3)
+        ]
+        layers = [
+            *[layer(conv, nn.LeakyReLU(0.2), noise=noise) for conv in (flat(3, width), *middle)],
+            layer(flat(width, features), noise=noise),
+        ]
         self.layers = nn.Sequential(OrderedDict((f"layer{i}", l) for i, l in enumerate(layers, 1)))
 
-    def forward(self, x): return self.layers(expect(self, x))
+    def forward(self, x):
+        return self.layers(expect(self, x))
 
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c019
 class Encoder(nn.Module):
     "Halvings: (N,channels,H,W) -> list of maps, (N,widths[i],H/2**(i+1),W/2**(i+1))."
-    def __init__(self,
-        channels,      # of its input
-        widths,        # channels after each stage
+
+    def __init__(
+        self,
+        channels,  # of its input
+        widths,  # channels after each stage
         without_norm,  # number of the stage that has no batch norm
-        first=1,       # number of the first stage
-        noise=0.,      # strength of the noise after every convolution
+        first=1,  # number of the first stage
+        noise=0.0,  # strength of the noise after every convolution
     ):
         super().__init__()
-        self.stages = nn.ModuleDict({f"down{i}": layer(nn.Conv2d(n_in, n_out, 4, 2, 1), nn.LeakyReLU(.2), i != without_norm, noise)
-                                     for i, (n_in, n_out) in enumerate(zip([channels, *widths], widths), first)})
+        self.stages = nn.ModuleDict(
+            {
+                f"down{i}": layer(
+                    nn.Conv2d(n_in, n_out, 4, 2, 1), nn.LeakyReLU(0.2), i != without_norm, noise
+                )
+                for i, (n_in, n_out) in enumerate(zip([channels, *widths], widths), first)
+            }
+        )
 
     def forward(self, x):
         maps = []
@@ -83,70 +115,132 @@ class Encoder(nn.Module):
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c021
 class Decoder(nn.Module):
     "Doublings with skips: maps as an `Encoder` gives them -> (N,widths[0],H,W), the feature map before a last convolution."
-    def __init__(self,
-        widths,   # channels of the maps
-        noise=0., # strength of the noise after every convolution
+
+    def __init__(
+        self,
+        widths,  # channels of the maps
+        noise=0.0,  # strength of the noise after every convolution
     ):
         super().__init__()
-        taken = [*[2*w for w in widths[:-1]], widths[-1]]   # with the skip; the deepest has none
+        taken = [*[2 * w for w in widths[:-1]], widths[-1]]  # with the skip; the deepest has none
         given = [widths[0], *widths[:-1]]
-        self.stages = nn.ModuleDict({f"up{i+1}": layer(nn.ConvTranspose2d(taken[i], given[i], 4, 2, 1), nn.ReLU(), True, noise)
-                                     for i in reversed(range(len(widths)))})
+        self.stages = nn.ModuleDict(
+            {
+                f"up{i + 1}": layer(
+                    nn.ConvTranspose2d(taken[i], given[i], 4, 2, 1), nn.ReLU(), True, noise
+                )
+                for i in reversed(range(len(widths)))
+            }
+        )
 
     def forward(self, maps):
         *skips, deepest = maps
         first, *others = self.stages.values()
         x = first(deepest)
-        for stage, skip in zip(others, reversed(skips)): x = stage(torch.cat([x, skip], 1))
+        for stage, skip in zip(others, reversed(skips)):
+            x = stage(torch.cat([x, skip], 1))
         return x
 
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c024
-SHARED = 4   # stages of the encoder that both branches read
+SHARED = 4  # stages of the encoder that both branches read
 
+# %% ../../nbs/3_networks/55_two_branch.ipynb #c024-1
 class TwoBranchUNet(nn.Module):
     "Section III-B, Fig 2: I_LRf (N,channels,H,W) -> dict of blurred (I_HRB hat) and restored (I_HR hat), (N,3,H,W), not clamped. FacelabError on other sizes."
-    def __init__(self,
-        channels=64, # of I_LRf
-        width=64,    # channels of the first stage; at most 8 times as many inside
-        size=256,    # a power of two from 32 up, at which the innermost map is 1x1; H and W are multiples of it
-        noise=0.,    # strength of the noise after every convolution
+
+    def __init__(
+        self,
+        channels=64,  # of I_LRf
+        width=64,  # channels of the first stage; at most 8 times as many inside
+        size=256,  # a power of two from 32 up, at which the innermost map is 1x1; H and W are multiples of it
+        noise=0.0,  # strength of the noise after every convolution
     ):
         super().__init__()
         stages = int(size).bit_length() - 1
         if size < 32 or 2**stages != size:
-            raise FacelabError(f"size is {size}, but the lower branch halves it down to 1: give a power of two from 32 up, such as 128 or 256")
-        widths = [width*min(2**i, 8) for i in range(stages)]
+            raise FacelabError(
+                f"size is {size}, but the lower branch halves it down to 1: give a power of two"
+                " from 32 up, such as 128 or 256"
+            )
+        widths = [width * min(2**i, 8) for i in range(stages)]
         self.channels, self.size = channels, size
         self.shared_encoder = Encoder(channels, widths[:SHARED], 1, noise=noise)
-        self.lower_encoder = Encoder(widths[SHARED-1], widths[SHARED:], stages, SHARED + 1, noise)
-        self.upper_decoder, self.lower_decoder = Decoder(widths[:SHARED], noise), Decoder(widths, noise)
+        self.lower_encoder = Encoder(widths[SHARED - 1], widths[SHARED:], stages, SHARED + 1, noise)
+        self.upper_decoder, self.lower_decoder = (
+            Decoder(widths[:SHARED], noise),
+            Decoder(widths, noise),
+        )
         self.upper_last = layer(nn.Conv2d(width, 3, 3, padding=1), noise=noise)
-        self.lower_last = layer(nn.Conv2d(2*width, 3, 3, padding=1), noise=noise)
+        self.lower_last = layer(nn.Conv2d(2 * width, 3, 3, padding=1), noise=noise)
 
     def forward(self, I_LRf):
-        shared = self.shared_encoder(expect(self, I_LRf, self.channels, "I_LRf", multiple=self.size))
+        shared = self.shared_encoder(
+            expect(self, I_LRf, self.channels, "I_LRf", multiple=self.size)
+        )
         I_f = self.upper_decoder(shared)
         last = self.lower_decoder(shared + self.lower_encoder(shared[-1]))
-        return dict(blurred=self.upper_last(I_f), restored=self.lower_last(torch.cat([last, I_f], 1)))
+        return dict(
+            blurred=self.upper_last(I_f), restored=self.lower_last(torch.cat([last, I_f], 1))
+        )
 
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c039
-@network("deblur_critic", "critic", "Yun et al. 2020, III-C", side=256, inputs={"x": 3, "condition": 64}, small=dict(size=64, width=8), small_side=64)
+@network(
+    "deblur_critic",
+    "critic",
+    "Yun et al. 2020, III-C",
+    side=256,
+    inputs={"x": 3, "condition": 64},
+    small=dict(size=64, width=8),
+    small_side=64,
+)
 class DeblurCritic(nn.Module):
     "Section III-C: image (N,3,size,size) in [0,1], and a condition of that size -> how real it looks (N,1), no sigmoid. FacelabError on other sizes."
-    def __init__(self,
-        condition=64, # its channels: those of I_LRf (global, Eq 2), 3 for the enlarged input, 0 for none (local, Eq 3)
-        size=256,     # side of the images, a multiple of 64
-        width=64,     # channels of the first convolution; at most 8 times as many inside
+
+    def __init__(
+        self,
+        condition=64,  # its channels: those of I_LRf (global, Eq 2), 3 for the enlarged input, 0 for none (local, Eq 3)
+        size=256,  # side of the images, a multiple of 64
+        width=64,  # channels of the first convolution; at most 8 times as many inside
     ):
         super().__init__()
-        if size < 64 or size % 64: raise FacelabError(f"the critic halves the side six times, so size must be a multiple of 64, not {size}")
+        if size < 64 or size % 64:
+            raise FacelabError(
+                "the critic halves the side six times, so size must be a multiple of 64, not"
+                f" {size}"
+            )
         self.condition, self.size = condition, size
-        widths = [3 + condition, *[width*min(2**i, 8) for i in range(6)]]
-        halvings = [layer(nn.Conv2d(n_in, n_out, 4, 2, 1), nn.LeakyReLU(.2), norm=i > 0) for i, (n_in, n_out) in enumerate(zip(widths, widths[1:]))]
-        self.convs = nn.Sequential(OrderedDict((f"conv{i}", c) for i, c in enumerate([*halvings, nn.Conv2d(widths[-1], 1, size//64)], 1)))
+        widths = [3 + condition, *[width * min(2**i, 8) for i in range(6)]]
+        halvings = [
+            layer(nn.Conv2d(n_in, n_out, 4, 2, 1), nn.LeakyReLU(0.2), norm=i > 0)
+            for i, (n_in, n_out) in enumerate(zip(widths, widths[1:]))
+        ]
+        self.convs = nn.Sequential(
+            OrderedDict(
+                (f"conv{i}", c)
+                for i, c in enumerate([*halvings, nn.Conv2d(widths[-1], 1, size // 64)], 1)
+            )
+        )
 
     def forward(self, x, condition=None):
         expect(self, x, size=self.size)
-        if self.condition: x = torch.cat([expect(self, condition, self.condition, "condition", like=x, why="Eq 2 shows the global critic I_LRf as well"), x], 1)
-        elif condition is not None: raise FacelabError("this DeblurCritic was built without a condition, but is given one: build it with condition=channels")
+        if self.condition:
+            x = torch.cat(
+                [
+                    expect(
+                        self,
+                        condition,
+                        self.condition,
+                        "condition",
+                        like=x,
+                        why="Eq 2 shows the global critic I_LRf as well",
+                    ),
+                    x,
+                ],
+                1,
+            )
+        elif condition is not None:
+            raise FacelabError(
+                "this DeblurCritic was built without a condition, but is given one: build it with"
+                " condition=channels"
+            )
         return self.convs(x).flatten(1)

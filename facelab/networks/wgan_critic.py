@@ -19,6 +19,7 @@ def layer_norm(channels):
 # %% ../../nbs/3_networks/51_wgan_critic.ipynb #c008
 class DownBlock(nn.Module):
     "Residual block that halves the side: (N,n_in,H,W) -> (N,n_out,H/2,W/2) (Gulrajani et al. 2017, authors' code)."
+
     def __init__(self, n_in, n_out):
         super().__init__()
         self.norm1, self.conv1 = layer_norm(n_in), nn.Conv2d(n_in, n_in, 3, padding=1, bias=False)
@@ -31,22 +32,39 @@ class DownBlock(nn.Module):
         return self.shortcut(self.pool(x)) + branch
 
 # %% ../../nbs/3_networks/51_wgan_critic.ipynb #c011
-@network("wgan_critic", "critic", "Gulrajani et al. 2017, residual critic for 64×64 (authors' code)", aliases=("WGAN-GP",),
-         small=dict(size=16, width=8), small_side=16,
-         published=dict(parameters=7_491_841, args=dict(size=64), source="counted from the authors' code, GoodDiscriminator"))
+@network(
+    "wgan_critic",
+    "critic",
+    "Gulrajani et al. 2017, residual critic for 64×64 (authors' code)",
+    aliases=("WGAN-GP",),
+    small=dict(size=16, width=8),
+    small_side=16,
+    published=dict(
+        parameters=7_491_841,
+        args=dict(size=64),
+        source="counted from the authors' code, GoodDiscriminator",
+    ),
+)
 class WGANCritic(nn.Module):
     "Critic of WGAN-GP: (N,3,size,size) in [0,1] -> scores (N,1), without sigmoid (Gulrajani et al. 2017). FacelabError if size is not 8, 16, 32, ..."
-    def __init__(self,
-        size=128, # side of the pictures: 64, 128 or 256; 8, 16 and 32 work too
-        width=64, # channels of the first convolution; the last blocks have 8 times as many
+
+    def __init__(
+        self,
+        size=128,  # side of the pictures: 64, 128 or 256; 8, 16 and 32 work too
+        width=64,  # channels of the first convolution; the last blocks have 8 times as many
     ):
         super().__init__()
         blocks = int(size).bit_length() - 3
-        if size < 8 or 4*2**blocks != size: raise FacelabError(f"this critic halves the side down to 4, so size must be 8, 16, 32, 64, 128 or 256, not {size}")
+        if size < 8 or 4 * 2**blocks != size:
+            raise FacelabError(
+                "this critic halves the side down to 4, so size must be 8, 16, 32, 64, 128 or 256,"
+                f" not {size}"
+            )
         self.size = size
-        channels = [width*min(2**k, 8) for k in range(blocks + 1)]
+        channels = [width * min(2**k, 8) for k in range(blocks + 1)]
         self.conv_in = nn.Conv2d(3, width, 3, padding=1)
         self.blocks = nn.Sequential(*[DownBlock(*pair) for pair in zip(channels, channels[1:])])
-        self.score = nn.Sequential(nn.Flatten(), nn.Linear(16*channels[-1], 1))
+        self.score = nn.Sequential(nn.Flatten(), nn.Linear(16 * channels[-1], 1))
 
-    def forward(self, x): return self.score(self.blocks(self.conv_in(2*expect(self, x, size=self.size) - 1)))
+    def forward(self, x):
+        return self.score(self.blocks(self.conv_in(2 * expect(self, x, size=self.size) - 1)))

@@ -12,13 +12,26 @@ def main(argv=None):
     todo = parser.add_subparsers(dest="todo", required=True)
     todo.add_parser("check", help="are parameters, recipes and faces fit for `dvc repro`?")
     todo.add_parser("sources", help="write the fingerprints that the stages depend on")
-    grid = todo.add_parser("grid", help="write the stages that are out of date as a makefile, build/grid.mk, and print how many they are")
+    grid = todo.add_parser(
+        "grid", help="write the stages that are out of date as a makefile, build/grid.mk, and print how many they are"
+    )
     grid.add_argument("paper", nargs="?", help="only what this paper shows")
     todo.add_parser("inventory", help="every table and figure of the papers, and the file in build/ that holds it")
-    todo.add_parser("recipes", help="write docs/recipes.md, all recipes and where their values come from, and docs/deviations.md, what papers left open")
-    todo.add_parser("navigation", help="write the last lines of every notebook (before, contents, next) and nbs/contents.ipynb")
+    todo.add_parser(
+        "recipes",
+        help=(
+            "write docs/recipes.md, all recipes and where their values come from, and docs/deviations.md, what papers"
+            " left open"
+        ),
+    )
+    todo.add_parser(
+        "navigation", help="write the last lines of every notebook (before, contents, next) and nbs/contents.ipynb"
+    )
     todo.add_parser("docs", help="write the site, build/site/html")
-    todo.add_parser("publish", help="copy tables and verdicts of a finished run that is no demo to results/NAME, with its provenance").add_argument("name")
+    todo.add_parser(
+        "publish",
+        help="copy tables and verdicts of a finished run that is no demo to results/NAME, with its provenance",
+    ).add_argument("name")
     ship = todo.add_parser("ship", help="put a small trained model among those that come with the package, with a card")
     ship.add_argument("name", help="of its recipe")
     ship.add_argument("--run", required=True, help="the folder of the run that trained it")

@@ -19,7 +19,9 @@ def about(source, cells):
     text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     found = re.search(r"(?m)^# (.+)\n+(?:((?:>.*\n?)+)|(\w(?:.|\n(?!\n))*?[.!?])(?=\s|$))", text)
     if not found:
-        raise FacelabError(f"{source} does not say what it is about: let it begin with a line '# Title' and a line '> claim'")
+        raise FacelabError(
+            f"{source} does not say what it is about: let it begin with a line '# Title' and a line '> claim'"
+        )
     claim = found[2] or found[3]
     return found[1].strip(), " ".join(line.lstrip("> ").strip() for line in claim.splitlines())
 
@@ -52,7 +54,12 @@ def dump(book):
 
 
 def markdown_cell(text, name, tags=None):
-    return {"cell_type": "markdown", "id": name, "metadata": {"tags": tags} if tags else {}, "source": text.splitlines(keepends=True)}
+    return {
+        "cell_type": "markdown",
+        "id": name,
+        "metadata": {"tags": tags} if tags else {},
+        "source": text.splitlines(keepends=True),
+    }
 
 
 def with_navigation(root):
@@ -66,13 +73,23 @@ def with_navigation(root):
     books[CONTENTS] = contents(pages, known)
     out = {}
     for i, source in enumerate(order):
-        to = lambda target, text, here=source: f"[{text}]({posixpath.relpath(target.as_posix(), here.parent.as_posix())})"
-        steps = [to(order[i - 1], f"← {titles[order[i - 1]]}") if i > 1 else "", to(CONTENTS, "Contents") if i else "", to(order[i + 1], f"{titles[order[i + 1]]} →") if i + 1 < len(order) else ""]
+        to = lambda target, text, here=source: (
+            f"[{text}]({posixpath.relpath(target.as_posix(), here.parent.as_posix())})"
+        )
+        steps = [
+            to(order[i - 1], f"← {titles[order[i - 1]]}") if i > 1 else "",
+            to(CONTENTS, "Contents") if i else "",
+            to(order[i + 1], f"{titles[order[i + 1]]} →") if i + 1 < len(order) else "",
+        ]
         book = books[source]
         tagged = [cell["id"] for cell in book["cells"] if TAG in cell["metadata"].get("tags", [])]
         cells = [cell for cell in book["cells"] if cell["id"] not in tagged]
         module = re.search(r"(?m)^#\|\s*default_exp\s+(\S+)", "\n".join("".join(cell["source"]) for cell in cells))
-        by = [to(path, titles[path].partition(":")[0]) for name, path in papers.items() if module and source.parts[1] in SECTIONS and name in used.get(f"facelab.{module[1]}", ())]
+        by = [
+            to(path, titles[path].partition(":")[0])
+            for name, path in papers.items()
+            if module and source.parts[1] in SECTIONS and name in used.get(f"facelab.{module[1]}", ())
+        ]
         text = "\n\n".join(filter(None, [f"Used by {', '.join(by)}." if by else "", " | ".join(filter(None, steps))]))
         out[source] = dump({**book, "cells": [*cells, markdown_cell(text, *(tagged[:1] or [TAG]), [TAG])]})
     return out
@@ -80,19 +97,39 @@ def with_navigation(root):
 
 def contents(pages, known):
     "The notebook of all notebooks."
-    head, lines = "# Contents\n\n> Every notebook in reading order, with what it shows.", []   # two cells: nbdev takes a list below a title for settings
+    head, lines = (
+        "# Contents\n\n> Every notebook in reading order, with what it shows.",
+        [],
+    )  # two cells: nbdev takes a list below a title for settings
     for section, title in SECTIONS.items():
         inside = [page.source for page in pages if page.section == section]
         if inside:
-            lines += ["", f"## {title}", "", *(f"- [{known[source][0]}]({source.relative_to('nbs').as_posix()}): {known[source][1]}" for source in inside)]
+            lines += [
+                "",
+                f"## {title}",
+                "",
+                *(
+                    f"- [{known[source][0]}]({source.relative_to('nbs').as_posix()}): {known[source][1]}"
+                    for source in inside
+                ),
+            ]
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
-    return {"cells": [markdown_cell(head, "contents"), markdown_cell("\n".join(lines).strip(), "list")], "metadata": {"kernelspec": kernel}, "nbformat": 4, "nbformat_minor": 5}
+    return {
+        "cells": [markdown_cell(head, "contents"), markdown_cell("\n".join(lines).strip(), "list")],
+        "metadata": {"kernelspec": kernel},
+        "nbformat": 4,
+        "nbformat_minor": 5,
+    }
 
 
 def changes(root):
     "Path -> text of the notebooks whose last lines are not as they should be."
     root = Path(root)
-    return {source: text for source, text in with_navigation(root).items() if not (root / source).exists() or (root / source).read_text() != text}
+    return {
+        source: text
+        for source, text in with_navigation(root).items()
+        if not (root / source).exists() or (root / source).read_text() != text
+    }
 
 
 def stale(root):

@@ -9,7 +9,19 @@ from facelab import FacelabError
 from facelab.base.names import near
 from facelab.base.params import project_root
 
-STAGES = ("draw", "faces", "synthesize", "samples", "train", "restore", "score", "tables", "figures", "architecture", "claims")
+STAGES = (
+    "draw",
+    "faces",
+    "synthesize",
+    "samples",
+    "train",
+    "restore",
+    "score",
+    "tables",
+    "figures",
+    "architecture",
+    "claims",
+)
 
 
 def run(stage, item=None, root=None):
@@ -17,7 +29,9 @@ def run(stage, item=None, root=None):
     root = Path(root or project_root())
     if stage not in STAGES:
         raise FacelabError(f"unknown stage {stage!r}: {near(stage, STAGES)}")
-    sys.modules.setdefault("rfc3987_syntax", None)   # jsonschema would parse the grammar of addresses, which takes most of a second, for a format that notebooks do not have
+    sys.modules.setdefault(
+        "rfc3987_syntax", None
+    )  # jsonschema would parse the grammar of addresses, which takes most of a second, for a format that notebooks do not have
     import papermill
 
     name = f"{stage}@{item}" if item else stage
@@ -26,9 +40,17 @@ def run(stage, item=None, root=None):
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     try:
         papermill.execute_notebook(
-            root / "nbs" / "pipeline" / f"{stage}.ipynb", folder / f"{name}.ipynb", parameters={"item": item} if item else {},
-            kernel_name="python3", cwd=str(root), progress_bar=False, stdout_file=sys.stdout, stderr_file=sys.stderr, log_output=False,
-            extra_arguments=["--log-level=40"])  # the kernel warns about its transport at every start
+            root / "nbs" / "pipeline" / f"{stage}.ipynb",
+            folder / f"{name}.ipynb",
+            parameters={"item": item} if item else {},
+            kernel_name="python3",
+            cwd=str(root),
+            progress_bar=False,
+            stdout_file=sys.stdout,
+            stderr_file=sys.stderr,
+            log_output=False,
+            extra_arguments=["--log-level=40"],
+        )  # the kernel warns about its transport at every start
     except papermill.PapermillExecutionError as error:
         raise FacelabError(sentence(error, folder / f"{name}.ipynb")) from None
 
@@ -37,4 +59,7 @@ def sentence(error, notebook):
     "The user's mistakes are told as they were raised; anything else points to the executed notebook."
     if error.ename == "FacelabError":
         return re.sub(r"\s+", " ", error.evalue).strip()
-    return f"cell {error.exec_count} of {notebook} failed with {error.ename}: {error.evalue.splitlines()[0] if error.evalue else ''} (open the notebook to see where)"
+    return (
+        f"cell {error.exec_count} of {notebook} failed with {error.ename}:"
+        f" {error.evalue.splitlines()[0] if error.evalue else ''} (open the notebook to see where)"
+    )

@@ -21,18 +21,35 @@ def provenance(root):
     if not runs:
         raise FacelabError(f"{root / 'build' / 'runs'} has no run: train first, with `make repro`")
     said = {key: " / ".join(sorted({str(run.get(key)) for run in runs.values()})) for key in SAME}
-    steps = {name: {k: run[k] for k in ("steps", "seconds", "images_per_second", "peak_memory_gib")} for name, run in runs.items() if run["steps"]}
-    return {"profile": params["profile"], "faces": faces["name"], "faces_sha256": faces["sha256"], "test_faces": faces["test"], **said,
-            "training_minutes": round(sum(s["seconds"] for s in steps.values()) / 60, 1), "params": params, "recipes": steps}
+    steps = {
+        name: {k: run[k] for k in ("steps", "seconds", "images_per_second", "peak_memory_gib")}
+        for name, run in runs.items()
+        if run["steps"]
+    }
+    return {
+        "profile": params["profile"],
+        "faces": faces["name"],
+        "faces_sha256": faces["sha256"],
+        "test_faces": faces["test"],
+        **said,
+        "training_minutes": round(sum(s["seconds"] for s in steps.values()) / 60, 1),
+        "params": params,
+        "recipes": steps,
+    }
 
 
 def publish(root, name):
     "Copy tables and claims of `build` to `results/<name>`, whole or not at all; returns the folder."
     root = Path(root)
     if load_params(root)["profile"] == "demo":
-        raise FacelabError("params.yaml holds the profile 'demo', whose numbers are no results: choose another with `make profile PROFILE=real`, and run it")
+        raise FacelabError(
+            "params.yaml holds the profile 'demo', whose numbers are no results: choose another with `make profile"
+            " PROFILE=real`, and run it"
+        )
     build, out = root / "build", root / "results" / name
-    missing = [path for path in (build / "tables", build / "claims" / "claims.csv", build / "faces.json") if not path.exists()]
+    missing = [
+        path for path in (build / "tables", build / "claims" / "claims.csv", build / "faces.json") if not path.exists()
+    ]
     if missing:
         raise FacelabError(f"{missing[0]} is missing: finish the run with `make repro` before you publish it")
     half = out.with_name(f".{name}.half")

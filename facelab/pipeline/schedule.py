@@ -21,7 +21,7 @@ all: {names}
 \t@until dvc repro -k -s $(STAGES) > build/logs/$@.log 2>&1; do grep -q "Unable to acquire lock" build/logs/$@.log && sleep 1 || {{ echo "stage $@ failed; the end of build/logs/$@.log:" >&2; tail -n 5 build/logs/$@.log >&2; exit 1; }}; done
 \t@printf '%s\\n' $(STAGES)
 """
-TOGETHER = 3   # stages in a bundle
+TOGETHER = 3  # stages in a bundle
 
 
 def stale_stages(root):
@@ -31,13 +31,16 @@ def stale_stages(root):
     from dvc.repo import Repo
     from networkx import ancestors
 
-    logging.getLogger("dvc").setLevel(logging.ERROR)   # it warns that data.dvc is frozen, which it is meant to be
+    logging.getLogger("dvc").setLevel(logging.ERROR)  # it warns that data.dvc is frozen, which it is meant to be
     with Repo(str(root)) as repo:
-        graph = repo.index.graph   # its edges lead from a stage to what it needs
+        graph = repo.index.graph  # its edges lead from a stage to what it needs
         changed = repo.status()
         stale = {stage for stage in graph if stage.addressing in changed and not stage.frozen}
         stale |= set().union(*(ancestors(graph, stage) for stage in stale))
-        return {stage.addressing: sorted(need.addressing for need in graph.successors(stage) if need in stale) for stage in sorted(stale, key=lambda s: s.addressing)}
+        return {
+            stage.addressing: sorted(need.addressing for need in graph.successors(stage) if need in stale)
+            for stage in sorted(stale, key=lambda s: s.addressing)
+        }
 
 
 def of_paper(stages, paper, papers):
@@ -63,18 +66,24 @@ def bundled(stages, alone):
     alike = {}
     for name, needs in stages.items():
         alike.setdefault((name if name in alone else name.partition("@")[0], *needs), []).append(name)
-    return [names[i:i + TOGETHER] for names in alike.values() for i in range(0, len(names), TOGETHER)]
+    return [names[i : i + TOGETHER] for names in alike.values() for i in range(0, len(names), TOGETHER)]
 
 
 def write_grid(root, paper=None):
     "Write `build/grid.mk`, all of it or what one paper shows; returns how many stages it holds."
     papers, stages, build = evaluated(root), stale_stages(root), Path(root) / "build"
-    first = [name for name in (f"tables@{papers[0]}", f"figures@{papers[0]}") if name in stages]   # something to see, while the others are made
+    first = [
+        name for name in (f"tables@{papers[0]}", f"figures@{papers[0]}") if name in stages
+    ]  # something to see, while the others are made
     stages = of_paper(stages, paper, papers) if paper else stages
     (build / "logs").mkdir(parents=True, exist_ok=True)
     bundles = bundled(stages, needed_for(first, stages))
     leader = {name: names[0] for names in bundles for name in names}
-    rules = [f"{names[0]}: STAGES := {' '.join(names)}\n{names[0]}: {' '.join(dict.fromkeys(leader[need] for need in stages[names[0]]))}\n" for names in bundles]
+    rules = [
+        f"{names[0]}: STAGES := {' '.join(names)}\n{names[0]}:"
+        f" {' '.join(dict.fromkeys(leader[need] for need in stages[names[0]]))}\n"
+        for names in bundles
+    ]
     head = HEAD.format(names=" ".join(names[0] for names in bundles), first="" if paper else " ".join(first))
     write_text(build / "grid.mk", head + "".join(rules) if stages else "first all:\n")
     return len(stages)

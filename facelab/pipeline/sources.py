@@ -24,7 +24,11 @@ def _without_docstrings(tree):
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None
-            if isinstance(first, ast.Expr) and isinstance(first.value, ast.Constant) and isinstance(first.value.value, str):
+            if (
+                isinstance(first, ast.Expr)
+                and isinstance(first.value, ast.Constant)
+                and isinstance(first.value.value, str)
+            ):
                 node.body = node.body[1:] or [ast.Pass()]
     return tree
 
@@ -70,7 +74,7 @@ def module_code(name, root):
     return None
 
 
-REFUSING = {"facelab.base.schema"}   # modules that can stop a stage, but not change what it makes
+REFUSING = {"facelab.base.schema"}  # modules that can stop a stage, but not change what it makes
 
 
 def closure(names, root):
@@ -94,9 +98,17 @@ def used(recipe):
 
 
 PARAMETERS = {  # stage -> what it reads of params.yaml; of a recipe's parameters, `train` sees the result
-    "draw": ("draw", "seed", "data.size"), "faces": ("data",), "synthesize": ("seed",), "samples": ("figures.dpi",), "restore": ("evaluate.more",),
-    "score": ("evaluate.more", "evaluate.convention", "seed"), "tables": ("profile", "seed", "evaluate"), "figures": ("profile", "seed", "evaluate", "figures"),
-    "claims": ("profile", "seed", "evaluate", "figures.dpi"), "architecture": ("figures.dpi",)}
+    "draw": ("draw", "seed", "data.size"),
+    "faces": ("data",),
+    "synthesize": ("seed",),
+    "samples": ("figures.dpi",),
+    "restore": ("evaluate.more",),
+    "score": ("evaluate.more", "evaluate.convention", "seed"),
+    "tables": ("profile", "seed", "evaluate"),
+    "figures": ("profile", "seed", "evaluate", "figures"),
+    "claims": ("profile", "seed", "evaluate", "figures.dpi"),
+    "architecture": ("figures.dpi",),
+}
 
 
 def stage_source(root, notebook, params, about=None):
@@ -111,12 +123,18 @@ def recipe_sources(root, recipes, params):
     "Training depends on the whole recipe, but not on its name in a table."
     for name in recipes:
         full = resolve(name, recipes, params)
-        yield f"train@{name}", stage_source(root, "train", params, {k: v for k, v in full.items() if k not in ("label", "needs")})
+        yield (
+            f"train@{name}",
+            stage_source(root, "train", params, {k: v for k, v in full.items() if k not in ("label", "needs")}),
+        )
 
 
 def networks(names, recipes, params):
     "What restoring depends on besides weights: the networks, and which inputs they are given."
-    return {name: {k: v for k, v in resolve(name, recipes, params).items() if k in ("inputs", "generator")} for name in names}
+    return {
+        name: {k: v for k, v in resolve(name, recipes, params).items() if k in ("inputs", "generator")}
+        for name in names
+    }
 
 
 def paper_sources(root, recipes, params):
@@ -127,17 +145,53 @@ def paper_sources(root, recipes, params):
     for paper in evaluated(root):
         says = papers.get(paper, {})
         wanted = says.get("evaluate") or []
-        names = {name for name, r in recipes.items() if r["kind"] == "recipes" and r["paper"] == paper} | {name for entry in wanted for name in entry["systems"]} & recipes.keys()
-        yield f"restore@{paper}", stage_source(root, "restore", params, {"evaluate": wanted, **networks(sorted(names), recipes, params)})
-        yield f"score@{paper}", stage_source(root, "score", params, {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")})
+        names = {name for name, r in recipes.items() if r["kind"] == "recipes" and r["paper"] == paper} | {
+            name for entry in wanted for name in entry["systems"]
+        } & recipes.keys()
+        yield (
+            f"restore@{paper}",
+            stage_source(root, "restore", params, {"evaluate": wanted, **networks(sorted(names), recipes, params)}),
+        )
+        yield (
+            f"score@{paper}",
+            stage_source(
+                root,
+                "score",
+                params,
+                {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")},
+            ),
+        )
         for stage, fields in (("tables", ("convention", "tables")), ("figures", ("convention", "figures"))):
             missing = [f for f in fields if f not in says]
             if missing:
-                raise FacelabError(f"{root / 'papers' / paper}.yaml lacks {missing[0]!r}, which the stage {stage} needs: add it")
-            yield f"{stage}@{paper}", stage_source(root, stage, params, {"labels": labels, **{f: says[f] for f in fields}})
+                raise FacelabError(
+                    f"{root / 'papers' / paper}.yaml lacks {missing[0]!r}, which the stage {stage} needs: add it"
+                )
+            yield (
+                f"{stage}@{paper}",
+                stage_source(root, stage, params, {"labels": labels, **{f: says[f] for f in fields}}),
+            )
         if "architecture" in says:
-            yield f"architecture@{paper}", stage_source(root, "architecture", params, {f: says.get(f) for f in ("architecture", "layers")})
-    yield "claims", stage_source(root, "claims", params, {"labels": labels, "claims": papers["claims"], **{paper: {k: says.get(k) for k in ("tables", "convention", "deviations")} for paper, says in papers.items()}})
+            yield (
+                f"architecture@{paper}",
+                stage_source(root, "architecture", params, {f: says.get(f) for f in ("architecture", "layers")}),
+            )
+    yield (
+        "claims",
+        stage_source(
+            root,
+            "claims",
+            params,
+            {
+                "labels": labels,
+                "claims": papers["claims"],
+                **{
+                    paper: {k: says.get(k) for k in ("tables", "convention", "deviations")}
+                    for paper, says in papers.items()
+                },
+            },
+        ),
+    )
 
 
 def read_papers(root):
@@ -147,7 +201,11 @@ def read_papers(root):
 
 def evaluated(root):
     "The papers whose systems are restored and scored, as dvc.yaml has them."
-    return list(dict.fromkeys(key for path in sorted((root / "recipes").glob("*.yaml")) for key in read_yaml(path).get("evaluated") or {}))
+    return list(
+        dict.fromkeys(
+            key for path in sorted((root / "recipes").glob("*.yaml")) for key in read_yaml(path).get("evaluated") or {}
+        )
+    )
 
 
 def check_project(root):
@@ -156,11 +214,16 @@ def check_project(root):
     if params["data"]["source"] not in ("drawn", "real"):
         raise FacelabError(f"unknown data.source {params['data']['source']!r} in params.yaml: choose drawn or real")
     if params["data"]["source"] == "real" and not (root / "data" / "real").exists():
-        raise FacelabError("data.source in params.yaml is `real`, but data/real does not exist: bring your faces with `make faces FROM=/path/to/folder`")
+        raise FacelabError(
+            "data.source in params.yaml is `real`, but data/real does not exist: bring your faces with `make faces"
+            " FROM=/path/to/folder`"
+        )
     known = [*recipes, *{r["paper"] for r in recipes.values()}]
     for name in params["instead"]:
         if name not in known:
-            raise FacelabError(f"instead of params.yaml names {name!r}, which is no paper and no recipe: {near(name, known)}")
+            raise FacelabError(
+                f"instead of params.yaml names {name!r}, which is no paper and no recipe: {near(name, known)}"
+            )
     for name in recipes:
         resolve(name, recipes, params)
     return params, recipes
@@ -183,8 +246,15 @@ def write_sources(root):
     params, recipes = check_project(root)
     out = {name: stage_source(root, name, params) for name in ("draw", "faces")}
     papers = read_papers(root)
-    out["synthesize"] = stage_source(root, "synthesize", params, {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": asked_of_unseen(papers)})
-    out["samples"] = stage_source(root, "samples", params, {paper: says.get("samples", {}) for paper, says in papers.items()})
+    out["synthesize"] = stage_source(
+        root,
+        "synthesize",
+        params,
+        {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": asked_of_unseen(papers)},
+    )
+    out["samples"] = stage_source(
+        root, "samples", params, {paper: says.get("samples", {}) for paper, says in papers.items()}
+    )
     out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
     folder = root / "build" / "sources"
     folder.mkdir(parents=True, exist_ok=True)

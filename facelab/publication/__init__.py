@@ -1,0 +1,1 @@
+"""Tables, charts, figures, claims: what a run shows of itself."""

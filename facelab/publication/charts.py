@@ -20,15 +20,26 @@ PALETTE = [f"#{LABEL_COLOURS[k]}" for k in (5, 6, 3, 7, 1, 2, 0)]
 MARKS = "osD^vPX"
 
 # %% ../../nbs/8_publication/02_charts.ipynb #c010
-RULES = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": .6, "xtick.major.width": .6, "ytick.major.width": .6,
-         "axes.grid": True, "grid.color": "#e5e5e5", "grid.linewidth": .5, "axes.axisbelow": True}
+RULES = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "axes.grid": True,
+    "grid.color": "#e5e5e5",
+    "grid.linewidth": 0.5,
+    "axes.axisbelow": True,
+}
+
 
 def panels(
-    n: int,             # panels beside each other
-    height: float,      # inches of one
-    width: float = 3.2, # inches of one
-    **more,             # for matplotlib's `subplots`, such as sharey=True
-) -> tuple:             # matplotlib Figure, list of axes
+    n: int,  # panels beside each other
+    height: float,  # inches of one
+    width: float = 3.2,  # inches of one
+    **more,  # for matplotlib's `subplots`, such as sharey=True
+) -> tuple:  # matplotlib Figure, list of axes
     "A figure of n charts whose texts keep out of each other's way."
     from matplotlib import rc_context
     from matplotlib.figure import Figure
@@ -39,9 +50,13 @@ def panels(
     fig._repr_png_ = lambda: _png(fig)
     return fig, list(axes)
 
+
 def check_series(n):
     "There is a colour for each series."
-    if n > len(PALETTE): raise FacelabError(f"a chart has colours for {len(PALETTE)} series but is given {n}: make two charts")
+    if n > len(PALETTE):
+        raise FacelabError(
+            f"a chart has colours for {len(PALETTE)} series but is given {n}: make two charts"
+        )
 
 # %% ../../nbs/8_publication/02_charts.ipynb #c012
 def legend(fig, ax):
@@ -51,103 +66,172 @@ def legend(fig, ax):
     handles, texts = ax.get_legend_handles_labels()
     renderer = FigureCanvasAgg(fig).get_renderer()
     for columns in range(len(texts), 0, -1):
-        made = fig.legend(handles, texts, loc="outside upper center", ncols=columns, frameon=False, fontsize=8, handletextpad=.3, columnspacing=1.2)
-        if columns == 1 or made.get_window_extent(renderer).width <= fig.bbox.width: return made
+        made = fig.legend(
+            handles,
+            texts,
+            loc="outside upper center",
+            ncols=columns,
+            frameon=False,
+            fontsize=8,
+            handletextpad=0.3,
+            columnspacing=1.2,
+        )
+        if columns == 1 or made.get_window_extent(renderer).width <= fig.bbox.width:
+            return made
         made.remove()
 
 # %% ../../nbs/8_publication/02_charts.ipynb #c014
 def intervals(
-    scores,            # as `read_paper_scores` returns them
-    pairs: list,       # (system, on)
-    name: str,         # of a measure of faces
+    scores,  # as `read_paper_scores` returns them
+    pairs: list,  # (system, on)
+    name: str,  # of a measure of faces
     convention="rgb",  # of PSNR and SSIM
-    seed: int = 0,     # of the bootstrap
-    n: int = 2000,     # its resamples
-) -> np.ndarray:       # (2, pairs): means and halves of 95 % intervals, NaN where nothing was measured
+    seed: int = 0,  # of the bootstrap
+    n: int = 2000,  # its resamples
+) -> np.ndarray:  # (2, pairs): means and halves of 95 % intervals, NaN where nothing was measured
     "Means with intervals; at least one must be there."
-    text, known = axis_text(name, convention), set() if scores is None else set(zip(scores.system, scores.on))
-    values = np.array([summary(scores, None, *pair, name, convention, seed, n) if pair in known else (np.nan, np.nan) for pair in pairs]).T
-    if np.isnan(values).all(): raise FacelabError(f"nothing was measured of {text.partition(',')[0]} for {', '.join(sorted({s for s, _ in pairs}))} on {', '.join(sorted({on for _, on in pairs}))}")
+    text, known = (
+        axis_text(name, convention),
+        set() if scores is None else set(zip(scores.system, scores.on)),
+    )
+    values = np.array(
+        [
+            summary(scores, None, *pair, name, convention, seed, n)
+            if pair in known
+            else (np.nan, np.nan)
+            for pair in pairs
+        ]
+    ).T
+    if np.isnan(values).all():
+        raise FacelabError(
+            f"nothing was measured of {text.partition(',')[0]} for"
+            f" {', '.join(sorted({s for s, _ in pairs}))} on"
+            f" {', '.join(sorted({on for _, on in pairs}))}"
+        )
     return values
 
 # %% ../../nbs/8_publication/02_charts.ipynb #c019
 def bars(
-    spec: dict,        # groups: text -> chain of degradations; systems; measures
-    scores,            # as `read_paper_scores` returns them
-    recipes: dict,     # for the labels
+    spec: dict,  # groups: text -> chain of degradations; systems; measures
+    scores,  # as `read_paper_scores` returns them
+    recipes: dict,  # for the labels
     convention="rgb",  # of PSNR and SSIM
-    seed: int = 0,     # of the bootstrap
-    n: int = 2000,     # its resamples
-):                     # matplotlib Figure
+    seed: int = 0,  # of the bootstrap
+    n: int = 2000,  # its resamples
+):  # matplotlib Figure
     "Systems under several degradations, a row a degradation and a chart a measure: means with 95 % intervals."
     groups, systems = spec["groups"], spec["systems"]
     check_series(len(systems))
-    rows, step = np.arange(len(groups)), min(.8 / len(systems), .22)
-    fig, axes = panels(len(spec["measures"]), .7 + len(groups) * max(.3, .11 * len(systems)), sharey=True)
+    rows, step = np.arange(len(groups)), min(0.8 / len(systems), 0.22)
+    fig, axes = panels(
+        len(spec["measures"]), 0.7 + len(groups) * max(0.3, 0.11 * len(systems)), sharey=True
+    )
     for ax, measure in zip(axes, spec["measures"]):
-        values = intervals(scores, [(s, on) for s in systems for on in groups.values()], measure, convention, seed, n)
+        values = intervals(
+            scores,
+            [(s, on) for s in systems for on in groups.values()],
+            measure,
+            convention,
+            seed,
+            n,
+        )
         for k, (system, own) in enumerate(zip(systems, np.split(values, len(systems), axis=1))):
             at = rows + step * (k - (len(systems) - 1) / 2)
-            ax.errorbar(own[0], at, xerr=own[1], fmt=MARKS[k], color=PALETTE[k], ms=4.5, elinewidth=1, capsize=2, label=label_of(system, recipes))
-            for y in at[np.isnan(own[0])]: ax.annotate("n/a", (.01, y), xycoords=("axes fraction", "data"), color=PALETTE[k], va="center", fontsize=7)
-        ax.set(xlabel=axis_text(measure, convention), ylim=(len(groups) - .5, -.5))
+            ax.errorbar(
+                own[0],
+                at,
+                xerr=own[1],
+                fmt=MARKS[k],
+                color=PALETTE[k],
+                ms=4.5,
+                elinewidth=1,
+                capsize=2,
+                label=label_of(system, recipes),
+            )
+            for y in at[np.isnan(own[0])]:
+                ax.annotate(
+                    "n/a",
+                    (0.01, y),
+                    xycoords=("axes fraction", "data"),
+                    color=PALETTE[k],
+                    va="center",
+                    fontsize=7,
+                )
+        ax.set(xlabel=axis_text(measure, convention), ylim=(len(groups) - 0.5, -0.5))
         ax.grid(axis="y", visible=False)
-        for y in rows[1::2]: ax.axhspan(y - .5, y + .5, color="#f5f5f5", lw=0, zorder=0)
+        for y in rows[1::2]:
+            ax.axhspan(y - 0.5, y + 0.5, color="#f5f5f5", lw=0, zorder=0)
     axes[0].set_yticks(rows, list(groups))
     legend(fig, axes[0])
     return fig
 
 # %% ../../nbs/8_publication/02_charts.ipynb #c024
 def curve(
-    spec: dict,        # system, or systems; along: value -> chain of degradations; x: text of the axis; measures
-    scores,            # as `read_paper_scores` returns them
-    recipes: dict,     # for the labels
+    spec: dict,  # system, or systems; along: value -> chain of degradations; x: text of the axis; measures
+    scores,  # as `read_paper_scores` returns them
+    recipes: dict,  # for the labels
     convention="rgb",  # of PSNR and SSIM
-    seed: int = 0,     # of the bootstrap
-    n: int = 2000,     # its resamples
-):                     # matplotlib Figure
+    seed: int = 0,  # of the bootstrap
+    n: int = 2000,  # its resamples
+):  # matplotlib Figure
     "A measure over a value that grows: means with 95 % intervals, a chart a measure."
-    along, systems = dict(sorted((float(x), on) for x, on in spec["along"].items())), spec.get("systems") or [spec["system"]]
+    along, systems = (
+        dict(sorted((float(x), on) for x, on in spec["along"].items())),
+        spec.get("systems") or [spec["system"]],
+    )
     check_series(len(systems))
     fig, axes = panels(len(spec["measures"]), 2.4)
     for ax, measure in zip(axes, spec["measures"]):
         for k, system in enumerate(systems):
-            mean, half = intervals(scores, [(system, on) for on in along.values()], measure, convention, seed, n)
+            mean, half = intervals(
+                scores, [(system, on) for on in along.values()], measure, convention, seed, n
+            )
             band_line(ax, list(along), mean, mean - half, mean + half, k, label_of(system, recipes))
         ax.set(xlabel=spec["x"], ylabel=axis_text(measure, convention).replace(", ", "\n"))
     legend(fig, axes[0])
     return fig
 
+
 def band_line(ax, x, mean, low, high, k, label):
     "The k-th line with its band."
-    ax.fill_between(x, low, high, color=PALETTE[k], alpha=.2, lw=0)
+    ax.fill_between(x, low, high, color=PALETTE[k], alpha=0.2, lw=0)
     ax.plot(x, mean, color=PALETTE[k], marker=MARKS[k], ms=4.5, lw=1.2, label=label)
 
 # %% ../../nbs/8_publication/02_charts.ipynb #c028
 def identified(
-    found,          # DataFrame with the columns kind, image and rank
-    kind: str,      # of picture, such as "restored"
-    ranks: int,     # 1 to this one
+    found,  # DataFrame with the columns kind, image and rank
+    kind: str,  # of picture, such as "restored"
+    ranks: int,  # 1 to this one
     seed: int = 0,  # of the bootstrap
     n: int = 2000,  # its resamples
-) -> np.ndarray:    # (3, ranks): per cent, and the ends of their 95 % intervals
+) -> np.ndarray:  # (3, ranks): per cent, and the ends of their 95 % intervals
     "Share of faces that are identified at each rank."
     own = found[found.kind == kind].sort_values("image", kind="stable")["rank"].to_numpy()
-    if not len(own): raise FacelabError(f"nobody was identified from pictures of the kind {kind!r}: there are {', '.join(sorted(set(found.kind))) or 'none'}")
+    if not len(own):
+        raise FacelabError(
+            f"nobody was identified from pictures of the kind {kind!r}: there are"
+            f" {', '.join(sorted(set(found.kind))) or 'none'}"
+        )
     return 100 * np.array([bootstrap(own <= k, seed, n) for k in range(1, ranks + 1)]).T
 
 # %% ../../nbs/8_publication/02_charts.ipynb #c029
 def ranks(
-    spec: dict,     # series: kind -> text; ranks: the last one
-    found,          # DataFrame with the columns kind, image and rank
+    spec: dict,  # series: kind -> text; ranks: the last one
+    found,  # DataFrame with the columns kind, image and rank
     seed: int = 0,  # of the bootstrap
     n: int = 2000,  # its resamples
-):                  # matplotlib Figure
+):  # matplotlib Figure
     "Identification at rank 1 to k: a line a kind of picture, with 95 % intervals."
     check_series(len(spec["series"]))
     fig, (ax,) = panels(1, 2.8, 4)
     for k, (kind, text) in enumerate(spec["series"].items()):
-        band_line(ax, range(1, spec["ranks"] + 1), *identified(found, kind, spec["ranks"], seed, n), k, text)
+        band_line(
+            ax,
+            range(1, spec["ranks"] + 1),
+            *identified(found, kind, spec["ranks"], seed, n),
+            k,
+            text,
+        )
     ax.set(xlabel="rank", ylabel="identified (% of probes)", xticks=range(1, spec["ranks"] + 1))
     legend(fig, ax)
     return fig

@@ -25,37 +25,59 @@ from ..base.images import _png
 from ..evaluation.metrics import as_convention
 from ..evaluation.measures import measure_of
 from .tables import Table, table_rows
-from ..evaluation.summary import average, face_values, find_rows, judge_of, label_of, own_degradation, read_judges, read_paper_scores, read_set_scores
+from facelab.evaluation.summary import (
+    average,
+    face_values,
+    find_rows,
+    judge_of,
+    label_of,
+    own_degradation,
+    read_judges,
+    read_paper_scores,
+    read_set_scores,
+)
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c005
 @dataclass
 class Inequality:
     "One comparison: holds if `margin` of the cells' means is positive."
 
-    text: str        # what is said
-    cells: list      # (system, on)
-    measure: str     # as tables write it
-    margin: object   # means (cells, ...) -> (...)
+    text: str  # what is said
+    cells: list  # (system, on)
+    measure: str  # as tables write it
+    margin: object  # means (cells, ...) -> (...)
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c006
-IDENTIFICATION = "identification"   # in place of a degradation: whose ranks are looked up
+IDENTIFICATION = "identification"  # in place of a degradation: whose ranks are looked up
+
 
 @dataclass
 class Names:
     "How things are called in sentences."
 
-    recipes: dict               # as `load_recipes` returns them
-    chains: dict = field(default_factory=dict)   # as `load_degradations` returns them
+    recipes: dict  # as `load_recipes` returns them
+    chains: dict = field(default_factory=dict)  # as `load_degradations` returns them
 
     def on(self, *chains):
         "The labels of chains; of values of one sweep, its label once. Faces that nothing was trained on are said to be."
         known = [chain.partition("@")[0] for chain in chains]
         unknown = [name for name in known if self.chains and name not in self.chains]
-        if unknown: raise FacelabError(f"unknown degradation {unknown[0]!r}: {near(unknown[0], self.chains)}")
+        if unknown:
+            raise FacelabError(
+                f"unknown degradation {unknown[0]!r}: {near(unknown[0], self.chains)}"
+            )
         said = [self.chains.get(name, {}).get("label", name) for name in known]
         heads, _, tails = zip(*(label.rpartition(": ") for label in said))
-        if len(said) > 1 and len(set(heads)) == 1 and heads[0]: said = [f"{heads[0]}: {tails[0]}", *tails[1:]]
-        return "[" + ", ".join(label + (", unseen faces" if "@" in chain else "") for label, chain in zip(said, chains)) + "]"
+        if len(said) > 1 and len(set(heads)) == 1 and heads[0]:
+            said = [f"{heads[0]}: {tails[0]}", *tails[1:]]
+        return (
+            "["
+            + ", ".join(
+                label + (", unseen faces" if "@" in chain else "")
+                for label, chain in zip(said, chains)
+            )
+            + "]"
+        )
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c008
 def listed(
@@ -64,23 +86,25 @@ def listed(
     "A list, also of one."
     return value if isinstance(value, list) else [value]
 
+
 def sign(
     measure: str,  # its name
 ) -> int:
     "1 if more is better, else -1."
     return 1 if measure_of(measure).better == "higher" else -1
 
+
 def difference(
     s: int,  # `sign` of the measure
-):           # means (2, ...) -> (...)
+):  # means (2, ...) -> (...)
     "Margin of two cells, the better one first."
     return lambda x: s * (x[0] - x[1])
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c009
 def beats(
-    entry: dict,   # one of a claim's `holds`
+    entry: dict,  # one of a claim's `holds`
     names: Names,  # of systems and degradations
-):                 # yields `Inequality`
+):  # yields `Inequality`
     "Each of `beats` is better than each of `others`; on their own degradations, or on each of `on`."
     for on in listed(entry.get("on")):
         for measure in entry["in"]:
@@ -88,78 +112,136 @@ def beats(
                 for b in listed(entry["others"]):
                     cells = [(s, on or own_degradation(s, names.recipes)) for s in (a, b)]
                     place = f" on {names.on(on)}" if on else ""
-                    yield Inequality(f"{label_of(a, names.recipes)} beats {label_of(b, names.recipes)}{place}", cells, measure, difference(sign(measure)))
+                    yield Inequality(
+                        f"{label_of(a, names.recipes)} beats {label_of(b, names.recipes)}{place}",
+                        cells,
+                        measure,
+                        difference(sign(measure)),
+                    )
+
 
 def last(entry, names):
     "`last` is worse than each other of `among`."
-    return beats({**entry, "beats": [s for s in entry["among"] if s != entry["last"]], "others": entry["last"]}, names)
+    return beats(
+        {
+            **entry,
+            "beats": [s for s in entry["among"] if s != entry["last"]],
+            "others": entry["last"],
+        },
+        names,
+    )
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c012
 def hardest(entry, names):
     "The mean over `hardest` is worse than that over the rest of `among`."
     worst, places = entry["hardest"], entry["among"]
     hard = np.array([on in worst for on in places])
-    if not hard.any() or hard.all(): raise FacelabError(f"`hardest: {worst}` must be some, but not all, of `among: {places}`")
+    if not hard.any() or hard.all():
+        raise FacelabError(f"`hardest: {worst}` must be some, but not all, of `among: {places}`")
     for measure in entry["in"]:
-        yield Inequality(f"{label_of(entry['system'], names.recipes)} is worst on {names.on(*worst)}", [(entry["system"], on) for on in places], measure,
-                         lambda x, s=sign(measure): s * (x[~hard].mean(0) - x[hard].mean(0)))
+        yield Inequality(
+            f"{label_of(entry['system'], names.recipes)} is worst on {names.on(*worst)}",
+            [(entry["system"], on) for on in places],
+            measure,
+            lambda x, s=sign(measure): s * (x[~hard].mean(0) - x[hard].mean(0)),
+        )
+
 
 def spread(entry, names):
     "The standard deviation (n - 1) of the means over the places stays below a bound."
     for measure in entry["in"]:
-        yield Inequality(f"{label_of(entry['system'], names.recipes)} spreads over {len(entry['spread'])} places by less than {entry['below']}",
-                         [(entry["system"], on) for on in entry["spread"]], measure, lambda x: entry["below"] - x.std(0, ddof=1))
+        yield Inequality(
+            f"{label_of(entry['system'], names.recipes)} spreads over {len(entry['spread'])} places"
+            f" by less than {entry['below']}",
+            [(entry["system"], on) for on in entry["spread"]],
+            measure,
+            lambda x: entry["below"] - x.std(0, ddof=1),
+        )
+
 
 def falls(entry, names):
     "Each next degradation is worse than the one before."
     for measure in entry["in"]:
         for a, b in zip(entry["falls"], entry["falls"][1:]):
-            yield Inequality(f"{label_of(entry['system'], names.recipes)} falls over {names.on(a, b)}", [(entry["system"], a), (entry["system"], b)], measure,
-                             difference(sign(measure)))
+            yield Inequality(
+                f"{label_of(entry['system'], names.recipes)} falls over {names.on(a, b)}",
+                [(entry["system"], a), (entry["system"], b)],
+                measure,
+                difference(sign(measure)),
+            )
 
+# %% ../../nbs/8_publication/04_claims.ipynb #c012-1
 def drop(entry, names):
     "From the first of `drop` to the second, less than `below` is lost."
     a, b = entry["drop"]
     for measure in entry["in"]:
-        yield Inequality(f"{label_of(entry['system'], names.recipes)} loses less than {entry['below']} from {names.on(a)} to {names.on(b)}",
-                         [(entry["system"], a), (entry["system"], b)], measure, lambda x, s=sign(measure): entry["below"] - s * (x[0] - x[1]))
+        yield Inequality(
+            f"{label_of(entry['system'], names.recipes)} loses less than {entry['below']} from"
+            f" {names.on(a)} to {names.on(b)}",
+            [(entry["system"], a), (entry["system"], b)],
+            measure,
+            lambda x, s=sign(measure): entry["below"] - s * (x[0] - x[1]),
+        )
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c014
 def order(entry, names):
     "Each kind of face is recognised more often than the next, at every rank."
     for rank in entry["ranks"]:
         for a, b in zip(entry["order"], entry["order"][1:]):
-            yield Inequality(f"{a} faces are recognised more often than {b} ones", [(a, IDENTIFICATION), (b, IDENTIFICATION)], f"rank_{rank}", difference(1))
+            yield Inequality(
+                f"{a} faces are recognised more often than {b} ones",
+                [(a, IDENTIFICATION), (b, IDENTIFICATION)],
+                f"rank_{rank}",
+                difference(1),
+            )
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c015
-KINDS = {"beats": (beats, "others in", "on"), "last": (last, "among in", "on"), "hardest": (hardest, "among system in", ""), "spread": (spread, "system in below", ""),
-         "falls": (falls, "system in", ""), "drop": (drop, "system in below", ""), "order": (order, "ranks", "")}   # function, fields that it needs, fields that it may have
+KINDS = {
+    "beats": (beats, "others in", "on"),
+    "last": (last, "among in", "on"),
+    "hardest": (hardest, "among system in", ""),
+    "spread": (spread, "system in below", ""),
+    "falls": (falls, "system in", ""),
+    "drop": (drop, "system in below", ""),
+    "order": (order, "ranks", ""),
+}  # function, fields that it needs, fields that it may have
+
 
 def check_entry(
     entry: dict,  # one of a claim's `holds`
-    where: str,   # how a message calls the place
-) -> str:         # its kind
+    where: str,  # how a message calls the place
+) -> str:  # its kind
     "What kind of inequality an entry is; `FacelabError` for unknown, missing and doubled fields."
     kinds = [k for k in KINDS if k in entry] if isinstance(entry, dict) else []
-    if len(kinds) != 1: raise FacelabError(f"{where}: an inequality is one of {', '.join(KINDS)}, but {entry!r} is {'several' if kinds else 'none'} of them")
+    if len(kinds) != 1:
+        raise FacelabError(
+            f"{where}: an inequality is one of {', '.join(KINDS)}, but {entry!r} is"
+            f" {'several' if kinds else 'none'} of them"
+        )
     _, needed, allowed = KINDS[kinds[0]]
-    if True in entry: raise FacelabError(f"{where}: YAML takes a bare `on` for a truth value: write \"on\"")
+    if True in entry:
+        raise FacelabError(f'{where}: YAML takes a bare `on` for a truth value: write "on"')
     check_keys(entry, [kinds[0], *needed.split(), *allowed.split()], where)
     missing = [f for f in needed.split() if f not in entry]
-    if missing: raise FacelabError(f"{where}: the inequality `{kinds[0]}` lacks {missing[0]!r}: add it")
-    for measure in entry.get("in", []): measure_of(measure)
+    if missing:
+        raise FacelabError(f"{where}: the inequality `{kinds[0]}` lacks {missing[0]!r}: add it")
+    for measure in entry.get("in", []):
+        measure_of(measure)
     return kinds[0]
 
+# %% ../../nbs/8_publication/04_claims.ipynb #c015-1
 def inequalities(
-    claim: dict,   # one of papers/claims.yaml
+    claim: dict,  # one of papers/claims.yaml
     names: Names,  # of systems and degradations
-) -> list:         # of `Inequality`
+) -> list:  # of `Inequality`
     "All that must hold for a claim to be true."
-    return [q for entry in claim["holds"] for q in KINDS[check_entry(entry, "claim")][0](entry, names)]
+    return [
+        q for entry in claim["holds"] for q in KINDS[check_entry(entry, "claim")][0](entry, names)
+    ]
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c018
 def read_claims(
-    path,   # papers/claims.yaml
+    path,  # papers/claims.yaml
 ) -> dict:  # paper -> letter -> text, source, holds
     "What the papers claim, checked field by field."
     claims = read_yaml(path)
@@ -168,8 +250,10 @@ def read_claims(
             where = f"{path}: {paper} ({letter})"
             check_keys(claim, ["text", "source", "holds"], where)
             missing = [f for f in ("text", "source", "holds") if not claim.get(f)]
-            if missing: raise FacelabError(f"{where} lacks {missing[0]!r}: add it")
-            for entry in claim["holds"]: check_entry(entry, where)
+            if missing:
+                raise FacelabError(f"{where} lacks {missing[0]!r}: add it")
+            for entry in claim["holds"]:
+                check_entry(entry, where)
     return claims
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c021
@@ -177,76 +261,119 @@ def read_claims(
 class Scored:
     "The scores that a paper's claims are judged from."
 
-    folder: str           # where they were looked for
-    convention: str       # under which PSNR and SSIM are taken
-    faces: object         # as `read_paper_scores` returns them; None: there are none
-    sets: object = None   # as `read_set_scores` returns them
-    judges: dict = field(default_factory=dict)   # as `read_judges` returns them
+    folder: str  # where they were looked for
+    convention: str  # under which PSNR and SSIM are taken
+    faces: object  # as `read_paper_scores` returns them; None: there are none
+    sets: object = None  # as `read_set_scores` returns them
+    judges: dict = field(default_factory=dict)  # as `read_judges` returns them
     ranks: object = None  # kind, image, rank: the identification
 
     def values(self, system, on, measure):
         "A Series by image; of a measure of sets, of one number. `FacelabError` says why there is none."
-        if on == IDENTIFICATION: return self.recognised(system, float(measure.partition("_")[2]))
-        if self.faces is None: raise FacelabError(f"there are no scores in {self.folder}")
+        if on == IDENTIFICATION:
+            return self.recognised(system, float(measure.partition("_")[2]))
+        if self.faces is None:
+            raise FacelabError(f"there are no scores in {self.folder}")
         missing = judge_of(measure, self.judges)["missing"]
-        if missing: raise FacelabError(f"{measure_of(measure).label}: {missing}")
-        if measure_of(measure).of == "set": found = find_rows(self.sets, system, on).set_index("on")[measure] if self.sets is not None and measure in self.sets else np.full(1, np.nan)
-        else: found = face_values(find_rows(self.faces, system, on), measure, self.convention)
-        if not np.isfinite(found).any(): raise FacelabError(f"{measure_of(measure).label} of {system!r} on {on!r} was not measured")
+        if missing:
+            raise FacelabError(f"{measure_of(measure).label}: {missing}")
+        if measure_of(measure).of == "set":
+            found = (
+                find_rows(self.sets, system, on).set_index("on")[measure]
+                if self.sets is not None and measure in self.sets
+                else np.full(1, np.nan)
+            )
+        else:
+            found = face_values(find_rows(self.faces, system, on), measure, self.convention)
+        if not np.isfinite(found).any():
+            raise FacelabError(
+                f"{measure_of(measure).label} of {system!r} on {on!r} was not measured"
+            )
         return found
 
     def about(self):
         "How many faces, and how PSNR and SSIM are taken."
-        if self.faces is None: return f"There are no scores in {self.folder}."
+        if self.faces is None:
+            return f"There are no scores in {self.folder}."
         unseen = self.faces["on"].str.endswith("@unseen")
-        counts = [f"{part.image.nunique()} {what}" for part, what in ((self.faces[~unseen], "test faces"), (self.faces[unseen], "unseen faces of another set")) if len(part)]
+        counts = [
+            f"{part.image.nunique()} {what}"
+            for part, what in (
+                (self.faces[~unseen], "test faces"),
+                (self.faces[unseen], "unseen faces of another set"),
+            )
+            if len(part)
+        ]
         return f"{' and '.join(counts)}; PSNR and SSIM: {as_convention(self.convention)}."
 
     def recognised(self, kind, rank):
         "Per cent, 0 or 100 a face: is a face of this kind recognised at this rank?"
-        if self.ranks is None: raise FacelabError(f"there is no identification in {self.folder}")
+        if self.ranks is None:
+            raise FacelabError(f"there is no identification in {self.folder}")
         rows = self.ranks[self.ranks["kind"] == kind].set_index("image").sort_index()
-        if rows.empty: raise FacelabError(f"the identification has no faces of the kind {kind!r}, but {', '.join(sorted(set(self.ranks['kind'])))}")
-        return 100. * (rows["rank"] <= rank)
+        if rows.empty:
+            raise FacelabError(
+                f"the identification has no faces of the kind {kind!r}, but"
+                f" {', '.join(sorted(set(self.ranks['kind'])))}"
+            )
+        return 100.0 * (rows["rank"] <= rank)
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c022
 def read_scored(
-    folder,           # scores of a paper
+    folder,  # scores of a paper
     convention: str,  # under which PSNR and SSIM are taken
 ) -> Scored:
     "What there is of a paper's scores; a paper that was not scored has none, which its claims will say."
     folder = Path(folder)
-    ranks = read_ranks(folder / "identification.csv") if (folder / "identification.csv").exists() else None
-    if not (folder / "sets.csv").exists(): return Scored(str(folder), convention, None, ranks=ranks)
-    return Scored(str(folder), convention, read_paper_scores(folder), read_set_scores(folder), read_judges(folder), ranks)
+    ranks = (
+        read_ranks(folder / "identification.csv")
+        if (folder / "identification.csv").exists()
+        else None
+    )
+    if not (folder / "sets.csv").exists():
+        return Scored(str(folder), convention, None, ranks=ranks)
+    return Scored(
+        str(folder),
+        convention,
+        read_paper_scores(folder),
+        read_set_scores(folder),
+        read_judges(folder),
+        ranks,
+    )
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c027
 @lru_cache(maxsize=32)
 def resamples(
     faces: int,  # how many there are
-    n: int,      # how many resamples
-    seed: int,   # of the drawing
-    part: int,   # face set, 0 or 1
-):               # (n, faces), indices
+    n: int,  # how many resamples
+    seed: int,  # of the drawing
+    part: int,  # face set, 0 or 1
+):  # (n, faces), indices
     "Which faces each resample holds."
     return np.random.default_rng([seed, part]).integers(0, faces, (n, faces))
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c028
 def resampled_means(
-    values: list,     # Series by image, one a cell
-    parts: list,      # the face set of each cell, 0 or 1
-    mean,             # (..., faces) -> (...)
-    n: int,           # resamples
-    seed: int,        # of the drawing
-) -> tuple:           # (cells,), (cells, n)
+    values: list,  # Series by image, one a cell
+    parts: list,  # the face set of each cell, 0 or 1
+    mean,  # (..., faces) -> (...)
+    n: int,  # resamples
+    seed: int,  # of the drawing
+) -> tuple:  # (cells,), (cells, n)
     "Means of the cells, and of every resample; faces that a cell of a set lacks are left out of all of its cells."
     import pandas as pd
 
     means, again = np.empty(len(values)), np.empty((len(values), n))
     for part in sorted(set(parts)):
         mine = [i for i, p in enumerate(parts) if p == part]
-        matrix = np.ascontiguousarray(pd.concat([values[i].rename(i) for i in mine], axis=1, join="inner").dropna().to_numpy(float).T)
-        if not matrix.size: raise FacelabError("no face was scored in all that is compared")
+        matrix = np.ascontiguousarray(
+            pd.concat([values[i].rename(i) for i in mine], axis=1, join="inner")
+            .dropna()
+            .to_numpy(float)
+            .T
+        )
+        if not matrix.size:
+            raise FacelabError("no face was scored in all that is compared")
         index = resamples(matrix.shape[1], n, seed, part)
         means[mine], again[mine] = mean(matrix), [mean(row[index]) for row in matrix]
     return means, again
@@ -255,8 +382,9 @@ def resampled_means(
 WORDS = ("not reproduced", "undecided", "n/a", "reproduced")
 SYMBOLS = {"reproduced": "✔", "not reproduced": "✘", "undecided": "?", "n/a": "–"}
 
+
 def decide(
-    low: float,   # end of the margin's interval
+    low: float,  # end of the margin's interval
     high: float,  # its other end
 ) -> str:
     "One of `WORDS`."
@@ -269,17 +397,20 @@ class Finding:
 
     text: str
     measure: str
-    word: str                # one of `WORDS`
+    word: str  # one of `WORDS`
     margin: float = np.nan
-    low: float = np.nan      # of the 95 % interval
+    low: float = np.nan  # of the 95 % interval
     high: float = np.nan
     printed: float = np.nan  # the margin of the paper's own numbers
-    reason: str = ""         # why it is undecided or n/a
+    reason: str = ""  # why it is undecided or n/a
 
     def units(self):
         "Margin, low and high in halves of the interval, at most 1000; NaN if there is none."
         half = (self.high - self.low) / 2
-        return [float(np.clip(v / half, -1000, 1000)) if half else 1000. * np.sign(v) for v in (self.margin, self.low, self.high)]
+        return [
+            float(np.clip(v / half, -1000, 1000)) if half else 1000.0 * np.sign(v)
+            for v in (self.margin, self.low, self.high)
+        ]
 
     def number(self, value):
         "A margin as text."
@@ -288,43 +419,73 @@ class Finding:
     def compared(self):
         "The inequality with its numbers."
         unit = " dB" if self.measure == "psnr" else ""
-        inside = "" if self.low != self.low else f" [{self.number(self.low)}, {self.number(self.high)}]"
-        return f"{self.text}, {measure_of(self.measure).label}" + (f": {self.number(self.margin)}{unit}{inside}" if self.margin == self.margin else "")
+        inside = (
+            "" if self.low != self.low else f" [{self.number(self.low)}, {self.number(self.high)}]"
+        )
+        return f"{self.text}, {measure_of(self.measure).label}" + (
+            f": {self.number(self.margin)}{unit}{inside}" if self.margin == self.margin else ""
+        )
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c034
 def judge(
     q: Inequality,  # what must hold
-    scored: Scored, # the paper's scores
+    scored: Scored,  # the paper's scores
     printed: list,  # as `printed_numbers` returns them
-    n: int,         # resamples
-    seed: int,      # of the bootstrap
+    n: int,  # resamples
+    seed: int,  # of the bootstrap
 ) -> Finding:
     "The verdict on one inequality."
     says = printed_margin(q, printed)
-    try: values = [scored.values(*cell, q.measure) for cell in q.cells]
-    except FacelabError as e: return Finding(q.text, q.measure, "n/a", printed=says, reason=str(e))
+    try:
+        values = [scored.values(*cell, q.measure) for cell in q.cells]
+    except FacelabError as e:
+        return Finding(q.text, q.measure, "n/a", printed=says, reason=str(e))
     if measure_of(q.measure).of == "set":
         one = float(q.margin(np.array([v.iloc[0] for v in values])))
-        return Finding(q.text, q.measure, "undecided", one, printed=says, reason=f"{measure_of(q.measure).label} is one number a set, without an interval")
-    try: means, again = resampled_means(values, [int(on.endswith("@unseen")) for _, on in q.cells], lambda v: average(v, q.measure, scored.convention), n, seed)
-    except FacelabError as e: return Finding(q.text, q.measure, "n/a", printed=says, reason=str(e))
-    low, high = map(float, np.quantile(q.margin(again), [.025, .975], method="inverted_cdf"))
+        return Finding(
+            q.text,
+            q.measure,
+            "undecided",
+            one,
+            printed=says,
+            reason=f"{measure_of(q.measure).label} is one number a set, without an interval",
+        )
+    try:
+        means, again = resampled_means(
+            values,
+            [int(on.endswith("@unseen")) for _, on in q.cells],
+            lambda v: average(v, q.measure, scored.convention),
+            n,
+            seed,
+        )
+    except FacelabError as e:
+        return Finding(q.text, q.measure, "n/a", printed=says, reason=str(e))
+    low, high = map(float, np.quantile(q.margin(again), [0.025, 0.975], method="inverted_cdf"))
     return Finding(q.text, q.measure, decide(low, high), float(q.margin(means)), low, high, says)
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c036
 def printed_numbers(
-    paper: dict,    # papers/<paper>.yaml
+    paper: dict,  # papers/<paper>.yaml
     recipes: dict,  # as `load_recipes` returns them
-) -> list:          # one dict a table, the last of all tables together: (system, on, measure) -> number
+) -> list:  # one dict a table, the last of all tables together: (system, on, measure) -> number
     "What the tables of a paper print."
-    tables = [{(system, on, m): printed[m] for _, system, on, printed in table_rows(spec, recipes) for m in spec["columns"] if printed.get(m) is not None}
-              for spec in (paper.get("tables") or {}).values() if isinstance(spec.get("rows"), dict) and "kind" not in spec]
+    tables = [
+        {
+            (system, on, m): printed[m]
+            for _, system, on, printed in table_rows(spec, recipes)
+            for m in spec["columns"]
+            if printed.get(m) is not None
+        }
+        for spec in (paper.get("tables") or {}).values()
+        if isinstance(spec.get("rows"), dict) and "kind" not in spec
+    ]
     return [*tables, {cell: number for table in reversed(tables) for cell, number in table.items()}]
 
+
 def printed_margin(
-    q: Inequality,   # what must hold
-    printed: list,   # as `printed_numbers` returns them
-) -> float:          # NaN where a number is not printed
+    q: Inequality,  # what must hold
+    printed: list,  # as `printed_numbers` returns them
+) -> float:  # NaN where a number is not printed
     "The margin of the paper's own numbers."
     for table in printed:
         if all((*cell, q.measure) in table for cell in q.cells):
@@ -346,75 +507,154 @@ class Verdict:
     def word(self):
         "One of `WORDS`."
         words = {f.word for f in self.findings}
-        return words.pop() if len(words) == 1 else "not reproduced" if "not reproduced" in words else "undecided"
+        return (
+            words.pop()
+            if len(words) == 1
+            else "not reproduced"
+            if "not reproduced" in words
+            else "undecided"
+        )
 
     @property
     def weakest(self):
         "The finding that says most against the claim: the smallest margin in halves of its interval."
         sure = [f for f in self.findings if f.low == f.low]
-        return min(sure, key=lambda f: f.units()[0]) if sure else min(self.findings, key=lambda f: WORDS.index(f.word))
+        return (
+            min(sure, key=lambda f: f.units()[0])
+            if sure
+            else min(self.findings, key=lambda f: WORDS.index(f.word))
+        )
 
     def row(self):
         "A row of a table: claim, weakest comparison, how many hold, the paper's margin there, verdict."
         held = sum(f.word == "reproduced" for f in self.findings)
         weak = self.weakest
-        return [f"({self.letter}) {self.text} ({self.source})", weak.compared(), f"{held} of {len(self.findings)}", weak.number(weak.printed), f"{SYMBOLS[self.word]} {self.word}"]
+        return [
+            f"({self.letter}) {self.text} ({self.source})",
+            weak.compared(),
+            f"{held} of {len(self.findings)}",
+            weak.number(weak.printed),
+            f"{SYMBOLS[self.word]} {self.word}",
+        ]
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c040
 def verdict(
-    paper: str,      # its key
-    letter: str,     # of the claim
-    claim: dict,     # one of `read_claims`
+    paper: str,  # its key
+    letter: str,  # of the claim
+    claim: dict,  # one of `read_claims`
     scored: Scored,  # the paper's scores
-    names: Names,    # of systems and degradations
+    names: Names,  # of systems and degradations
     printed: list = (),  # as `printed_numbers` returns them
-    n: int = 2000,   # resamples
-    seed: int = 0,   # of the bootstrap
+    n: int = 2000,  # resamples
+    seed: int = 0,  # of the bootstrap
 ) -> Verdict:
     "The verdict on one claim; the same scores give the same bytes."
-    try: return Verdict(paper, letter, claim["text"], claim["source"], [judge(q, scored, printed, n, seed) for q in inequalities(claim, names)])
-    except FacelabError as e: raise FacelabError(f"claim ({letter}) of {paper}: {e}") from None
+    try:
+        return Verdict(
+            paper,
+            letter,
+            claim["text"],
+            claim["source"],
+            [judge(q, scored, printed, n, seed) for q in inequalities(claim, names)],
+        )
+    except FacelabError as e:
+        raise FacelabError(f"claim ({letter}) of {paper}: {e}") from None
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c043
 def verdict_grid(
     words: dict,  # paper -> letter -> verdict
-) -> str:         # Markdown
+) -> str:  # Markdown
     "A row a paper, a column a claim."
     letters = sorted({letter for its in words.values() for letter in its})
-    return markdown_table([[f"`{paper}`", *(f"{SYMBOLS[its[k]]} {its[k]}" if k in its else "" for k in letters)] for paper, its in words.items()], ["paper", *(f"({k})" for k in letters)])
+    return markdown_table(
+        [
+            [f"`{paper}`", *(f"{SYMBOLS[its[k]]} {its[k]}" if k in its else "" for k in letters)]
+            for paper, its in words.items()
+        ],
+        ["paper", *(f"({k})" for k in letters)],
+    )
+
 
 def words_of(
     verdicts: list,  # of `Verdict`
 ) -> dict:
     "paper -> letter -> verdict."
     out = {}
-    for v in verdicts: out.setdefault(v.paper, {})[v.letter] = v.word
+    for v in verdicts:
+        out.setdefault(v.paper, {})[v.letter] = v.word
     return out
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c045
 def paper_section(
     verdicts: list,  # of one paper
-    title: str,      # of the paper
+    title: str,  # of the paper
     scored: Scored,  # its scores
-) -> str:            # Markdown
+) -> str:  # Markdown
     "The claims of a paper, each with the comparison that is weakest, and why something is missing."
-    head = ["claim", "weakest comparison, margin and 95 % interval", "reproduced", "paper's margin", "verdict"]
-    reasons = dict.fromkeys(f"({v.letter}) {f.word}: {f.reason}." for v in verdicts for f in v.findings if f.reason)
-    return "\n\n".join(filter(None, [f"## {title}", scored.about(), markdown_table([v.row() for v in verdicts], head), "\n".join(f"- {r}" for r in reasons)]))
+    head = [
+        "claim",
+        "weakest comparison, margin and 95 % interval",
+        "reproduced",
+        "paper's margin",
+        "verdict",
+    ]
+    reasons = dict.fromkeys(
+        f"({v.letter}) {f.word}: {f.reason}." for v in verdicts for f in v.findings if f.reason
+    )
+    return "\n\n".join(
+        filter(
+            None,
+            [
+                f"## {title}",
+                scored.about(),
+                markdown_table([v.row() for v in verdicts], head),
+                "\n".join(f"- {r}" for r in reasons),
+            ],
+        )
+    )
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c047
 def claims_table(
     verdicts: list,  # of all claims
-) -> Table:          # to be written as CSV
+) -> Table:  # to be written as CSV
     "Every inequality of every claim, a row each, with more digits than a page needs."
     number = lambda f, v: "" if v != v else f"{v:.{measure_of(f.measure).digits + 2}f}"
-    rows = [[v.paper, v.letter, v.word, f.text, f.measure, *(number(f, x) for x in (f.margin, f.low, f.high, f.printed)), f.word, f.reason] for v in verdicts for f in v.findings]
-    return Table("Claims", ["paper", "claim", "verdict_of_claim", "inequality", "measure", "margin", "low", "high", "paper_margin", "verdict", "reason"], rows)
+    rows = [
+        [
+            v.paper,
+            v.letter,
+            v.word,
+            f.text,
+            f.measure,
+            *(number(f, x) for x in (f.margin, f.low, f.high, f.printed)),
+            f.word,
+            f.reason,
+        ]
+        for v in verdicts
+        for f in v.findings
+    ]
+    return Table(
+        "Claims",
+        [
+            "paper",
+            "claim",
+            "verdict_of_claim",
+            "inequality",
+            "measure",
+            "margin",
+            "low",
+            "high",
+            "paper_margin",
+            "verdict",
+            "reason",
+        ],
+        rows,
+    )
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c049
 def published(
     folder,  # results/, which may be absent or empty
-) -> str:    # Markdown
+) -> str:  # Markdown
     "The verdicts of published runs."
     import json
 
@@ -423,67 +663,135 @@ def published(
     out = []
     for path in sorted(Path(folder).glob("*/claims.csv")):
         run = path.with_name("run.json")
-        if not run.exists(): raise FacelabError(f"{path} does not say what it came from: put {run.name} (profile, faces, revision, device) beside it")
-        about = ", ".join(f"{k} {v}" for k, v in json.loads(run.read_text()).items() if not isinstance(v, (dict, list)))
+        if not run.exists():
+            raise FacelabError(
+                f"{path} does not say what it came from: put {run.name} (profile, faces, revision,"
+                " device) beside it"
+            )
+        about = ", ".join(
+            f"{k} {v}"
+            for k, v in json.loads(run.read_text()).items()
+            if not isinstance(v, (dict, list))
+        )
         table = pd.read_csv(path, dtype=str, keep_default_na=False)
-        words = {paper: dict(zip(its["claim"], its["verdict_of_claim"])) for paper, its in table.groupby("paper", sort=False)}
+        words = {
+            paper: dict(zip(its["claim"], its["verdict_of_claim"]))
+            for paper, its in table.groupby("paper", sort=False)
+        }
         out += [f"### {path.parent.name}", about + ".", verdict_grid(words)]
     return "\n\n".join(out or ["Not run."])
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c051
-HOW = ("A claim is a sentence of a paper and the inequalities that make it true. The margin of each, a difference towards the better or what is left below a bound, has a 95 % interval "
-       "from {n} paired resamples of the test faces. Above zero: reproduced; below: not reproduced; else undecided. "
-       "The interval is over faces: each system was trained once, and what another seed would change it does not see.")
+HOW = (
+    "A claim is a sentence of a paper and the inequalities that make it true. The margin of each, a"
+    " difference towards the better or what is left below a bound, has a 95 % interval from {n}"
+    " paired resamples of the test faces. Above zero: reproduced; below: not reproduced; else"
+    " undecided. The interval is over faces: each system was trained once, and what another seed"
+    " would change it does not see."
+)
+
 
 def claims_page(
     verdicts: list,  # of all claims
-    papers: dict,    # key -> papers/<key>.yaml
-    scored: dict,    # key -> its `Scored`
-    profile: str,    # a demo proves nothing about a paper, and the page says so
-    faces: str,      # name of the face set
-    n: int = 2000,   # resamples
+    papers: dict,  # key -> papers/<key>.yaml
+    scored: dict,  # key -> its `Scored`
+    profile: str,  # a demo proves nothing about a paper, and the page says so
+    faces: str,  # name of the face set
+    n: int = 2000,  # resamples
     results="results",  # folder of published runs
-) -> str:            # Markdown
+) -> str:  # Markdown
     "All verdicts, to be taken in at a glance, then in detail."
     words = [v.word for v in verdicts]
     counts = ", ".join(f"{words.count(w)} {w}" for w in SYMBOLS)
-    demo = "**This is the demo: small networks, minutes of training, drawn faces. It shows that every verdict is made from scores. It is no evidence about the papers, for or against.**"
-    parts = ["# Claims", f"Profile `{profile}`, faces `{faces}`: {counts}.", demo if profile == "demo" else "", verdict_grid(words_of(verdicts)), HOW.format(n=n)]
+    demo = (
+        "**This is the demo: small networks, minutes of training, drawn faces. It shows that every"
+        " verdict is made from scores. It is no evidence about the papers, for or against.**"
+    )
+    parts = [
+        "# Claims",
+        f"Profile `{profile}`, faces `{faces}`: {counts}.",
+        demo if profile == "demo" else "",
+        verdict_grid(words_of(verdicts)),
+        HOW.format(n=n),
+    ]
     for paper, about in papers.items():
         mine = [v for v in verdicts if v.paper == paper]
-        if mine: parts.append(paper_section(mine, f"{about['title']} (`{paper}`)", scored[paper]))
+        if mine:
+            parts.append(paper_section(mine, f"{about['title']} (`{paper}`)", scored[paper]))
     return "\n\n".join(filter(None, [*parts, "## Published results", published(results)])) + "\n"
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c054
-MARKS = {"reproduced": ("#0072B2", "o"), "not reproduced": ("#D55E00", "X"), "undecided": ("#666666", "D"), "n/a": ("#999999", "")}   # Okabe and Ito's colours; another shape each
-LINE, HEAD = .155, .75   # inches: a line of the figure; what a paper needs besides
+MARKS = {
+    "reproduced": ("#0072B2", "o"),
+    "not reproduced": ("#D55E00", "X"),
+    "undecided": ("#666666", "D"),
+    "n/a": ("#999999", ""),
+}  # Okabe and Ito's colours; another shape each
+LINE, HEAD = 0.155, 0.75  # inches: a line of the figure; what a paper needs besides
+
 
 def shorter(text, length=96):
     "A text cut to a length, in its middle."
-    return text if len(text) <= length else f"{text[:length // 2 - 1].rstrip()} … {text[1 - length // 2:].lstrip()}"
+    return (
+        text
+        if len(text) <= length
+        else f"{text[: length // 2 - 1].rstrip()} … {text[1 - length // 2 :].lstrip()}"
+    )
 
+# %% ../../nbs/8_publication/04_claims.ipynb #c054-1
 def forest(
-    ax,              # matplotlib Axes
+    ax,  # matplotlib Axes
     verdicts: list,  # of one paper
 ):
     "The inequalities of a paper, from above, a line each; claims are divided by thin lines."
     lines = [(v, f) for v in verdicts for f in v.findings]
     y = np.arange(len(lines))
     ax.axvspan(-1, 1, color="#eeeeee", lw=0)
-    ax.axvline(0, color="black", lw=.8)
+    ax.axvline(0, color="black", lw=0.8)
     for word, (colour, mark) in MARKS.items():
-        there = [(i, f.units()) for i, (_, f) in enumerate(lines) if f.word == word and f.low == f.low]
-        for i, (_, low, high) in there: ax.plot([low, high], [i, i], color=colour, lw=1.2)
-        if there: ax.plot([x for _, (x, _, _) in there], [i for i, _ in there], mark, color=colour, ms=4.5, mec="white", mew=.4)
+        there = [
+            (i, f.units()) for i, (_, f) in enumerate(lines) if f.word == word and f.low == f.low
+        ]
+        for i, (_, low, high) in there:
+            ax.plot([low, high], [i, i], color=colour, lw=1.2)
+        if there:
+            ax.plot(
+                [x for _, (x, _, _) in there],
+                [i for i, _ in there],
+                mark,
+                color=colour,
+                ms=4.5,
+                mec="white",
+                mew=0.4,
+            )
     for i, (v, f) in enumerate(lines):
-        if f.low != f.low: ax.text(0, i, f" {f.number(f.margin)}, one number a set" if f.margin == f.margin else f" {f.word}", va="center", fontsize=6, color="#666666")
-        if i and lines[i - 1][0] is not v: ax.axhline(i - .5, color="#bbbbbb", lw=.5)
-    ax.set_yticks(y, [shorter(f"({v.letter}) {f.text}, {measure_of(f.measure).label}") for v, f in lines], fontsize=6)
-    ax.set_ylim(len(lines) - .5, -.5)
+        if f.low != f.low:
+            ax.text(
+                0,
+                i,
+                f" {f.number(f.margin)}, one number a set"
+                if f.margin == f.margin
+                else f" {f.word}",
+                va="center",
+                fontsize=6,
+                color="#666666",
+            )
+        if i and lines[i - 1][0] is not v:
+            ax.axhline(i - 0.5, color="#bbbbbb", lw=0.5)
+    ax.set_yticks(
+        y,
+        [shorter(f"({v.letter}) {f.text}, {measure_of(f.measure).label}") for v, f in lines],
+        fontsize=6,
+    )
+    ax.set_ylim(len(lines) - 0.5, -0.5)
     reach = max(3, 1.5 * np.abs(ax.dataLim.intervalx).max())
     ax.set_xscale("symlog", linthresh=3)
     ticks = [t for t in (1, 3, 10, 30, 100, 300, 1000) if t < reach]
-    ax.set_xticks([*(-t for t in ticks[::-1]), 0, *ticks], [*(f"−{t}" for t in ticks[::-1]), "0", *map(str, ticks)], fontsize=6)
+    ax.set_xticks(
+        [*(-t for t in ticks[::-1]), 0, *ticks],
+        [*(f"−{t}" for t in ticks[::-1]), "0", *map(str, ticks)],
+        fontsize=6,
+    )
     ax.minorticks_off()
     ax.set_xlim(-reach, reach)
 
@@ -491,26 +799,40 @@ def forest(
 def claims_figure(
     verdicts: list,  # of all claims
     columns: int = 2,  # papers side by side
-):                   # matplotlib Figure
+):  # matplotlib Figure
     "A forest plot a paper; the next paper goes where there is most room."
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    sizes = {p: sum(len(v.findings) for v in verdicts if v.paper == p) for p in dict.fromkeys(v.paper for v in verdicts)}
-    columns, below, place = min(columns, len(sizes)), [0.] * min(columns, len(sizes)), {}
+    sizes = {
+        p: sum(len(v.findings) for v in verdicts if v.paper == p)
+        for p in dict.fromkeys(v.paper for v in verdicts)
+    }
+    columns, below, place = min(columns, len(sizes)), [0.0] * min(columns, len(sizes)), {}
     for paper, size in sizes.items():
         k = below.index(min(below))
         place[paper] = k, below[k]
         below[k] += size * LINE + HEAD
-    W, H = 8 * columns, max(below) + .35
+    W, H = 8 * columns, max(below) + 0.35
     fig = Figure(figsize=(W, H))
     for paper, (k, top) in place.items():
         height = sizes[paper] * LINE
-        ax = fig.add_axes([(8 * k + 4.55) / W, 1 - (top + .6 + height) / H, 3.25 / W, height / H])
+        ax = fig.add_axes([(8 * k + 4.55) / W, 1 - (top + 0.6 + height) / H, 3.25 / W, height / H])
         forest(ax, [v for v in verdicts if v.paper == paper])
         ax.set_title(paper, fontsize=9, loc="left")
-    marks = [Line2D([], [], color=c, marker=m or None, lw=1.2, ms=4.5, label=w) for w, (c, m) in MARKS.items() if m]
+    marks = [
+        Line2D([], [], color=c, marker=m or None, lw=1.2, ms=4.5, label=w)
+        for w, (c, m) in MARKS.items()
+        if m
+    ]
     fig.legend(handles=marks, loc="upper left", ncols=3, fontsize=7, frameon=False)
-    fig.text(.99, 1 - .12 / H, "margin, in halves of its 95 % interval over faces; an interval right of 0: reproduced", ha="right", va="center", fontsize=7)
+    fig.text(
+        0.99,
+        1 - 0.12 / H,
+        "margin, in halves of its 95 % interval over faces; an interval right of 0: reproduced",
+        ha="right",
+        va="center",
+        fontsize=7,
+    )
     fig._repr_png_ = lambda: _png(fig)
     return fig

@@ -16,50 +16,86 @@ from ..training.recipes import load_degradations, load_losses, load_recipes, sou
 # %% ../../nbs/8_publication/05_deviations.ipynb #c006
 def choices(
     entries: dict,  # recipes, weighted sums or degradations, by name
-) -> dict:          # the same entries; their sources are the choices among them, by `name: field`
+) -> dict:  # the same entries; their sources are the choices among them, by `name: field`
     "Entries with only those sources that are our choice."
-    ours = lambda name, entry: {f"{entry.get('one_of', name)}: {field}": why.removeprefix("ours: ") for field, why in entry.get("sources", {}).items() if re.search(r"\bours\b", why)}
-    sweep = lambda entry: {"label": entry["label"].rpartition(": ")[0]} if "one_of" in entry else {}   # not one of its values
-    return {name: {**entry, "sources": ours(name, entry), **sweep(entry)} for name, entry in entries.items()}
+    ours = lambda name, entry: {
+        f"{entry.get('one_of', name)}: {field}": why.removeprefix("ours: ")
+        for field, why in entry.get("sources", {}).items()
+        if re.search(r"\bours\b", why)
+    }
+    sweep = lambda entry: (
+        {"label": entry["label"].rpartition(": ")[0]} if "one_of" in entry else {}
+    )  # not one of its values
+    return {
+        name: {**entry, "sources": ours(name, entry), **sweep(entry)}
+        for name, entry in entries.items()
+    }
 
 # %% ../../nbs/8_publication/05_deviations.ipynb #c009
 def written_down(
     papers: dict,  # key -> papers/<key>.yaml
-) -> dict:         # entries, as of recipes
+) -> dict:  # entries, as of recipes
     "The `deviations` of the papers' files."
     out = {}
     for paper, about in papers.items():
         for i, entry in enumerate(about.get("deviations") or []):
             wrong = {"what", "ours", "switch"} ^ set(entry)
-            if wrong: raise FacelabError(f"papers/{paper}.yaml: deviation {i + 1} needs what, ours and switch: look at {min(wrong)!r}")
-            out[f"{paper} {i}"] = {"label": entry["what"], "paper": paper, "sources": {entry["switch"] or "none": entry["ours"]}}
+            if wrong:
+                raise FacelabError(
+                    f"papers/{paper}.yaml: deviation {i + 1} needs what, ours and switch: look at"
+                    f" {min(wrong)!r}"
+                )
+            out[f"{paper} {i}"] = {
+                "label": entry["what"],
+                "paper": paper,
+                "sources": {entry["switch"] or "none": entry["ours"]},
+            }
     return out
 
 # %% ../../nbs/8_publication/05_deviations.ipynb #c012
-SHARED = "shared"   # in place of a paper's key
+SHARED = "shared"  # in place of a paper's key
+
 
 def deviations_page(
-    recipes: dict,       # as `load_recipes` returns them
-    losses: dict,        # as `load_losses` returns them
+    recipes: dict,  # as `load_recipes` returns them
+    losses: dict,  # as `load_losses` returns them
     degradations: dict,  # as `load_degradations` returns them
-    papers: dict,        # key -> papers/<key>.yaml
-) -> str:                # Markdown
+    papers: dict,  # key -> papers/<key>.yaml
+) -> str:  # Markdown
     "Every choice that a paper left open, with what was chosen and the switch."
-    own = lambda entries: {name: {**entry, "paper": entry["paper"] if entry.get("paper") in papers else SHARED} for name, entry in choices(entries).items()}
+    own = lambda entries: {
+        name: {**entry, "paper": entry["paper"] if entry.get("paper") in papers else SHARED}
+        for name, entry in choices(entries).items()
+    }
     recipes, chains, sums = own(recipes) | written_down(papers), own(degradations), own(losses)
-    parts = ["# Deviations", "What the papers do not say, or print wrongly, and what is done here. The switch is a field of an entry of `recipes/*.yaml`, or a parameter of the package or of `params.yaml`; "
-             "`none` has none. Where every other value comes from: [recipes](recipes.md)."]
-    for paper, title in [*((key, f"{about['title']} (`{key}`)") for key, about in papers.items()), (SHARED, "Shared by several papers")]:
+    parts = [
+        "# Deviations",
+        (
+            "What the papers do not say, or print wrongly, and what is done here. The switch is a"
+            " field of an entry of `recipes/*.yaml`, or a parameter of the package or of"
+            " `params.yaml`; `none` has none. Where every other value comes from:"
+            " [recipes](recipes.md)."
+        ),
+    ]
+    for paper, title in [
+        *((key, f"{about['title']} (`{key}`)") for key, about in papers.items()),
+        (SHARED, "Shared by several papers"),
+    ]:
         table = sources_table(recipes, chains, paper, sums).splitlines()
-        parts += [f"## {title}", "\n".join(["| what | switch | ours |", *table[1:]]) if len(table) > 2 else "Nothing."]
+        parts += [
+            f"## {title}",
+            "\n".join(["| what | switch | ours |", *table[1:]]) if len(table) > 2 else "Nothing.",
+        ]
     return "\n\n".join(parts) + "\n"
 
 # %% ../../nbs/8_publication/05_deviations.ipynb #c013
 def project_deviations(
     root=None,  # the project's folder; found by itself
-) -> str:       # Markdown
+) -> str:  # Markdown
     "The page of the project's own files; `python -m facelab.pipeline recipes` writes it to docs/deviations.md."
     root = Path(root or project_root())
     papers = {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
-    titled = {key: about for key, about in papers.items() if "title" in about}   # not the files of layers and claims
+    titled = {
+        key: about for key, about in papers.items() if "title" in about
+    }  # not the files of layers and claims
     return deviations_page(load_recipes(root), load_losses(root), load_degradations(root), titled)

@@ -30,8 +30,7 @@ from ..base.images import colour_labels, show, to_float
 from ..evaluation.inputs import Inputs
 from ..evaluation.labelling import MAPS, see
 from ..training.models import load_model
-from ..evaluation.photographs import Restorer, open_photograph, pictures
-from ..apps.files import mask_of
+from ..evaluation.photographs import Restorer, open_photograph, pictures, mask_of
 from ..training.recipes import folder_of
 from ..evaluation.summary import face_values, find_rows, label_of, own_degradation, recipe_of
 
@@ -39,118 +38,173 @@ from ..evaluation.summary import face_values, find_rows, label_of, own_degradati
 @dataclass
 class Album:
     "What the figures of a paper are made from."
-    paper: str               # whose
-    faces: object            # the test part of the face set
-    recipes: dict            # as `load_recipes` returns them
-    chains: dict             # as `load_degradations` returns them
-    scores: object = None    # as `read_paper_scores` returns them
+
+    paper: str  # whose
+    faces: object  # the test part of the face set
+    recipes: dict  # as `load_recipes` returns them
+    chains: dict  # as `load_degradations` returns them
+    scores: object = None  # as `read_paper_scores` returns them
     convention: str = "rgb"  # of PSNR and SSIM
-    build: str = "build"     # folder with inputs/<on>, restored/<paper>/<on>/<system> and parts
-    unseen: object = None    # the second face set
-    seed: int = 0            # of the bootstrap
-    resamples: int = 2000    # its resamples
-    photos: str = None       # folder of photographs, in folders by kind
+    build: str = "build"  # folder with inputs/<on>, restored/<paper>/<on>/<system> and parts
+    unseen: object = None  # the second face set
+    seed: int = 0  # of the bootstrap
+    resamples: int = 2000  # its resamples
+    photos: str = None  # folder of photographs, in folders by kind
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c010
 def chain_of(view, recipes):
     "The chain of degradations that a view belongs to; None for a target."
-    return view.get("on", view.get("chain")) or (own_degradation(view["system"], recipes) if view["show"] == "restored" else None)
+    return view.get("on", view.get("chain")) or (
+        own_degradation(view["system"], recipes) if view["show"] == "restored" else None
+    )
+
 
 def shown(
-    view: dict,    # show, and system or chain
+    view: dict,  # show, and system or chain
     album: Album,  # where things are
-    faces,         # the set that is shown
-    indices,       # which faces of it
-) -> torch.Tensor: # (n, 3 or 1, h, w), [0, 1], of the size they have
+    faces,  # the set that is shown
+    indices,  # which faces of it
+) -> torch.Tensor:  # (n, 3 or 1, h, w), [0, 1], of the size they have
     "The pictures of a view as they are."
     on, folder = chain_of(view, album.recipes), Path(album.build)
-    if view["show"] == "target": return faces.batch(indices, labels=())["image"]
-    if view["show"] == "restored": return to_float(read_restored(folder / "restored" / album.paper / on / view["system"], [faces.names[i] for i in indices]))
+    if view["show"] == "target":
+        return faces.batch(indices, labels=())["image"]
+    if view["show"] == "restored":
+        return to_float(
+            read_restored(
+                folder / "restored" / album.paper / on / view["system"],
+                [faces.names[i] for i in indices],
+            )
+        )
     inputs = Inputs(folder / "inputs" / on)
-    if inputs.names != list(faces.names): raise FacelabError(f"the inputs in {inputs.folder} are of other faces than {faces.name}: make them again with `dvc repro synthesize`")
-    return inputs.images(indices) if view["show"] == "input" else maps_shown(view["show"], inputs.maps(indices, *re.split(r" \+ |, ", view["show"])))
+    if inputs.names != list(faces.names):
+        raise FacelabError(
+            f"the inputs in {inputs.folder} are of other faces than {faces.name}: make them again"
+            " with `dvc repro synthesize`"
+        )
+    return (
+        inputs.images(indices)
+        if view["show"] == "input"
+        else maps_shown(view["show"], inputs.maps(indices, *re.split(r" \+ |, ", view["show"])))
+    )
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c012
 def maps_shown(show, maps):
     "Maps as pictures (n, 3 or 1, h, w)."
     for name, v in maps.items():
-        if v.dim() < 3: raise FacelabError(f"{name!r} is a number a face, not a picture: show another map")
-    x = colour_field(*maps.values()) if show == "u, v" else sum(v.view(len(v), -1, *v.shape[-2:]) for v in maps.values())
-    if x.shape[1] not in (1, 3): raise FacelabError(f"{show!r} has {x.shape[1]} channels: only maps with one or three can be shown")
-    return (x if x.min() >= -.1 else .5 + x / (2 * x.abs().max())).clamp(0, 1)
+        if v.dim() < 3:
+            raise FacelabError(f"{name!r} is a number a face, not a picture: show another map")
+    x = (
+        colour_field(*maps.values())
+        if show == "u, v"
+        else sum(v.view(len(v), -1, *v.shape[-2:]) for v in maps.values())
+    )
+    if x.shape[1] not in (1, 3):
+        raise FacelabError(
+            f"{show!r} has {x.shape[1]} channels: only maps with one or three can be shown"
+        )
+    return (x if x.min() >= -0.1 else 0.5 + x / (2 * x.abs().max())).clamp(0, 1)
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c015
 def enlarged(
     x: torch.Tensor,  # (n, 3 or 1, h, w)
-    size: int,        # of a face
-    how="bicubic",    # or nearest
-) -> torch.Tensor:    # (n, 3, H, W), H >= size
+    size: int,  # of a face
+    how="bicubic",  # or nearest
+) -> torch.Tensor:  # (n, 3, H, W), H >= size
     "Small pictures as large as a face, grey ones in three channels."
     x = x.expand(-1, 3, -1, -1)
-    if x.shape[-1] >= size: return x
-    return resize(x, size).clamp(0, 1) if how == "bicubic" else F.interpolate(x, (size, size), mode="nearest")
+    if x.shape[-1] >= size:
+        return x
+    return (
+        resize(x, size).clamp(0, 1)
+        if how == "bicubic"
+        else F.interpolate(x, (size, size), mode="nearest")
+    )
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c018
 def finder(view):
     "Who finds the parts of a view: labels, labelling, or a recipe."
     return view.get("by", "labels" if view["show"] == "target" else "labelling")
 
+
 def parts_found(
     x: torch.Tensor,  # (n, 3, S, S), [0, 1]
-    view: dict,       # parts, and by
-    album: Album,     # where things are
-    faces,            # the set that is shown
-    indices,          # which faces of it
-) -> torch.Tensor:    # uint8 (n, S, S), or float (n, K, 2) in pixels
+    view: dict,  # parts, and by
+    album: Album,  # where things are
+    faces,  # the set that is shown
+    indices,  # which faces of it
+) -> torch.Tensor:  # uint8 (n, S, S), or float (n, K, 2) in pixels
     "The parsing or the landmarks of the pictures of a view."
     what, by = view["parts"], finder(view)
-    if by == "labels": return faces.batch(indices, labels=(what,))[what]
+    if by == "labels":
+        return faces.batch(indices, labels=(what,))[what]
     name = MAPS[what][2] if by == "labelling" else by
     net, recipe = load_model(Path(album.build) / folder_of(name, album.recipes[name]))
-    with torch.inference_mode(): return see(net, x, what, recipe.get("call"))
+    with torch.inference_mode():
+        return see(net, x, what, recipe.get("call"))
+
 
 def coloured(
-    x: torch.Tensor,       # (n, 3, S, S), [0, 1]
+    x: torch.Tensor,  # (n, 3, S, S), [0, 1]
     labels: torch.Tensor,  # (n, S, S), 19 classes
-    opacity=.6,            # of the colours; 1: nothing of the picture is left
+    opacity=0.6,  # of the colours; 1: nothing of the picture is left
 ) -> torch.Tensor:
     "Pictures under the colours of their 11 parts."
     return torch.lerp(x, colour_labels(parsing_11(labels).argmax(1), 11), opacity)
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c022
 def view(
-    spec: dict,    # show, on, system, parts, by, opacity, enlarge
+    spec: dict,  # show, on, system, parts, by, opacity, enlarge
     album: Album,  # where things are
-    faces,         # the set that is shown
-    indices,       # which faces of it
-) -> tuple:        # pictures (n, 3, H, W) in [0, 1], landmarks (n, K, 2) or None
+    faces,  # the set that is shown
+    indices,  # which faces of it
+) -> tuple:  # pictures (n, 3, H, W) in [0, 1], landmarks (n, K, 2) or None
     "One view of some faces."
     x = enlarged(shown(spec, album, faces, indices), faces.size, spec.get("enlarge", "bicubic"))
-    if "parts" not in spec: return x, None
+    if "parts" not in spec:
+        return x, None
     found = parts_found(x, spec, album, faces, indices)
-    return (x, found) if spec["parts"] == "landmarks" else (coloured(x, found, spec.get("opacity", .6)), None)
+    return (
+        (x, found)
+        if spec["parts"] == "landmarks"
+        else (coloured(x, found, spec.get("opacity", 0.6)), None)
+    )
+
 
 def title_of(view, recipes):
     "What stands beside a view: its title, or what it shows."
-    if "title" in view: return view["title"]
-    text = {"target": "ground truth", "restored": label_of(view["system"], recipes) if "system" in view else ""}.get(view["show"], view["show"])
-    return text + (f", {view['parts']}" + ("" if finder(view) == "labels" else " found") if "parts" in view else "")
+    if "title" in view:
+        return view["title"]
+    text = {
+        "target": "ground truth",
+        "restored": label_of(view["system"], recipes) if "system" in view else "",
+    }.get(view["show"], view["show"])
+    return text + (
+        f", {view['parts']}" + ("" if finder(view) == "labels" else " found")
+        if "parts" in view
+        else ""
+    )
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c025
 def cut_out(
     x: torch.Tensor,  # (..., H, W)
-    box: list,        # left, top, right, bottom in shares of the side
-) -> torch.Tensor:    # (..., h, w)
+    box: list,  # left, top, right, bottom in shares of the side
+) -> torch.Tensor:  # (..., h, w)
     "The part of the pictures inside the box."
     left, top, right, bottom = (round(v * s) for v, s in zip(box, (x.shape[-1], x.shape[-2]) * 2))
     cut = x[..., top:bottom, left:right]
     if not cut.numel():
-        raise FacelabError(f"the zoom box {box} is empty: give left < right and top < bottom, in shares of the side")
+        raise FacelabError(
+            f"the zoom box {box} is empty: give left < right and top < bottom, in shares of the"
+            " side"
+        )
     return cut
+
 
 def repeated(x, times):
     "Every pixel `times` times in both directions."
     return x.repeat_interleave(times, -2).repeat_interleave(times, -1)
+
 
 def detail(x, box):
     "The part of the pictures inside the box, about twice as large as the pictures."
@@ -160,53 +214,75 @@ def detail(x, box):
 # %% ../../nbs/8_publication/03_figures.ipynb #c028
 def inset(
     x: torch.Tensor,  # (3, H, W)
-    box: list,        # left, top, right, bottom in shares of the side
-) -> tuple:           # the picture with the detail in its lower right corner, the box of the corner in shares
+    box: list,  # left, top, right, bottom in shares of the side
+) -> (
+    tuple
+):  # the picture with the detail in its lower right corner, the box of the corner in shares
     "A picture with its own detail, as often enlarged as fits into half of it."
     cut, (h, w) = cut_out(x, box), x.shape[-2:]
     times = min(h // (2 * cut.shape[-2]), w // (2 * cut.shape[-1]))
-    if times < 2: raise FacelabError(f"the zoom box {box} is too large to be seen enlarged inside the picture: make it at most a quarter of the side, or say `detail: beside`")
+    if times < 2:
+        raise FacelabError(
+            f"the zoom box {box} is too large to be seen enlarged inside the picture: make it at"
+            " most a quarter of the side, or say `detail: beside`"
+        )
     big, x = repeated(cut, times), x.clone()
-    x[:, -big.shape[-2]:, -big.shape[-1]:] = big
+    x[:, -big.shape[-2] :, -big.shape[-1] :] = big
     return x, [1 - big.shape[-1] / w, 1 - big.shape[-2] / h, 1, 1]
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c031
 def arranged(
-    views: int,    # how many
-    faces: int,    # how many
-    across: str,   # "faces" or "views": what runs along a row
+    views: int,  # how many
+    faces: int,  # how many
+    across: str,  # "faces" or "views": what runs along a row
     columns=None,  # pictures a row, at most; None: about equal even numbers
-    widest=10,     # pictures of such a piece, at most
-) -> list:         # of rows of (view, face)
+    widest=10,  # pictures of such a piece, at most
+) -> list:  # of rows of (view, face)
     "Which face of which view stands where."
+
     def pieces(n):
         step = columns or (-(-n // -(-n // widest)) + 1) // 2 * 2
         return [range(k, min(k + step, n)) for k in range(0, n, step)]
-    if across == "views": return [[(v, i) for v in piece] for i in range(faces) for piece in pieces(views)]
+
+    if across == "views":
+        return [[(v, i) for v in piece] for i in range(faces) for piece in pieces(views)]
     return [[(v, i) for i in piece] for piece in pieces(faces) for v in range(views)]
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c033
 def lay_out(
-    views: list,      # of (pictures (n, 3, H, W), landmarks (n, K, 2) or None)
-    titles: list,     # one text a view
-    texts=None,       # one text a face
-    across="faces",   # what runs along a row: "faces" or "views"
-    columns=None,     # pictures a row, at most
-    zoom=None,        # box of a detail: left, top, right, bottom in shares of the side
+    views: list,  # of (pictures (n, 3, H, W), landmarks (n, K, 2) or None)
+    titles: list,  # one text a view
+    texts=None,  # one text a face
+    across="faces",  # what runs along a row: "faces" or "views"
+    columns=None,  # pictures a row, at most
+    zoom=None,  # box of a detail: left, top, right, bottom in shares of the side
     detail="beside",  # where it is: "beside" the picture or "inside" it
-):                    # matplotlib Figure
+):  # matplotlib Figure
     "Views of the same faces in rows and columns."
     beside = bool(zoom) and detail == "beside"
     lines = arranged(len(views), len(views[0][0]), across, columns, widest=5 if beside else 10)
     if across == "views":
-        heads = [[titles[v] for v, _ in line] if line[0][1] == 0 or line[0][0] or len(line) < len(views) else [] for line in lines]
+        heads = [
+            [titles[v] for v, _ in line]
+            if line[0][1] == 0 or line[0][0] or len(line) < len(views)
+            else []
+            for line in lines
+        ]
         sides = texts and ["" if line[0][0] else texts[line[0][1]] for line in lines]
     else:
         heads = [[texts[i] for _, i in line] if texts and line[0][0] == 0 else [] for line in lines]
         sides = [titles[line[0][0]] for line in lines]
-    if beside: heads = [[text for head in line for text in (head, "detail")] for line in heads]
-    cells = [[cell for v, i in line for cell in cells_of(views[v], i, zoom, detail)] for line in lines]
-    fig = show([[picture for picture, _, _ in row] for row in cells], titles=heads, row_titles=sides, zoom=.5 if beside else 1)
+    if beside:
+        heads = [[text for head in line for text in (head, "detail")] for line in heads]
+    cells = [
+        [cell for v, i in line for cell in cells_of(views[v], i, zoom, detail)] for line in lines
+    ]
+    fig = show(
+        [[picture for picture, _, _ in row] for row in cells],
+        titles=heads,
+        row_titles=sides,
+        zoom=0.5 if beside else 1,
+    )
     for ax, (picture, boxes, points) in zip(fig.axes, (cell for row in cells for cell in row)):
         mark(ax, picture, boxes, points)
     return fig
@@ -215,10 +291,13 @@ def lay_out(
 def cells_of(view, i, zoom, where):
     "The pictures of one face in one view, each with boxes to frame and points to mark."
     x, points = view[0][i], view[1] if view[1] is None else view[1][i]
-    if not zoom: return [(x, [], points)]
-    if where == "beside": return [(x, [zoom], points), (detail(x, zoom), [], None)]
+    if not zoom:
+        return [(x, [], points)]
+    if where == "beside":
+        return [(x, [zoom], points), (detail(x, zoom), [], None)]
     x, corner = inset(x, zoom)
     return [(x, [zoom, corner], points)]
+
 
 def mark(ax, picture, boxes, points):
     "Frames and dots on one picture, and a hair line around it if it would melt into the page; all stay vectors."
@@ -226,58 +305,117 @@ def mark(ax, picture, boxes, points):
     from matplotlib.patheffects import withStroke
 
     side = picture.shape[-1]
-    if picture[:, [0, -1]].mean() > .97 or picture[..., [0, -1]].mean() > .97: ax.add_patch(Rectangle((0, 0), side, picture.shape[-2], fill=False, ec="#999999", lw=.4, clip_on=False))
+    if picture[:, [0, -1]].mean() > 0.97 or picture[..., [0, -1]].mean() > 0.97:
+        ax.add_patch(
+            Rectangle(
+                (0, 0), side, picture.shape[-2], fill=False, ec="#999999", lw=0.4, clip_on=False
+            )
+        )
     for left, top, right, bottom in boxes:
-        ax.add_patch(Rectangle((left * side, top * side), (right - left) * side, (bottom - top) * side, fill=False, ec="white", lw=.8, path_effects=[withStroke(linewidth=1.6, foreground="black")]))
-    if points is not None: ax.scatter(*points.T, s=2.2, c="cyan", ec="black", linewidths=.25, clip_on=True)
+        ax.add_patch(
+            Rectangle(
+                (left * side, top * side),
+                (right - left) * side,
+                (bottom - top) * side,
+                fill=False,
+                ec="white",
+                lw=0.8,
+                path_effects=[withStroke(linewidth=1.6, foreground="black")],
+            )
+        )
+    if points is not None:
+        ax.scatter(*points.T, s=2.2, c="cyan", ec="black", linewidths=0.25, clip_on=True)
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c041
 CHOICES = ("worst", "best", "spread")
 
+
 def chosen(
-    values,         # Series: image -> score
-    how: str,       # one of CHOICES
-    n: int,         # how many faces
-    measure="psnr", # what was measured
-):                  # Series of n faces
+    values,  # Series: image -> score
+    how: str,  # one of CHOICES
+    n: int,  # how many faces
+    measure="psnr",  # what was measured
+):  # Series of n faces
     "Faces by their score."
-    values = values.dropna().sort_index().sort_values(ascending=measure_of(measure).better == "higher", kind="stable")
-    if how == "spread": return values.iloc[torch.linspace(0, len(values) - 1, min(n, len(values))).round().long().tolist()]
+    values = (
+        values.dropna()
+        .sort_index()
+        .sort_values(ascending=measure_of(measure).better == "higher", kind="stable")
+    )
+    if how == "spread":
+        return values.iloc[
+            torch.linspace(0, len(values) - 1, min(n, len(values))).round().long().tolist()
+        ]
     return values.head(n) if how == "worst" else values.iloc[::-1].head(n)
+
 
 def value_text(value, measure):
     "A score as it stands beside a picture."
-    return f"{value:.{measure_of(measure).digits}f} dB" if measure == "psnr" else f"{measure.replace('_', ' ')} {value:.{measure_of(measure).digits}f}"
+    return (
+        f"{value:.{measure_of(measure).digits}f} dB"
+        if measure == "psnr"
+        else f"{measure.replace('_', ' ')} {value:.{measure_of(measure).digits}f}"
+    )
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c043
 def faces_of(spec, album):
     "The face set of a figure: the test faces, or the second set if its chains end in @unseen."
     ons = [on for on in (chain_of(v, album.recipes) for v in spec["views"]) if on]
-    if len({on.endswith("@unseen") for on in ons}) > 1: raise FacelabError(f"{', '.join(ons)} are of two face sets: a figure shows views of the same faces, so make two")
-    if not ons or not ons[0].endswith("@unseen"): return album.faces
-    if album.unseen is None: raise FacelabError(f"{ons[0]} needs a second face set, which is not there")
+    if len({on.endswith("@unseen") for on in ons}) > 1:
+        raise FacelabError(
+            f"{', '.join(ons)} are of two face sets: a figure shows views of the same faces, so"
+            " make two"
+        )
+    if not ons or not ons[0].endswith("@unseen"):
+        return album.faces
+    if album.unseen is None:
+        raise FacelabError(f"{ons[0]} needs a second face set, which is not there")
     return album.unseen
 
+# %% ../../nbs/8_publication/03_figures.ipynb #c043-1
 def picked(
-    spec: dict,    # faces; first, or choose, by and measure
+    spec: dict,  # faces; first, or choose, by and measure
     album: Album,  # with the scores
-    faces,         # the set that is shown
-    n: int,        # how many
-) -> tuple:        # indices, one text a face or None
+    faces,  # the set that is shown
+    n: int,  # how many
+) -> tuple:  # indices, one text a face or None
     "Which faces a figure shows."
     if "choose" not in spec:
         first = spec.get("first", 0)
-        if first >= len(faces): raise FacelabError(f"the figure begins with face {first + 1}, but there are only {len(faces)}")
+        if first >= len(faces):
+            raise FacelabError(
+                f"the figure begins with face {first + 1}, but there are only {len(faces)}"
+            )
         return range(first, min(first + n, len(faces))), None
-    if album.scores is None: raise FacelabError(f"faces are chosen by the scores of {spec['by']!r}, but there are none")
-    on, measure = ([chain_of(v, album.recipes) for v in spec["views"] if v.get("system") == spec["by"]] + [own_degradation(spec["by"], album.recipes)])[0], spec.get("measure", "psnr")
-    found = chosen(face_values(find_rows(album.scores, spec["by"], on), measure, album.convention), spec["choose"], n, measure)
-    if not len(found): raise FacelabError(f"faces are chosen by {measure} of {spec['by']!r}, which was not measured")
-    return [faces.names.index(name) for name in found.index], [value_text(v, measure) for v in found]
+    if album.scores is None:
+        raise FacelabError(f"faces are chosen by the scores of {spec['by']!r}, but there are none")
+    on, measure = (
+        (
+            [chain_of(v, album.recipes) for v in spec["views"] if v.get("system") == spec["by"]]
+            + [own_degradation(spec["by"], album.recipes)]
+        )[0],
+        spec.get("measure", "psnr"),
+    )
+    found = chosen(
+        face_values(find_rows(album.scores, spec["by"], on), measure, album.convention),
+        spec["choose"],
+        n,
+        measure,
+    )
+    if not len(found):
+        raise FacelabError(
+            f"faces are chosen by {measure} of {spec['by']!r}, which was not measured"
+        )
+    return [faces.names.index(name) for name in found.index], [
+        value_text(v, measure) for v in found
+    ]
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c046
 FIELDS = {  # kind of figure -> what must be said, what may be said
-    "views": (("faces", "views"), ("first", "choose", "by", "measure", "across", "columns", "zoom", "detail")),
+    "views": (
+        ("faces", "views"),
+        ("first", "choose", "by", "measure", "across", "columns", "zoom", "detail"),
+    ),
     "bars": (("groups", "systems", "measures"), ()),
     "curve": (("along", "x", "measures"), ("system", "systems")),
     "ranks": (("series", "ranks"), ()),
@@ -285,15 +423,17 @@ FIELDS = {  # kind of figure -> what must be said, what may be said
 }
 VIEW_FIELDS = ("show", "on", "chain", "system", "title", "parts", "by", "opacity", "enlarge")
 
+
 def one_of(value, known, what):
     "Refuse a word that is not known."
-    if value not in known: raise FacelabError(f"unknown {what} {value!r}: {near(value, known)}")
+    if value not in known:
+        raise FacelabError(f"unknown {what} {value!r}: {near(value, known)}")
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c047
 def check_figure(
-    spec: dict,    # one figure of papers/*.yaml
+    spec: dict,  # one figure of papers/*.yaml
     album: Album,  # which recipes and chains there are
-    where: str,    # how a message calls the figure
+    where: str,  # how a message calls the figure
 ):
     "Every word of a figure's entry is known; raises `FacelabError` otherwise."
     try:
@@ -302,15 +442,24 @@ def check_figure(
         needed, more = FIELDS[kind]
         check_keys(spec, ("title", "kind", *needed, *more), f"a figure of kind {kind}")
         for name in needed:
-            if name not in spec: raise FacelabError(f"a figure of kind {kind} lacks {name!r}: add it")
-        for on in {"bars": spec.get("groups"), "curve": spec.get("along")}.get(kind, {}).values(): check_chain(on, album.chains)
-        if kind == "curve" and not spec.keys() & {"system", "systems"}: raise FacelabError("a curve lacks 'system': say whose it is")
-        for system in [*spec.get("systems", []), *filter(None, [spec.get("system")])]: recipe_of(system, album.recipes)
-        for measure in spec.get("measures", []): axis_text(measure)
-        if kind == "views": check_views(spec, album)
-    except FacelabError as error: raise FacelabError(f"{where}: {error}") from None
+            if name not in spec:
+                raise FacelabError(f"a figure of kind {kind} lacks {name!r}: add it")
+        for on in {"bars": spec.get("groups"), "curve": spec.get("along")}.get(kind, {}).values():
+            check_chain(on, album.chains)
+        if kind == "curve" and not spec.keys() & {"system", "systems"}:
+            raise FacelabError("a curve lacks 'system': say whose it is")
+        for system in [*spec.get("systems", []), *filter(None, [spec.get("system")])]:
+            recipe_of(system, album.recipes)
+        for measure in spec.get("measures", []):
+            axis_text(measure)
+        if kind == "views":
+            check_views(spec, album)
+    except FacelabError as error:
+        raise FacelabError(f"{where}: {error}") from None
 
-def check_chain(on, chains): one_of(str(on).removesuffix("@unseen"), chains, "chain of degradations")
+
+def check_chain(on, chains):
+    one_of(str(on).removesuffix("@unseen"), chains, "chain of degradations")
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c048
 def check_views(spec, album):
@@ -319,47 +468,96 @@ def check_views(spec, album):
     one_of(spec.get("detail", "beside"), ("beside", "inside"), "place of a detail")
     if "choose" in spec:
         one_of(spec["choose"], CHOICES, "choice of faces")
-        if "by" not in spec: raise FacelabError("faces are chosen by a score, but nothing says whose: add `by: <system>`")
+        if "by" not in spec:
+            raise FacelabError(
+                "faces are chosen by a score, but nothing says whose: add `by: <system>`"
+            )
         recipe_of(spec["by"], album.recipes), axis_text(spec.get("measure", "psnr"))
     for view in spec["views"]:
-        if True in view: raise FacelabError(f"the view {view} has a word `on` that YAML reads as true: write it in quotes")
+        if True in view:
+            raise FacelabError(
+                f"the view {view} has a word `on` that YAML reads as true: write it in quotes"
+            )
         check_keys(view, VIEW_FIELDS, f"the view {view}")
-        if "show" not in view: raise FacelabError(f"the view {view} does not say what it shows: add `show: target`, input, restored or a map")
-        if view["show"] == "restored" and "system" not in view: raise FacelabError(f"the view {view} does not say who restored: add `system`")
-        if "system" in view: recipe_of(view["system"], album.recipes)
+        if "show" not in view:
+            raise FacelabError(
+                f"the view {view} does not say what it shows: add `show: target`, input, restored"
+                " or a map"
+            )
+        if view["show"] == "restored" and "system" not in view:
+            raise FacelabError(f"the view {view} does not say who restored: add `system`")
+        if "system" in view:
+            recipe_of(view["system"], album.recipes)
         on = chain_of(view, album.recipes)
-        if on: check_chain(on, album.chains)
-        elif view["show"] != "target": raise FacelabError(f"the view {view} does not say what was done to the faces: add `on: <chain of degradations>`")
+        if on:
+            check_chain(on, album.chains)
+        elif view["show"] != "target":
+            raise FacelabError(
+                f"the view {view} does not say what was done to the faces: add `on: <chain of"
+                " degradations>`"
+            )
         one_of(view.get("enlarge", "bicubic"), ("bicubic", "nearest"), "way to enlarge")
         if "parts" in view:
             one_of(view["parts"], MAPS, "kind of parts")
-            one_of(finder(view), ("labels", "labelling", *(n for n, r in album.recipes.items() if r["kind"] == "parts")), "finder of parts")
+            one_of(
+                finder(view),
+                (
+                    "labels",
+                    "labelling",
+                    *(n for n, r in album.recipes.items() if r["kind"] == "parts"),
+                ),
+                "finder of parts",
+            )
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c051
 def photographs(spec, album, n):
     "Photographs and what systems make of them; the truth is not known."
     folder = Path(album.photos or "") / spec["folder"]
-    if not album.photos or not folder.is_dir(): raise FacelabError(f"there are no photographs: let figures.photos in params.yaml name a folder with aligned faces in its folder {spec['folder']}")
-    restorers = [Restorer(Path(album.build) / folder_of(name, album.recipes[name]), size=album.faces.size) for name in spec["systems"]]
+    if not album.photos or not folder.is_dir():
+        raise FacelabError(
+            "there are no photographs: let figures.photos in params.yaml name a folder with"
+            f" aligned faces in its folder {spec['folder']}"
+        )
+    restorers = [
+        Restorer(Path(album.build) / folder_of(name, album.recipes[name]), size=album.faces.size)
+        for name in spec["systems"]
+    ]
     shots = [open_photograph(path, album.faces.size) for path in pictures([folder])[:n]]
     faces = torch.stack([shot.face for shot in shots])
-    hidden = torch.cat([mask_of(shot.path, folder.parent / spec["hidden"], shot) for shot in shots]) if "hidden" in spec else None
+    hidden = (
+        torch.cat([mask_of(shot.path, folder.parent / spec["hidden"], shot) for shot in shots])
+        if "hidden" in spec
+        else None
+    )
     given = enlarged(restorers[0].inputs(faces), album.faces.size)
-    return lay_out([(x, None) for x in (given, *(r(faces, hidden) for r in restorers))], ["input", *(r.label for r in restorers)], across="views")
+    return lay_out(
+        [(x, None) for x in (given, *(r(faces, hidden) for r in restorers))],
+        ["input", *(r.label for r in restorers)],
+        across="views",
+    )
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c052
 def make_figure(
-    spec: dict,     # one figure of papers/*.yaml
-    album: Album,   # what it is made from
-    n: int | None = None, # at most so many faces
-):                  # matplotlib Figure
+    spec: dict,  # one figure of papers/*.yaml
+    album: Album,  # what it is made from
+    n: int | None = None,  # at most so many faces
+):  # matplotlib Figure
     "One figure, as its entry in the paper's file describes it."
     check_figure(spec, album, spec.get("title", "a figure"))
     more = dict(seed=album.seed, n=album.resamples)
     kind = spec.get("kind", "views")
-    if kind == "photographs": return photographs(spec, album, min(spec["faces"], n or spec["faces"]))
-    if kind == "ranks": return ranks(spec, read_ranks(Path(album.build) / "scores" / album.paper / "identification.csv"), **more)
-    if kind != "views": return {"bars": bars, "curve": curve}[kind](spec, album.scores, album.recipes, album.convention, **more)
+    if kind == "photographs":
+        return photographs(spec, album, min(spec["faces"], n or spec["faces"]))
+    if kind == "ranks":
+        return ranks(
+            spec,
+            read_ranks(Path(album.build) / "scores" / album.paper / "identification.csv"),
+            **more,
+        )
+    if kind != "views":
+        return {"bars": bars, "curve": curve}[kind](
+            spec, album.scores, album.recipes, album.convention, **more
+        )
     faces = faces_of(spec, album)
     indices, texts = picked(spec, album, faces, min(spec["faces"], n or spec["faces"]))
     views = [view(v, album, faces, indices) for v in spec["views"]]
@@ -368,30 +566,36 @@ def make_figure(
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c068
 def save_figure(
-    fig,       # matplotlib Figure
-    path,      # without suffix
-    dpi=150,   # of the PNG, at least
+    fig,  # matplotlib Figure
+    path,  # without suffix
+    dpi=150,  # of the PNG, at least
 ):
     "Write a figure as PNG and PDF, each whole or not at all."
     from matplotlib import rc_context
 
-    if any(ax.images for ax in fig.axes): dpi = -(-dpi // fig.dpi) * fig.dpi
-    for suffix, extra in ((".png", {"metadata": {"Software": None}}), (".pdf", {"metadata": {"CreationDate": None, "Producer": None, "Creator": None}})):
+    if any(ax.images for ax in fig.axes):
+        dpi = -(-dpi // fig.dpi) * fig.dpi
+    for suffix, extra in (
+        (".png", {"metadata": {"Software": None}}),
+        (".pdf", {"metadata": {"CreationDate": None, "Producer": None, "Creator": None}}),
+    ):
         with replacing(f"{path}{suffix}") as half, rc_context({"pdf.fonttype": 42}):
             fig.savefig(half, dpi=dpi, **extra)
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c072
 def write_figure(
-    spec: dict,     # one figure of papers/*.yaml
-    album: Album,   # what it is made from
-    path,           # without suffix; .png and .pdf are made, or .txt
-    dpi=150,        # of the PNG, at least
-    n: int | None = None, # at most so many faces
-):                  # matplotlib Figure, or the text "n/a: reason"
+    spec: dict,  # one figure of papers/*.yaml
+    album: Album,  # what it is made from
+    path,  # without suffix; .png and .pdf are made, or .txt
+    dpi=150,  # of the PNG, at least
+    n: int | None = None,  # at most so many faces
+):  # matplotlib Figure, or the text "n/a: reason"
     "Make a figure and write it; a mistake in its entry raises, a missing input is written down."
     check_figure(spec, album, Path(path).name)
-    for suffix in (".png", ".pdf", ".txt"): Path(f"{path}{suffix}").unlink(missing_ok=True)
-    try: made = make_figure(spec, album, n)
+    for suffix in (".png", ".pdf", ".txt"):
+        Path(f"{path}{suffix}").unlink(missing_ok=True)
+    try:
+        made = make_figure(spec, album, n)
     except FacelabError as error:
         write_text(f"{path}.txt", f"n/a: {error}\n")
         return f"n/a: {error}"

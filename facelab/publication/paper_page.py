@@ -21,7 +21,14 @@ from ..base.params import committed_params, load_params, merge, project_root, re
 from ..base.names import near, locate
 from ..base.files import markdown_table
 from ..training.models import load_model
-from ..training.recipes import asks_features, load_degradations, load_losses, load_recipes, resolve, sources_table
+from facelab.training.recipes import (
+    asks_features,
+    load_degradations,
+    load_losses,
+    load_recipes,
+    resolve,
+    sources_table,
+)
 from ..training.run import Run
 from ..training.loop import train
 
@@ -31,14 +38,26 @@ class Page:
 
     def __init__(
         self,
-        key: str,   # such as "jdsr_gan"
+        key: str,  # such as "jdsr_gan"
         root=None,  # the project's folder; found by itself
     ):
         self.key, self.root = key, Path(root or project_root())
-        self.everything, self.sums, self.chains, self.params = load_recipes(self.root), load_losses(self.root), load_degradations(self.root), load_params(self.root)
+        self.everything, self.sums, self.chains, self.params = (
+            load_recipes(self.root),
+            load_losses(self.root),
+            load_degradations(self.root),
+            load_params(self.root),
+        )
         self.recipes = {name: r for name, r in self.everything.items() if r["paper"] == key}
-        if not self.recipes: raise FacelabError(f"unknown paper {key!r}: {near(key, dict.fromkeys(r['paper'] for r in self.everything.values()))}")
-        self.says, self._workshop = read_yaml(self.root / "papers" / f"{key}.yaml"), tempfile.TemporaryDirectory()
+        if not self.recipes:
+            raise FacelabError(
+                f"unknown paper {key!r}:"
+                f" {near(key, dict.fromkeys(r['paper'] for r in self.everything.values()))}"
+            )
+        self.says, self._workshop = (
+            read_yaml(self.root / "papers" / f"{key}.yaml"),
+            tempfile.TemporaryDirectory(),
+        )
         self.workshop = Path(self._workshop.name)
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c008
@@ -48,38 +67,82 @@ def claims(
 ):  # Markdown
     "What the paper says that it shows, one line a claim of papers/claims.yaml."
     its = read_claims(self.root / "papers" / "claims.yaml")[self.key]
-    return Markdown("\n".join(f"- **({letter})** {claim['text']} ({claim['source']})." for letter, claim in its.items()))
+    return Markdown(
+        "\n".join(
+            f"- **({letter})** {claim['text']} ({claim['source']})."
+            for letter, claim in its.items()
+        )
+    )
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c011
 def said(
-    spec,   # a value of a recipe
+    spec,  # a value of a recipe
 ) -> str:
     "A value of a recipe in a line: `CBDNet(width=64)`; what is empty is left out."
-    if isinstance(spec, list): return ", ".join(map(said, spec))
-    if not isinstance(spec, dict): return str(spec)
-    if "parts" in spec: return " → ".join(map(said, spec["parts"]))
-    values = ", ".join(f"{k}=[{said(v)}]" if isinstance(v, list) else f"{k}={said(v)}" for k, v in spec.items() if k != "use" and v not in (None, [], {}))
+    if isinstance(spec, list):
+        return ", ".join(map(said, spec))
+    if not isinstance(spec, dict):
+        return str(spec)
+    if "parts" in spec:
+        return " → ".join(map(said, spec["parts"]))
+    values = ", ".join(
+        f"{k}=[{said(v)}]" if isinstance(v, list) else f"{k}={said(v)}"
+        for k, v in spec.items()
+        if k != "use" and v not in (None, [], {})
+    )
     return f"{spec['use'].rpartition('.')[2]}({values})" if "use" in spec else values
+
 
 def said_term(
     loss: dict,  # use, of, to, with, weight
 ) -> str:
     "A term of a weighted sum in a line: `0.5 asymmetric(noise_map, gamma; alpha=0.3)`."
     compared = ", ".join(said(loss[k]) for k in ("of", "to") if loss.get(k))
-    options = said({k: f"({said(v)})" if isinstance(v, dict) else v for k, v in (loss.get("with") or {}).items()})
-    return f"{loss.get('weight', 1):g} {loss['use'].rpartition('.')[2]}({'; '.join(filter(None, [compared, options]))})"
+    options = said(
+        {
+            k: f"({said(v)})" if isinstance(v, dict) else v
+            for k, v in (loss.get("with") or {}).items()
+        }
+    )
+    return (
+        f"{loss.get('weight', 1):g}"
+        f" {loss['use'].rpartition('.')[2]}({'; '.join(filter(None, [compared, options]))})"
+    )
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c013
-ROWS = ("inputs", "generator", "begin", "critics", "helpers", "batch", "optimiser", "warmup", "schedule", "start", "ema")
+ROWS = (
+    "inputs",
+    "generator",
+    "begin",
+    "critics",
+    "helpers",
+    "batch",
+    "optimiser",
+    "warmup",
+    "schedule",
+    "start",
+    "ema",
+)
+
 
 def told(
     recipe: dict,  # resolved
-) -> dict:         # field -> text
+) -> dict:  # field -> text
     "A recipe field by field, and what its networks learn, stage by stage."
-    whole = {k: said(recipe[k]) for k in (ROWS if recipe["stages"] else ROWS[:3]) if recipe.get(k) not in (None, {})}
+    whole = {
+        k: said(recipe[k])
+        for k in (ROWS if recipe["stages"] else ROWS[:3])
+        if recipe.get(k) not in (None, {})
+    }
     for stage in recipe["stages"]:
-        terms = {f"{critic}: {term}": loss for critic, its in stage.get("critics", {}).items() for term, loss in its.items()} | stage["losses"]
-        about = {"steps": f"{stage['steps']:,}", "held": said(stage.get("freeze", []))} | {term: said_term(loss) for term, loss in terms.items() if loss}
+        terms = {
+            f"{critic}: {term}": loss
+            for critic, its in stage.get("critics", {}).items()
+            for term, loss in its.items()
+        } | stage["losses"]
+        about = {"steps": f"{stage['steps']:,}", "held": said(stage.get("freeze", []))} | {
+            term: said_term(loss) for term, loss in terms.items() if loss
+        }
         whole |= {f"{stage['name']}: {what}": text for what, text in about.items() if text}
     return whole
 
@@ -88,14 +151,26 @@ def told(
 def recipe_table(
     self: Page,
     *names: str,  # recipes or parts; none: all rows of the paper's tables
-):                # Markdown
+):  # Markdown
     "Recipes at the paper's size and schedule, a column each."
     names = names or [name for name, r in self.recipes.items() if r["kind"] == "recipes"]
-    demo = self.params if self.params["profile"] == "demo" else yaml.safe_load(committed_params(self.root))
+    demo = (
+        self.params
+        if self.params["profile"] == "demo"
+        else yaml.safe_load(committed_params(self.root))
+    )
     full = merge(demo, {**read_yaml(self.root / "profiles" / "paper.yaml"), "profile": "paper"})
     columns = {name: told(resolve(name, self.everything, full)) for name in names}
-    fields = [*(k for k in ROWS if any(k in column for column in columns.values())), *dict.fromkeys(k for column in columns.values() for k in column if k not in ROWS)]
-    return Markdown(markdown_table([[k, *(column.get(k, "") for column in columns.values())] for k in fields], ["", *(self.everything[name]["label"] for name in names)]))
+    fields = [
+        *(k for k in ROWS if any(k in column for column in columns.values())),
+        *dict.fromkeys(k for column in columns.values() for k in column if k not in ROWS),
+    ]
+    return Markdown(
+        markdown_table(
+            [[k, *(column.get(k, "") for column in columns.values())] for k in fields],
+            ["", *(self.everything[name]["label"] for name in names)],
+        )
+    )
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c017
 @patch
@@ -106,56 +181,102 @@ def sources(
     return Markdown(sources_table(self.everything, self.chains, self.key, self.sums))
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c020
-TINY = dict(steps=60, seconds=None, batch=4, width=.25, depth=.125, optimiser="Adam", lr=.004, warmup=8, schedule="cosine", start="identity", clip=None,
-            ema=.9, validate=1, threads=1, precision="32-true", compile=False, log_every=5)
+TINY = dict(
+    steps=60,
+    seconds=None,
+    batch=4,
+    width=0.25,
+    depth=0.125,
+    optimiser="Adam",
+    lr=0.004,
+    warmup=8,
+    schedule="cosine",
+    start="identity",
+    clip=None,
+    ema=0.9,
+    validate=1,
+    threads=1,
+    precision="32-true",
+    compile=False,
+    log_every=5,
+)
 
+# %% ../../nbs/8_publication/06_paper_page.ipynb #c020-1
 @patch
 def tiny(
     self: Page,
     name: str,  # of a recipe or part
-    **values,   # other values of `train`, as params.yaml has them
-) -> dict:      # a resolved recipe, to be changed at will
+    **values,  # other values of `train`, as params.yaml has them
+) -> dict:  # a resolved recipe, to be changed at will
     "The recipe at the size of a few seconds; perceptual features are those of a parts network that `learn` trains."
-    features = dict(source="trained", network="parts", layers=[], file=str(self.workshop / "features" / "generator.safetensors"), scale=None)
-    return resolve(name, self.everything, merge(self.params, {"seed": 0, "instead": {}, "train": {**TINY, **values}, "perceptual": features}))
+    features = dict(
+        source="trained",
+        network="parts",
+        layers=[],
+        file=str(self.workshop / "features" / "generator.safetensors"),
+        scale=None,
+    )
+    return resolve(
+        name,
+        self.everything,
+        merge(
+            self.params,
+            {"seed": 0, "instead": {}, "train": {**TINY, **values}, "perceptual": features},
+        ),
+    )
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c023
 @patch
 def learn(
     self: Page,
     recipe: dict,  # as `tiny` returns it
-    faces,         # a face set with training and validation faces
-    **values,      # what `tiny` was given, for the parts
-) -> tuple:        # the finished `Run`, the generator as it began (in training mode), and as it ended
+    faces,  # a face set with training and validation faces
+    **values,  # what `tiny` was given, for the parts
+) -> tuple:  # the finished `Run`, the generator as it began (in training mode), and as it ended
     "Train a tiny recipe, after the parts that it asks."
     asked = [*recipe.get("begin", {}).values(), *recipe.get("helpers", {}).values()]
-    parts = dict.fromkeys(["/".join(address.partition(".")[0].split("/")[-2:]) for address in asked] + ["features"] * asks_features(recipe))
+    parts = dict.fromkeys(
+        ["/".join(address.partition(".")[0].split("/")[-2:]) for address in asked]
+        + ["features"] * asks_features(recipe)
+    )
     for part in parts:
-        if not (self.workshop / part / "recipe.json").exists(): self.learn(self.tiny(part.rpartition("/")[2], **values), faces, **values)
+        if not (self.workshop / part / "recipe.json").exists():
+            self.learn(self.tiny(part.rpartition("/")[2], **values), faces, **values)
     before = Run(recipe, faces.part("train"), parts=self.workshop).bare["generator"]
     folder = self.workshop / recipe.get("group", "") / recipe["name"]
-    return train(recipe, faces, folder, parts=self.workshop, progress=False), before, load_model(folder)[0]
+    return (
+        train(recipe, faces, folder, parts=self.workshop, progress=False),
+        before,
+        load_model(folder)[0],
+    )
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c026
 @patch
 def from_build(
     self: Page,
-    *path: str,   # below build/, without the ending
-    width=None,   # of a picture
-):                # Markdown or Image
+    *path: str,  # below build/, without the ending
+    width=None,  # of a picture
+):  # Markdown or Image
     "A table, a picture, the reason why there is none, or the command that makes it."
     file = self.root.joinpath("build", *path)
-    for ending, read in ((".png", lambda f: Image(filename=str(f), width=width)), (".md", lambda f: Markdown(f.read_text())), (".txt", lambda f: Markdown(f.read_text()))):
-        if (found := file.with_name(file.name + ending)).exists(): return read(found)
+    for ending, read in (
+        (".png", lambda f: Image(filename=str(f), width=width)),
+        (".md", lambda f: Markdown(f.read_text())),
+        (".txt", lambda f: Markdown(f.read_text())),
+    ):
+        if (found := file.with_name(file.name + ending)).exists():
+            return read(found)
     return Markdown(f"`build/{'/'.join(path)}` is not there: `make repro` makes it.")
+
 
 def known(
     name: str,  # what is asked for
-    names,      # what there is
+    names,  # what there is
     what: str,  # how a message calls it
-) -> str:       # the name
+) -> str:  # the name
     "A misspelt name must not look like something that was not made yet."
-    if name not in names: raise FacelabError(f"the paper has no {what} {name!r}: {near(name, names)}")
+    if name not in names:
+        raise FacelabError(f"the paper has no {what} {name!r}: {near(name, names)}")
     return name
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c027
@@ -163,47 +284,72 @@ def known(
 def printed(
     self: Page,
     name: str,  # a table of papers/<key>.yaml
-):              # a data frame
+):  # a data frame
     "What the paper prints in a table, one row a method; rows and columns without a number are left out."
     says = self.says["tables"][known(name, self.says["tables"], "table")]
-    rows = {self.everything.get(row, {}).get("label", row): {k: (values or {}).get(k) for k in says["columns"]} for row, values in says["rows"].items()}
-    return pd.DataFrame(rows).T.rename(columns=says["columns"]).dropna(how="all").dropna(axis=1, how="all").astype(float)
+    rows = {
+        self.everything.get(row, {}).get("label", row): {
+            k: (values or {}).get(k) for k in says["columns"]
+        }
+        for row, values in says["rows"].items()
+    }
+    return (
+        pd.DataFrame(rows)
+        .T.rename(columns=says["columns"])
+        .dropna(how="all")
+        .dropna(axis=1, how="all")
+        .astype(float)
+    )
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c030
 @patch
 def table(
     self: Page,
     name: str,  # a table of papers/<key>.yaml, or "conventions": the scores under every convention
-):              # Markdown
+):  # Markdown
     "A table of the paper, its numbers beside ours."
-    return self.from_build("tables", self.key, known(name, [*self.says["tables"], "conventions"], "table"))
+    return self.from_build(
+        "tables", self.key, known(name, [*self.says["tables"], "conventions"], "table")
+    )
+
 
 @patch
 def figure(
     self: Page,
-    name: str,   # a figure of papers/<key>.yaml
+    name: str,  # a figure of papers/<key>.yaml
     width=None,  # in pixels on the page
-):               # Image or Markdown
+):  # Image or Markdown
     "A figure of the paper."
-    return self.from_build("figures", self.key, known(name, self.says.get("figures") or {}, "figure"), width=width)
+    return self.from_build(
+        "figures", self.key, known(name, self.says.get("figures") or {}, "figure"), width=width
+    )
+
 
 @patch
 def sample(
     self: Page,
-    name: str,   # one of `samples` of papers/<key>.yaml
+    name: str,  # one of `samples` of papers/<key>.yaml
     width=None,  # in pixels on the page
-):               # Image or Markdown
+):  # Image or Markdown
     "A figure of degraded faces."
-    return self.from_build("samples", self.key, known(name, self.says.get("samples") or {}, "sample"), width=width)
+    return self.from_build(
+        "samples", self.key, known(name, self.says.get("samples") or {}, "sample"), width=width
+    )
 
+# %% ../../nbs/8_publication/06_paper_page.ipynb #c030-1
 @patch
 def drawing(
     self: Page,
-    name: str,   # one of `architecture` of papers/<key>.yaml
+    name: str,  # one of `architecture` of papers/<key>.yaml
     width=None,  # in pixels on the page
-):               # Image or Markdown
+):  # Image or Markdown
     "A drawing of a network, as the pipeline traced it."
-    return self.from_build("architecture", self.key, known(name, self.says.get("architecture") or {}, "drawing"), width=width)
+    return self.from_build(
+        "architecture",
+        self.key,
+        known(name, self.says.get("architecture") or {}, "drawing"),
+        width=width,
+    )
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c035
 @patch
@@ -219,26 +365,53 @@ def deviations(
 def switches(
     self: Page,
     choices: dict,  # what is open -> "networks.rcan.ChannelGate(reduction)"
-):                  # Markdown
+):  # Markdown
     "What is open, the argument that changes it, and its default."
+
     def row(what, switch):
         use, argument = re.fullmatch(r"([\w.]+)\((\w+)\)", switch).groups()
         taken = inspect.signature(locate(use)).parameters
-        return what, f"`{use.rpartition('.')[2]}({known(argument, taken, f'argument of {use}')}=)`", f"`{taken[argument].default!r}`"
-    return Markdown(markdown_table([row(*choice) for choice in choices.items()], ["what is open, and what we do", "switch", "default"]))
+        return (
+            what,
+            f"`{use.rpartition('.')[2]}({known(argument, taken, f'argument of {use}')}=)`",
+            f"`{taken[argument].default!r}`",
+        )
+
+    return Markdown(
+        markdown_table(
+            [row(*choice) for choice in choices.items()],
+            ["what is open, and what we do", "switch", "default"],
+        )
+    )
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c041
 def read_verdicts(
-    path,          # claims.csv
-    paper: str,    # its key
+    path,  # claims.csv
+    paper: str,  # its key
     claims: dict,  # letter -> text, source
-) -> list:         # of `Verdict`
+) -> list:  # of `Verdict`
     "The verdicts on a paper's claims, as the pipeline wrote them."
 
     rows = pd.read_csv(path, dtype=str, keep_default_na=False).query("paper == @paper")
     number = lambda text: float(text or "nan")
-    findings = {letter: [Finding(r.inequality, r.measure, r.verdict, *map(number, (r.margin, r.low, r.high, r.paper_margin)), r.reason) for r in its.itertuples()] for letter, its in rows.groupby("claim")}
-    return [Verdict(paper, letter, claim["text"], claim["source"], findings[letter]) for letter, claim in claims.items() if letter in findings]
+    findings = {
+        letter: [
+            Finding(
+                r.inequality,
+                r.measure,
+                r.verdict,
+                *map(number, (r.margin, r.low, r.high, r.paper_margin)),
+                r.reason,
+            )
+            for r in its.itertuples()
+        ]
+        for letter, its in rows.groupby("claim")
+    }
+    return [
+        Verdict(paper, letter, claim["text"], claim["source"], findings[letter])
+        for letter, claim in claims.items()
+        if letter in findings
+    ]
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c042
 @patch
@@ -247,9 +420,21 @@ def verdict(
 ):  # Markdown
     "The paper's claims with our verdicts, and under which profile they were made."
     folder = self.root / "build" / "claims"
-    if not (folder / "claims.csv").exists(): return Markdown("`build/claims/claims.csv` is not there, hence no verdict: `make repro` makes it.")
-    verdicts = read_verdicts(folder / "claims.csv", self.key, read_claims(self.root / "papers" / "claims.yaml")[self.key])
-    scored = read_scored(self.root / "build" / "scores" / self.key, self.params["evaluate"].get("convention") or self.says["convention"])
+    if not (folder / "claims.csv").exists():
+        return Markdown(
+            "`build/claims/claims.csv` is not there, hence no verdict: `make repro` makes it."
+        )
+    verdicts = read_verdicts(
+        folder / "claims.csv", self.key, read_claims(self.root / "papers" / "claims.yaml")[self.key]
+    )
+    scored = read_scored(
+        self.root / "build" / "scores" / self.key,
+        self.params["evaluate"].get("convention") or self.says["convention"],
+    )
     text = paper_section(verdicts, "", scored).partition("\n\n")[2].replace(f"{self.root}/", "")
-    said = re.match(r"# Claims\n\n(Profile `.*?`, faces `.*?`)", (folder / "claims.md").read_text()) if (folder / "claims.md").exists() else None
+    said = (
+        re.match(r"# Claims\n\n(Profile `.*?`, faces `.*?`)", (folder / "claims.md").read_text())
+        if (folder / "claims.md").exists()
+        else None
+    )
     return Markdown(f"{said[1]}. {text}" if said else text)

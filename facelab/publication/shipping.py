@@ -31,65 +31,103 @@ from ..training.recipes import folder_of, load_recipes
 # %% ../../nbs/8_publication/07_shipping.ipynb #c005
 def joined(
     sets: list,  # of `FaceSet`, of one size
-    name=None,   # of the new set; None: made of theirs
-) -> FaceSet:    # in memory
+    name=None,  # of the new set; None: made of theirs
+) -> FaceSet:  # in memory
     "All faces of several sets, each in the part where it was."
-    if len({faces.size for faces in sets}) > 1: raise FacelabError(f"faces of {' and '.join(f'{f.size} ({f.name})' for f in sets)} pixels cannot be joined: open all sets with one size")
+    if len({faces.size for faces in sets}) > 1:
+        raise FacelabError(
+            f"faces of {' and '.join(f'{f.size} ({f.name})' for f in sets)} pixels cannot be"
+            " joined: open all sets with one size"
+        )
     labels = [k for k in LABELS if all(k in faces.labels for faces in sets)]
     columns = {k: [getattr(faces, k)[:] for faces in sets] for k in ("images", "split", *labels)}
     if "landmarks" in labels:
         counts = {x.shape[1] for x in columns["landmarks"]}
-        if not (len(counts) == 1 or counts == {68, 81}): raise FacelabError(f"sets of {' and '.join(map(str, sorted(counts)))} landmarks cannot be joined: open them so that all have 5, or take sets of 68 and 81")
-        columns["landmarks"] = [x[:, :min(counts)] for x in columns["landmarks"]]
+        if not (len(counts) == 1 or counts == {68, 81}):
+            raise FacelabError(
+                f"sets of {' and '.join(map(str, sorted(counts)))} landmarks cannot be joined: open"
+                " them so that all have 5, or take sets of 68 and 81"
+            )
+        columns["landmarks"] = [x[:, : min(counts)] for x in columns["landmarks"]]
     if "identity" in labels:
         first = np.cumsum([0, *(int(x.max()) + 1 for x in columns["identity"])])
         columns["identity"] = [x + int(n) for x, n in zip(columns["identity"], first)]
     notes = [(f"set {i + 1}", f"{len(faces)} faces", faces.name) for i, faces in enumerate(sets)]
-    return FaceSet(name or " and ".join(faces.name for faces in sets), names=[n for faces in sets for n in faces.names], notes=notes, **{k: torch.cat(x) for k, x in columns.items()})
+    return FaceSet(
+        name or " and ".join(faces.name for faces in sets),
+        names=[n for faces in sets for n in faces.names],
+        notes=notes,
+        **{k: torch.cat(x) for k, x in columns.items()},
+    )
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c009
 def window(
-    picture,           # of PIL
-    five,              # (5, 2), its five points
-    rng,               # a NumPy generator
-    share=(.09, .34),  # least and most distance of the eyes, as a share of the window's side
-    tilt=12,           # standard deviation of the turn, degrees
-    size=128,          # side of the window
-):                     # uint8 (size, size, 3), and the points in it (5, 2)
+    picture,  # of PIL
+    five,  # (5, 2), its five points
+    rng,  # a NumPy generator
+    share=(0.09, 0.34),  # least and most distance of the eyes, as a share of the window's side
+    tilt=12,  # standard deviation of the turn, degrees
+    size=128,  # side of the window
+):  # uint8 (size, size, 3), and the points in it (5, 2)
     "A square of a picture with the face somewhere in it."
     part = math.exp(rng.uniform(*map(math.log, share)))
-    scale, turn = part*size/np.linalg.norm(five[1] - five[0]), math.radians(np.clip(rng.normal(0, tilt), -35, 35))
-    matrix = scale*np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
-    room = max(0, (size - 2.2*part*size)/2)   # a face is about 2.2 times as high as its eyes are apart
-    to = size/2 + rng.uniform(-1, 1, 2)*room + rng.normal(0, 2, 2)
-    matrix = np.hstack([matrix, (to - matrix@five.mean(0))[:, None]])
-    fine = max(1, math.ceil(1/scale))
+    scale, turn = (
+        part * size / np.linalg.norm(five[1] - five[0]),
+        math.radians(np.clip(rng.normal(0, tilt), -35, 35)),
+    )
+    matrix = scale * np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+    room = max(
+        0, (size - 2.2 * part * size) / 2
+    )  # a face is about 2.2 times as high as its eyes are apart
+    to = size / 2 + rng.uniform(-1, 1, 2) * room + rng.normal(0, 2, 2)
+    matrix = np.hstack([matrix, (to - matrix @ five.mean(0))[:, None]])
+    fine = max(1, math.ceil(1 / scale))
     back = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))[:2]
     back[:, :2] /= fine
-    beyond = rng.integers(0, 256, 3) if rng.random() < .5 else np.asarray(picture)[0, 0]
-    out = picture.transform((fine*size, fine*size), Image.AFFINE, back.ravel().tolist(), Image.BICUBIC, fillcolor=tuple(map(int, beyond))).resize((size, size), Image.LANCZOS)
-    if rng.random() < .3: out = out.resize((size//2, size//2), Image.BICUBIC).resize((size, size), Image.BICUBIC)
-    light = rng.uniform(.7, 1.3)
-    return (255*(np.asarray(out)/255)**light).round().astype(np.uint8), five@matrix[:, :2].T + matrix[:, 2]
+    beyond = rng.integers(0, 256, 3) if rng.random() < 0.5 else np.asarray(picture)[0, 0]
+    out = picture.transform(
+        (fine * size, fine * size),
+        Image.AFFINE,
+        back.ravel().tolist(),
+        Image.BICUBIC,
+        fillcolor=tuple(map(int, beyond)),
+    ).resize((size, size), Image.LANCZOS)
+    if rng.random() < 0.3:
+        out = out.resize((size // 2, size // 2), Image.BICUBIC).resize((size, size), Image.BICUBIC)
+    light = rng.uniform(0.7, 1.3)
+    return (255 * (np.asarray(out) / 255) ** light).round().astype(np.uint8), five @ matrix[
+        :, :2
+    ].T + matrix[:, 2]
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c010
 def windows(
-    pictures,   # of PIL, any sizes
+    pictures,  # of PIL, any sizes
     landmarks,  # of each, (K, 2) in its pixels
-    split,      # of each, 0 train, 1 val, 2 test
-    copies=8,   # windows of a picture
-    seed=1,     # of the random numbers
+    split,  # of each, 0 train, 1 val, 2 test
+    copies=8,  # windows of a picture
+    seed=1,  # of the random numbers
     name="windows",
-    **more,     # as `window` takes them
-) -> FaceSet:   # with five landmarks
+    **more,  # as `window` takes them
+) -> FaceSet:  # with five landmarks
     "A set for a landmarker that finds faces."
     rng = np.random.default_rng(seed)
-    found = [(*window(picture, five_points(points[None])[0].numpy(), rng, **more), f"{i:06d}_{j}", part) for i, (picture, points, part) in enumerate(zip(pictures, landmarks, split)) for j in range(copies)]
+    found = [
+        (*window(picture, five_points(points[None])[0].numpy(), rng, **more), f"{i:06d}_{j}", part)
+        for i, (picture, points, part) in enumerate(zip(pictures, landmarks, split))
+        for j in range(copies)
+    ]
     images, points, names, parts = zip(*found)
-    return FaceSet(name, torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(), list(names), torch.tensor(parts, dtype=torch.uint8), landmarks=torch.tensor(np.stack(points)).float())
+    return FaceSet(
+        name,
+        torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).contiguous(),
+        list(names),
+        torch.tensor(parts, dtype=torch.uint8),
+        landmarks=torch.tensor(np.stack(points)).float(),
+    )
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c016
 LIMIT = 8e6  # bytes of a file that ships
+
 
 def halved(
     tensors: dict,  # name -> tensor
@@ -97,17 +135,20 @@ def halved(
     "Numbers in half precision; counters stay what they are."
     out = {k: v.half() if v.is_floating_point() else v for k, v in tensors.items()}
     wide = [k for k, v in out.items() if v.is_floating_point() and not v.isfinite().all()]
-    if wide: raise FacelabError(f"{wide[0]} does not fit half precision: train with a smaller learning rate, or `clip`")
+    if wide:
+        raise FacelabError(
+            f"{wide[0]} does not fit half precision: train with a smaller learning rate, or `clip`"
+        )
     return out
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c018
 @torch.no_grad()
 def measured(
     folder,  # as `write_model` leaves it
-    faces,   # a `FaceSet`
-    name,    # what a row calls the set
+    faces,  # a `FaceSet`
+    name,  # what a row calls the set
     batch=16,
-) -> list:   # rows, dicts
+) -> list:  # rows, dicts
     "Mean scores of a model on faces of a set, a system's beside those of bicubic enlargement."
     net, recipe = load_model(folder)
     rows = torch.arange(len(faces))
@@ -115,17 +156,50 @@ def measured(
         given = faces.batch(rows, labels=("landmarks",))
         seen = torch.cat([see(net, x, "landmarks") for x in given["image"].split(batch)])
         five = five_points(given["landmarks"])
-        away = (seen - (five if seen.shape[1] == 5 else given["landmarks"])).norm(dim=2).mean(1)/(five[:, 1] - five[:, 0]).norm(dim=1)
-        return [{"faces": name, "n": len(faces), "error of a point, share of the distance of the eyes": f"{away.mean():.3f}"}]
+        away = (seen - (five if seen.shape[1] == 5 else given["landmarks"])).norm(dim=2).mean(1) / (
+            five[:, 1] - five[:, 0]
+        ).norm(dim=1)
+        return [
+            {
+                "faces": name,
+                "n": len(faces),
+                "error of a point, share of the distance of the eyes": f"{away.mean():.3f}",
+            }
+        ]
     chain = Chain(recipe["degradation"])
-    out = _degraded(chain, faces, rows.tolist(), 0, "cpu", wanted_labels(chain.needs, faces.labels, name))
-    restored = [restore(net, out.input[i], {k: v[i] for k, v in out.maps.items()}) for i in rows.split(batch)]
-    ways = {"bicubic": resize(out.input, faces.size).clamp(0, 1), recipe["label"]: torch.cat(restored)}
-    means = {way: pd.DataFrame(score(x, out.target, faces.names, way, lpips=False)).mean(numeric_only=True) for way, x in ways.items()}
-    return [{"faces": name, "n": len(faces), "restored by": way, "PSNR, dB": f"{m['psnr_rgb']:.2f}", "SSIM": f"{m['ssim_rgb']:.4f}"} for way, m in means.items()]
+    out = _degraded(
+        chain, faces, rows.tolist(), 0, "cpu", wanted_labels(chain.needs, faces.labels, name)
+    )
+    restored = [
+        restore(net, out.input[i], {k: v[i] for k, v in out.maps.items()})
+        for i in rows.split(batch)
+    ]
+    ways = {
+        "bicubic": resize(out.input, faces.size).clamp(0, 1),
+        recipe["label"]: torch.cat(restored),
+    }
+    means = {
+        way: pd.DataFrame(score(x, out.target, faces.names, way, lpips=False)).mean(
+            numeric_only=True
+        )
+        for way, x in ways.items()
+    }
+    return [
+        {
+            "faces": name,
+            "n": len(faces),
+            "restored by": way,
+            "PSNR, dB": f"{m['psnr_rgb']:.2f}",
+            "SSIM": f"{m['ssim_rgb']:.4f}",
+        }
+        for way, m in means.items()
+    ]
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c019
-LIMITS = "It has seen frontal portraits of adults in studio light, and drawn faces; other poses, ages, lights and cameras are strange to it."
+LIMITS = (
+    "It has seen frontal portraits of adults in studio light, and drawn faces; other poses, ages,"
+    " lights and cameras are strange to it."
+)
 CARD = """# {label} (`{name}`)
 
 {about}. {numbers:,} numbers in half precision, {megabytes:.1f} MB; SHA-256 of `generator.safetensors` begins with `{sha256}`.
@@ -143,42 +217,96 @@ CARD = """# {label} (`{name}`)
 **Limits.** {limits}{guess}
 """
 
+# %% ../../nbs/8_publication/07_shipping.ipynb #c019-1
 def card(
     recipe: dict,  # of the model
-    run: dict,     # its run.json
-    file,          # its weights
-) -> str:          # Markdown
+    run: dict,  # its run.json
+    file,  # its weights
+) -> str:  # Markdown
     "What a model is, what it learned from, how well it does, and what it is not for."
     system, rows = recipe["kind"] == "recipes", run["scores"]
     return CARD.format(
-        label=recipe["label"], name=recipe["name"], about=f"Restores faces; the degradation: {Chain(recipe['degradation'])}" if system else "Finds the points of a face in a picture",
-        numbers=sum(v.numel() for v in read_tensors(file).values()), megabytes=file.stat().st_size/1e6, sha256=sha256(file),
-        schedule="; ".join(f"{part}: {r['steps']} steps of {r['batch']} faces in {r['seconds']/60:.0f} minutes" for part, r in run["learned"].items()),
-        scores=markdown_table([tuple(row.values()) for row in rows], list(rows[0])), limits=LIMITS, faces=run["faces"].capitalize(), **{k: run[k] for k in ("n_train", "torch")},
-        use="To try the method right after the install, on a laptop. It is small and learned for minutes: no measure of what the paper's system can do, which is a recipe of this project, too." if system else "To find and to turn upright the face in a photograph that is to be restored.",
-        guess=" What it draws is what faces usually look like, not what this one looked like: never use it to recognise or to judge a person." if system else "")
+        label=recipe["label"],
+        name=recipe["name"],
+        about=(
+            f"Restores faces; the degradation: {Chain(recipe['degradation'])}"
+            if system
+            else "Finds the points of a face in a picture"
+        ),
+        numbers=sum(v.numel() for v in read_tensors(file).values()),
+        megabytes=file.stat().st_size / 1e6,
+        sha256=sha256(file),
+        schedule="; ".join(
+            f"{part}: {r['steps']} steps of {r['batch']} faces in {r['seconds'] / 60:.0f} minutes"
+            for part, r in run["learned"].items()
+        ),
+        scores=markdown_table([tuple(row.values()) for row in rows], list(rows[0])),
+        limits=LIMITS,
+        faces=run["faces"].capitalize(),
+        **{k: run[k] for k in ("n_train", "torch")},
+        use=(
+            "To try the method right after the install, on a laptop. It is small and learned for"
+            " minutes: no measure of what the paper's system can do, which is a recipe of this"
+            " project, too."
+            if system
+            else "To find and to turn upright the face in a photograph that is to be restored."
+        ),
+        guess=(
+            " What it draws is what faces usually look like, not what this one looked like: never"
+            " use it to recognise or to judge a person."
+            if system
+            else ""
+        ),
+    )
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c020
-KEPT = ("faces", "faces_sha256", "n_train", "revision", "torch", "threads", "best")  # of a run's report
+KEPT = (
+    "faces",
+    "faces_sha256",
+    "n_train",
+    "revision",
+    "torch",
+    "threads",
+    "best",
+)  # of a run's report
 
+# %% ../../nbs/8_publication/07_shipping.ipynb #c020-1
 def ship(
-    name,         # of a recipe
-    run,          # folder of the run that trained it
+    name,  # of a recipe
+    run,  # folder of the run that trained it
     tests: list,  # face sets, as `open_faces` takes them, whose test parts it is measured on
     out=SHIPPED,  # where to
-    size=128,     # side of the faces
-) -> Path:        # its folder
+    size=128,  # side of the faces
+) -> Path:  # its folder
     "Put a trained model among those that come with the package: weights, recipe, run, card."
-    run, folder, plan = Path(run), Path(out)/name, load_recipes()[name]
-    trained = run/folder_of(name, plan)
+    run, folder, plan = Path(run), Path(out) / name, load_recipes()[name]
+    trained = run / folder_of(name, plan)
     _, recipe = load_model(trained)
-    tensors, reports = halved(read_tensors(trained/"generator.safetensors")), {part: json.loads((run/"runs"/f"{part}.json").read_text()) for part in (name, *plan.get("sequence", []))}
-    learned = {part: {"batch": r["recipe"]["batch"], **{k: r[k] for k in ("steps", "seconds")}} for part, r in reports.items() if r["steps"]}
-    megabytes = sum(v.nbytes for v in tensors.values())/1e6
-    if megabytes > LIMIT/1e6: raise FacelabError(f"{name} has {megabytes:.1f} MB in half precision, more than the {LIMIT/1e6:.0f} that ship: train it with a smaller width")
+    tensors, reports = (
+        halved(read_tensors(trained / "generator.safetensors")),
+        {
+            part: json.loads((run / "runs" / f"{part}.json").read_text())
+            for part in (name, *plan.get("sequence", []))
+        },
+    )
+    learned = {
+        part: {"batch": r["recipe"]["batch"], **{k: r[k] for k in ("steps", "seconds")}}
+        for part, r in reports.items()
+        if r["steps"]
+    }
+    megabytes = sum(v.nbytes for v in tensors.values()) / 1e6
+    if megabytes > LIMIT / 1e6:
+        raise FacelabError(
+            f"{name} has {megabytes:.1f} MB in half precision, more than the {LIMIT / 1e6:.0f} that"
+            " ship: train it with a smaller width"
+        )
     write_model(folder, {"generator": tensors}, {**recipe, "critics": {}})
     sets = {Path(test).stem: open_faces(test, size).part("test") for test in tests}
-    about = {**{k: reports[name][k] for k in KEPT}, "learned": learned, "scores": [row for label, faces in sets.items() for row in measured(folder, faces, label)]}
-    write_text(folder/"run.json", json.dumps(about, indent=1) + "\n")
-    write_text(folder/"card.md", card(recipe, about, folder/"generator.safetensors"))
+    about = {
+        **{k: reports[name][k] for k in KEPT},
+        "learned": learned,
+        "scores": [row for label, faces in sets.items() for row in measured(folder, faces, label)],
+    }
+    write_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
+    write_text(folder / "card.md", card(recipe, about, folder / "generator.safetensors"))
     return folder

@@ -18,16 +18,35 @@ from ..base.names import check_keys
 from ..base.files import markdown_table, replacing
 from ..evaluation.measures import measure_of
 from ..evaluation.metrics import CONVENTIONS, as_convention
-from ..evaluation.summary import average, judge_of, label_of, own_degradation, recipe_of, summary
+from facelab.evaluation.summary import (
+    average,
+    judge_of,
+    label_of,
+    own_degradation,
+    recipe_of,
+    summary,
+)
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c005
 BEST = {"markdown": ("**", "**"), "latex": (r"\textbf{", "}"), "csv": ("", "")}
-LATEX = str.maketrans({"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": "$<$", ">": "$>$", "±": r"$\pm$", "×": r"$\times$", "−": "$-$",
-                       **{letter: "\\" + letter for letter in "%&_#${}"}})
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": "$<$",
+        ">": "$>$",
+        "±": r"$\pm$",
+        "×": r"$\times$",
+        "−": "$-$",
+        **{letter: "\\" + letter for letter in "%&_#${}"},
+    }
+)
+
 
 def latex_text(
     text: str,  # as it is read
-) -> str:       # as LaTeX wants it
+) -> str:  # as LaTeX wants it
     "A text with LaTeX's own letters escaped."
     return text.translate(LATEX)
 
@@ -37,39 +56,74 @@ class Table:
     "Texts in rows and columns, with the cells that are best."
 
     title: str
-    columns: list   # heads
-    rows: list      # lists of texts
-    best: set = field(default_factory=set)      # (row, column) of what is marked
-    notes: list = field(default_factory=list)   # sentences below
+    columns: list  # heads
+    rows: list  # lists of texts
+    best: set = field(default_factory=set)  # (row, column) of what is marked
+    notes: list = field(default_factory=list)  # sentences below
 
     def cells(self, form):
         "The rows with the best cells marked as `form` does it."
         a, b = BEST[form]
         safe = latex_text if form == "latex" else str
-        return [[f"{a}{safe(c)}{b}" if (i, j) in self.best else safe(c) for j, c in enumerate(row)] for i, row in enumerate(self.rows)]
+        return [
+            [f"{a}{safe(c)}{b}" if (i, j) in self.best else safe(c) for j, c in enumerate(row)]
+            for i, row in enumerate(self.rows)
+        ]
 
     def markdown(self):
         "A Markdown table, the title above, the notes below."
-        body = markdown_table(self.cells("markdown"), self.columns, ["---"] + ["---:"] * (len(self.columns) - 1))
-        return f"**{self.title}**\n\n{body}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
+        body = markdown_table(
+            self.cells("markdown"), self.columns, ["---"] + ["---:"] * (len(self.columns) - 1)
+        )
+        return (
+            f"**{self.title}**\n\n{body}\n\n" + "\n".join(f"- {note}" for note in self.notes) + "\n"
+        )
 
     def latex(self):
         "A LaTeX table for booktabs; the notes are its caption's second part."
-        lines = [" & ".join(line) + r" \\" for line in [list(map(latex_text, self.columns)), *self.cells("latex")]]
+        lines = [
+            " & ".join(line) + r" \\"
+            for line in [list(map(latex_text, self.columns)), *self.cells("latex")]
+        ]
         spec = "l" + "r" * (len(self.columns) - 1)
-        return "\n".join([r"\begin{table}", rf"\caption{{{latex_text(self.title)}. {latex_text(' '.join(self.notes))}}}", rf"\begin{{tabular}}{{{spec}}}", r"\toprule",
-                          lines[0], r"\midrule", *lines[1:], r"\bottomrule", r"\end{tabular}", r"\end{table}"]) + "\n"
+        return (
+            "\n".join(
+                [
+                    r"\begin{table}",
+                    rf"\caption{{{latex_text(self.title)}. {latex_text(' '.join(self.notes))}}}",
+                    rf"\begin{{tabular}}{{{spec}}}",
+                    r"\toprule",
+                    lines[0],
+                    r"\midrule",
+                    *lines[1:],
+                    r"\bottomrule",
+                    r"\end{tabular}",
+                    r"\end{table}",
+                ]
+            )
+            + "\n"
+        )
 
     def csv(self):
         "Comma-separated, one line of heads."
-        quote = lambda text: '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
-        return "\n".join(",".join(map(quote, line)) for line in [self.columns, *self.cells("csv")]) + "\n"
+        quote = lambda text: (
+            '"' + text.replace('"', '""') + '"' if "," in text or '"' in text else text
+        )
+        return (
+            "\n".join(",".join(map(quote, line)) for line in [self.columns, *self.cells("csv")])
+            + "\n"
+        )
 
     def ours(self):
         "The same table without the paper's columns and the gaps: narrow enough for many measures."
         keep = [j for j, head in enumerate(self.columns) if j == 0 or head.endswith(" ours")]
-        return Table(self.title, [self.columns[j].removesuffix(" ours") for j in keep], [[row[j] for j in keep] for row in self.rows],
-                     {(i, keep.index(j)) for i, j in self.best if j in keep}, self.notes)
+        return Table(
+            self.title,
+            [self.columns[j].removesuffix(" ours") for j in keep],
+            [[row[j] for j in keep] for row in self.rows],
+            {(i, keep.index(j)) for i, j in self.best if j in keep},
+            self.notes,
+        )
 
     def _repr_markdown_(self):
         return self.markdown()
@@ -77,7 +131,7 @@ class Table:
 # %% ../../nbs/8_publication/01_tables.ipynb #c010
 def write_table(
     table: Table,  # what to write
-    path,          # without suffix; .csv, .md and .tex are made
+    path,  # without suffix; .csv, .md and .tex are made
 ):
     "Write a table in its three forms, each whole or not at all."
     for suffix, text in ((".csv", table.csv()), (".md", table.markdown()), (".tex", table.latex())):
@@ -86,16 +140,28 @@ def write_table(
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c036
 def table_rows(
-    spec: dict,     # a table of papers/*.yaml with `rows`
+    spec: dict,  # a table of papers/*.yaml with `rows`
     recipes: dict,  # as `load_recipes` returns them
-) -> list:          # of label, system, on, what is printed
+) -> list:  # of label, system, on, what is printed
     "The rows of a paper's table."
     rows = []
     for key, entry in spec["rows"].items():
         entry = entry or {}
-        check_keys(entry, ["system", "on", *spec["columns"]], f"the row {key!r} of {spec['title']} (YAML takes a bare `on` for a truth value: write \"on\")")
+        check_keys(
+            entry,
+            ["system", "on", *spec["columns"]],
+            f"the row {key!r} of {spec['title']} (YAML takes a bare `on` for a truth value: write"
+            ' "on")',
+        )
         system = entry.get("system", key)
-        rows.append((key if "system" in entry else label_of(system, recipes), system, entry.get("on") or own_degradation(system, recipes), entry))
+        rows.append(
+            (
+                key if "system" in entry else label_of(system, recipes),
+                system,
+                entry.get("on") or own_degradation(system, recipes),
+                entry,
+            )
+        )
     return rows
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c039
@@ -105,66 +171,104 @@ def cell_texts(printed, mean, half, digits):
     as_printed = number(printed, max(digits, len(str(printed).partition(".")[2])))
     if mean is None or mean != mean:
         return [as_printed, "n/a", ""]
-    gap = "" if printed is None else f"{round(mean - printed, digits) + 0.:+.{digits}f}"
+    gap = "" if printed is None else f"{round(mean - printed, digits) + 0.0:+.{digits}f}"
     return [as_printed, number(mean) + ("" if half is None else f" ± {number(half)}"), gap]
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c041
 def best_of(
     values: list,  # numbers, None or NaN where there is none
-    way: str,      # which is better
-) -> set:          # of places
+    way: str,  # which is better
+) -> set:  # of places
     "Where the best numbers stand."
-    if way not in ("higher", "lower"): raise FacelabError(f"`better` of a table says {way!r}: write higher or lower")
+    if way not in ("higher", "lower"):
+        raise FacelabError(f"`better` of a table says {way!r}: write higher or lower")
     known = [v for v in values if v is not None and v == v]
-    return {i for i, v in enumerate(values) if known and v == (max if way == "higher" else min)(known)}
+    return {
+        i for i, v in enumerate(values) if known and v == (max if way == "higher" else min)(known)
+    }
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c044
 def mean_row(
-    printed: dict,   # mean, and measure_std
-    ours: dict,      # measure -> means of the rows
-) -> list:           # texts
+    printed: dict,  # mean, and measure_std
+    ours: dict,  # measure -> means of the rows
+) -> list:  # texts
     "The last row of a table: mean ± standard deviation over its rows."
-    spread = lambda mean, std, d: "n/a" if mean is None or mean != mean else f"{mean:.{d}f}" + ("" if std is None or std != std else f" ± {std:.{d + 1}f}")
+    spread = lambda mean, std, d: (
+        "n/a"
+        if mean is None or mean != mean
+        else f"{mean:.{d}f}" + ("" if std is None or std != std else f" ± {std:.{d + 1}f}")
+    )
     cells = []
     for name, values in ours.items():
-        d, mean, std = measure_of(name).digits, np.mean(values), np.std(values, ddof=1) if len(values) > 1 else None
-        cells += [spread(printed.get(name), printed.get(f"{name}_std"), d), spread(mean, std, d), cell_texts(printed.get(name), mean, None, d)[2]]
+        d, mean, std = (
+            measure_of(name).digits,
+            np.mean(values),
+            np.std(values, ddof=1) if len(values) > 1 else None,
+        )
+        cells += [
+            spread(printed.get(name), printed.get(f"{name}_std"), d),
+            spread(mean, std, d),
+            cell_texts(printed.get(name), mean, None, d)[2],
+        ]
     return ["mean ± std over rows", *cells]
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c046
 def score_table(
-    spec: dict,     # a table of papers/*.yaml with `rows`
-    numbers,        # system, on, measure -> mean, half interval
+    spec: dict,  # a table of papers/*.yaml with `rows`
+    numbers,  # system, on, measure -> mean, half interval
     recipes: dict,  # as `load_recipes` returns them
 ) -> Table:
     "The paper's rows, three columns a measure."
     entries = table_rows(spec, recipes)
     ours = {m: [numbers(system, on, m) for _, system, on, _ in entries] for m in spec["columns"]}
-    rows = [[label, *sum((cell_texts(printed.get(m), *ours[m][i], measure_of(m).digits) for m in ours), [])] for i, (label, _, _, printed) in enumerate(entries)]
+    rows = [
+        [
+            label,
+            *sum((cell_texts(printed.get(m), *ours[m][i], measure_of(m).digits) for m in ours), []),
+        ]
+        for i, (label, _, _, printed) in enumerate(entries)
+    ]
     best = set()
-    for j, m in enumerate(ours if len({system for _, system, _, _ in entries}) > 1 else ()):   # places of one system do not compete
+    for j, m in enumerate(
+        ours if len({system for _, system, _, _ in entries}) > 1 else ()
+    ):  # places of one system do not compete
         way = spec.get("better", {}).get(m, measure_of(m).better)
-        best |= {(i, 1 + 3 * j) for i in best_of([printed.get(m) for *_, printed in entries], way)} | {(i, 2 + 3 * j) for i in best_of([mean for mean, _ in ours[m]], way)}
+        best |= {
+            (i, 1 + 3 * j) for i in best_of([printed.get(m) for *_, printed in entries], way)
+        } | {(i, 2 + 3 * j) for i in best_of([mean for mean, _ in ours[m]], way)}
     if "mean" in spec:
-        rows.append(mean_row(spec["mean"] or {}, {m: [mean for mean, _ in values] for m, values in ours.items()}))
-    heads = [h for head in spec["columns"].values() for h in (f"{head} paper", f"{head} ours", "gap")]
+        rows.append(
+            mean_row(
+                spec["mean"] or {}, {m: [mean for mean, _ in values] for m, values in ours.items()}
+            )
+        )
+    heads = [
+        h for head in spec["columns"].values() for h in (f"{head} paper", f"{head} ours", "gap")
+    ]
     return Table(spec["title"], ["Method", *heads], rows, best)
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c048
 def scale_of(
-    system: str,    # its name
+    system: str,  # its name
     recipes: dict,  # as `load_recipes` returns them
 ) -> int:
     "How many times smaller than the truth a system's input is."
-    return math.prod(step.get("scale", 1) for step in recipes[recipe_of(system, recipes)[0]]["degradation"])
+    return math.prod(
+        step.get("scale", 1) for step in recipes[recipe_of(system, recipes)[0]]["degradation"]
+    )
 
+# %% ../../nbs/8_publication/01_tables.ipynb #c048-1
 def matrix_table(
-    spec: dict,     # a table of papers/*.yaml with `kind: matrix`
-    numbers,        # system, on, measure -> mean, half interval
+    spec: dict,  # a table of papers/*.yaml with `kind: matrix`
+    numbers,  # system, on, measure -> mean, half interval
     recipes: dict,  # as `load_recipes` returns them
 ) -> Table:
     "A row a system, a column a degradation and measure."
-    named = spec["rows"] if isinstance(spec["rows"], dict) else {label_of(s, recipes): s for s in spec["rows"]}
+    named = (
+        spec["rows"]
+        if isinstance(spec["rows"], dict)
+        else {label_of(s, recipes): s for s in spec["rows"]}
+    )
     systems, scales = list(named.values()), {s: scale_of(s, recipes) for s in named.values()}
     rows, best, heads = [[label] for label in named], set(), ["Method"]
     for label, on in spec["columns"].items():
@@ -174,36 +278,71 @@ def matrix_table(
             for i, s in enumerate(systems):
                 rows[i].append(cell_texts(None, *values[s], measure_of(m).digits)[1])
             for scale in set(scales.values()):
-                best |= {(i, len(heads)) for i in best_of([values[s][0] if scales[s] == scale else None for s in systems], spec.get("better", {}).get(m, measure_of(m).better))}
+                best |= {
+                    (i, len(heads))
+                    for i in best_of(
+                        [values[s][0] if scales[s] == scale else None for s in systems],
+                        spec.get("better", {}).get(m, measure_of(m).better),
+                    )
+                }
             heads.append(f"{label}: {head}")
-    notes = ["Each system at the scale that it was made for; bold: the best of a column among the systems of one scale."] if len(set(scales.values())) > 1 else []
+    notes = (
+        [
+            "Each system at the scale that it was made for; bold: the best of a column among the"
+            " systems of one scale."
+        ]
+        if len(set(scales.values())) > 1
+        else []
+    )
     return Table(spec["title"], heads, rows, best, notes)
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c049
 def notes_on(
-    scores,            # as `read_paper_scores` returns them
-    convention,        # under which PSNR and SSIM are compared
-    profile,           # of the parameters
-    faces,             # name of the face set
-    measures,          # of the table
-    judges={},         # as `read_judges` returns them
-    cells=(),          # system and degradation of each number of the table
-    blank=(),          # measures that some cell lacks
-) -> list:             # of sentences
+    scores,  # as `read_paper_scores` returns them
+    convention,  # under which PSNR and SSIM are compared
+    profile,  # of the parameters
+    faces,  # name of the face set
+    measures,  # of the table
+    judges={},  # as `read_judges` returns them
+    cells=(),  # system and degradation of each number of the table
+    blank=(),  # measures that some cell lacks
+) -> list:  # of sentences
     "What a reader must know to read the numbers."
     counts = scores.groupby(["system", "on"]).size()
-    known = {unseen: how_many(counts[c] for c in cells if c in counts and c[1].endswith("@unseen") == unseen) for unseen in (False, True)}
-    said = f"; {CONVENTIONS[convention]}" if any(measure_of(m).conventions for m in measures) else ""
-    notes = [f"Ours: profile `{profile}`, {known[False]} test faces of the set `{faces}`, mean ± half of the 95 % bootstrap interval over faces{said}."]
+    known = {
+        unseen: how_many(
+            counts[c] for c in cells if c in counts and c[1].endswith("@unseen") == unseen
+        )
+        for unseen in (False, True)
+    }
+    said = (
+        f"; {CONVENTIONS[convention]}" if any(measure_of(m).conventions for m in measures) else ""
+    )
+    notes = [
+        f"Ours: profile `{profile}`, {known[False]} test faces of the set `{faces}`, mean ± half of"
+        f" the 95 % bootstrap interval over faces{said}."
+    ]
     if known[True]:
         notes.append(f"Unseen: {known[True]} faces of a second set, on which nothing was trained.")
     if profile == "demo":
-        notes.append("The demo trains small networks for about a minute: compare its rows with each other, not with the paper's.")
+        notes.append(
+            "The demo trains small networks for about a minute: compare its rows with each other,"
+            " not with the paper's."
+        )
     judged = {m: judge_of(m, judges) for m in measures}
-    by = {j["by"]: [measure_of(m).label for m, other in judged.items() if other["by"] == j["by"]] for j in judged.values() if j["by"] and not j["missing"]}
+    by = {
+        j["by"]: [measure_of(m).label for m, other in judged.items() if other["by"] == j["by"]]
+        for j in judged.values()
+        if j["by"] and not j["missing"]
+    }
     notes += [f"{', '.join(names)}: judged by {judge}." for judge, names in by.items()]
-    return notes + [f"{measure_of(m).label} n/a: {judged[m]['missing'] or 'not measured there'}." for m in measures if m in blank]
+    return notes + [
+        f"{measure_of(m).label} n/a: {judged[m]['missing'] or 'not measured there'}."
+        for m in measures
+        if m in blank
+    ]
 
+# %% ../../nbs/8_publication/01_tables.ipynb #c049-1
 def how_many(counts):
     "Numbers of faces as text: `80`, `24 to 80`, or nothing."
     counts = sorted(set(counts))
@@ -211,42 +350,83 @@ def how_many(counts):
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c052
 def make_table(
-    spec: dict,        # one table of papers/*.yaml
-    scores,            # as `read_paper_scores` returns them
-    recipes: dict,     # for labels, own degradations and scales
-    convention: str,   # under which PSNR and SSIM are compared
-    profile: str,      # printed: a demo's number must not be taken for a result
-    faces: str,        # name of the face set, printed
-    seed: int = 0,     # of the bootstrap
-    n: int = 2000,     # its resamples
-    sets=None,         # as `read_set_scores` returns them
-    judges: dict = {}, # as `read_judges` returns them
+    spec: dict,  # one table of papers/*.yaml
+    scores,  # as `read_paper_scores` returns them
+    recipes: dict,  # for labels, own degradations and scales
+    convention: str,  # under which PSNR and SSIM are compared
+    profile: str,  # printed: a demo's number must not be taken for a result
+    faces: str,  # name of the face set, printed
+    seed: int = 0,  # of the bootstrap
+    n: int = 2000,  # its resamples
+    sets=None,  # as `read_set_scores` returns them
+    judges: dict = {},  # as `read_judges` returns them
 ) -> Table:
     "A paper's table with our numbers beside the printed ones; an unknown measure and absent scores raise `FacelabError`."
     if "text" in spec:
-        return Table(spec["title"], list(spec["columns"]), [list(map(str, row)) for row in spec["text"]])
-    if spec.get("kind", "matrix") != "matrix": raise FacelabError(f"{spec['title']} is of the unknown kind {spec['kind']!r}: a table has `text`, or `rows`, or `kind: matrix`")
+        return Table(
+            spec["title"], list(spec["columns"]), [list(map(str, row)) for row in spec["text"]]
+        )
+    if spec.get("kind", "matrix") != "matrix":
+        raise FacelabError(
+            f"{spec['title']} is of the unknown kind {spec['kind']!r}: a table has `text`, or"
+            " `rows`, or `kind: matrix`"
+        )
     as_convention(convention)
     cells, blank = {}, set()
+
     def numbers(system, on, measure):
         cells[system, on] = True
-        try: mean, half = (np.nan, None) if judge_of(measure, judges)["missing"] else summary(scores, sets, system, on, measure, convention, seed, n)
-        except FacelabError as e: raise FacelabError(f"{spec['title']}: {e}") from None
-        if mean != mean: blank.add(measure)
+        try:
+            mean, half = (
+                (np.nan, None)
+                if judge_of(measure, judges)["missing"]
+                else summary(scores, sets, system, on, measure, convention, seed, n)
+            )
+        except FacelabError as e:
+            raise FacelabError(f"{spec['title']}: {e}") from None
+        if mean != mean:
+            blank.add(measure)
         return mean, half
+
     table = (matrix_table if "kind" in spec else score_table)(spec, numbers, recipes)
-    table.notes = notes_on(scores, convention, profile, faces, spec.get("measures", spec["columns"]), judges, cells, blank) + table.notes
+    table.notes = (
+        notes_on(
+            scores,
+            convention,
+            profile,
+            faces,
+            spec.get("measures", spec["columns"]),
+            judges,
+            cells,
+            blank,
+        )
+        + table.notes
+    )
     return table
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c058
 def convention_table(
-    scores,         # as `read_paper_scores` returns them
+    scores,  # as `read_paper_scores` returns them
     recipes: dict,  # for labels and own degradations
 ) -> Table:
     "Mean PSNR and SSIM of every system, on its own degradation, under every convention that was scored."
     shown = [c for c in CONVENTIONS if f"psnr_{c}" in scores]
     heads = [f"{m} {c}" for c in shown for m in ("PSNR", "SSIM")]
-    own = {s: scores[(scores["system"] == s) & (scores["on"] == r["inputs"])] for s, r in recipes.items()}
-    mean = lambda rows, m, c: cell_texts(None, float(average(rows[f"{m}_{c}"].to_numpy(float), m, c)), None, measure_of(m).digits)[1]
-    rows = [[recipes[s]["label"], *(mean(mine, m, c) for c in shown for m in ("psnr", "ssim"))] for s, mine in own.items() if len(mine)]
-    return Table("PSNR and SSIM under other conventions", ["Method", *heads], rows, notes=[f"{c}: {CONVENTIONS[c]}" for c in shown])
+    own = {
+        s: scores[(scores["system"] == s) & (scores["on"] == r["inputs"])]
+        for s, r in recipes.items()
+    }
+    mean = lambda rows, m, c: cell_texts(
+        None, float(average(rows[f"{m}_{c}"].to_numpy(float), m, c)), None, measure_of(m).digits
+    )[1]
+    rows = [
+        [recipes[s]["label"], *(mean(mine, m, c) for c in shown for m in ("psnr", "ssim"))]
+        for s, mine in own.items()
+        if len(mine)
+    ]
+    return Table(
+        "PSNR and SSIM under other conventions",
+        ["Method", *heads],
+        rows,
+        notes=[f"{c}: {CONVENTIONS[c]}" for c in shown],
+    )

@@ -1,0 +1,1 @@
+"""One system a paper, put together from the networks."""

@@ -17,35 +17,83 @@ from ..networks.srresnet import doublings
 from ..networks.registry import create, find, network
 
 # %% ../../nbs/5_systems/03_fcsr_gan.ipynb #c007
-@network("fcsr_gan", "generator", "Cai et al. 2020, Fig 2, Eq 1-3", scales=(4, 8), inputs={"x": 3, "M": 1}, small=dict(width=8, depth=1, size=64), small_side=64,
-         variants=(dict(completion="gfc"), dict(sr="srresnet"), dict(completion="gfc", sr="srresnet"), dict(variant="code")))
+@network(
+    "fcsr_gan",
+    "generator",
+    "Cai et al. 2020, Fig 2, Eq 1-3",
+    scales=(4, 8),
+    inputs={"x": 3, "M": 1},
+    small=dict(width=8, depth=1, size=64),
+    small_side=64,
+    variants=(
+        dict(completion="gfc"),
+        dict(sr="srresnet"),
+        dict(completion="gfc", sr="srresnet"),
+        dict(variant="code"),
+    ),
+)
 class FCSRGAN(nn.Module):
     "Face with a hole (N,3,h,w) in [0,1], M (N,1,h,w), 1 where visible -> dict raw, completed, restored (N,3,size,size) and what the SR part tells; not clamped."
-    def __init__(self,
-        scale=4,            # 4 or 8
-        completion="pconv", # name of a completion network
-        sr="fsrnet",        # name of a generator
-        size=128,           # side of the restored face
-        width=64,           # channels of the SR part; the completion's grow and shrink with it
-        depth=12,           # blocks of the SR part: 12 for FSRNet, 16 for SRResNet
-        variant="paper",    # "paper": completes the small picture; "code": enlarges it before
+
+    def __init__(
+        self,
+        scale=4,  # 4 or 8
+        completion="pconv",  # name of a completion network
+        sr="fsrnet",  # name of a generator
+        size=128,  # side of the restored face
+        width=64,  # channels of the SR part; the completion's grow and shrink with it
+        depth=12,  # blocks of the SR part: 12 for FSRNet, 16 for SRResNet
+        variant="paper",  # "paper": completes the small picture; "code": enlarges it before
     ):
         super().__init__()
-        if variant not in ("paper", "code"): raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
-        if variant == "code" and sr != "fsrnet": raise FacelabError(f'variant="code" enlarges before it completes, so sr must be "fsrnet", not {sr!r}')
-        if find(completion).role != "completion": raise FacelabError(f"{completion} is no completion network: it takes a {find(completion).role}'s place")
-        doublings(scale)   # refuses what is no power of two
-        first, self.enlarge = (size//scale, 1) if variant == "paper" else (size, scale)
-        channels = max(8, 4*round(inspect.signature(find(completion).make).parameters["width"].default*width/256))   # as a profile scales a completion of its own
-        released = lambda name: dict(variant="code") if variant == "code" and "variant" in inspect.signature(find(name).make).parameters else {}
-        self.completion, self.takes_M = create(completion, size=first, width=channels, **released(completion)), "M" in find(completion).inputs
-        self.sr = create(sr, scale=scale, width=width, depth=depth, **released(sr), **({} if variant == "paper" else dict(enlarge=False)))
+        if variant not in ("paper", "code"):
+            raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
+        if variant == "code" and sr != "fsrnet":
+            raise FacelabError(
+                f'variant="code" enlarges before it completes, so sr must be "fsrnet", not {sr!r}'
+            )
+        if find(completion).role != "completion":
+            raise FacelabError(
+                f"{completion} is no completion network: it takes a {find(completion).role}'s place"
+            )
+        doublings(scale)  # refuses what is no power of two
+        first, self.enlarge = (size // scale, 1) if variant == "paper" else (size, scale)
+        channels = max(
+            8,
+            4
+            * round(
+                inspect.signature(find(completion).make).parameters["width"].default * width / 256
+            ),
+        )  # as a profile scales a completion of its own
+        released = lambda name: (
+            dict(variant="code")
+            if variant == "code" and "variant" in inspect.signature(find(name).make).parameters
+            else {}
+        )
+        self.completion, self.takes_M = (
+            create(completion, size=first, width=channels, **released(completion)),
+            "M" in find(completion).inputs,
+        )
+        self.sr = create(
+            sr,
+            scale=scale,
+            width=width,
+            depth=depth,
+            **released(sr),
+            **({} if variant == "paper" else dict(enlarge=False)),
+        )
 
     def forward(self, x, M=None):
         h, w = expect(self, x).shape[-2:]
         expect(self, M, 1, "M", like=x, why="1 where the face is visible")
-        if self.enlarge > 1: x, M = resize(x, (h*self.enlarge, w*self.enlarge)), F.interpolate(M, scale_factor=self.enlarge, mode="nearest")
+        if self.enlarge > 1:
+            x, M = (
+                resize(x, (h * self.enlarge, w * self.enlarge)),
+                F.interpolate(M, scale_factor=self.enlarge, mode="nearest"),
+            )
         raw = self.completion(x, M) if self.takes_M else self.completion(x)
         completed = composite(raw, x, M)
         out = self.sr(completed)
-        return dict(raw=raw, completed=completed, **(out if isinstance(out, dict) else dict(restored=out)))
+        return dict(
+            raw=raw, completed=completed, **(out if isinstance(out, dict) else dict(restored=out))
+        )

@@ -14,17 +14,27 @@ from ..networks.fpm import FaceParsing
 from ..networks.registry import network
 
 # %% ../../nbs/5_systems/05_heavy_rain.ipynb #c006
-@network("heavy_rain", "generator", "Son and Jeong 2022, Fig 3", aliases=("FCG-GAN",), scales=(4,), small=dict(width=8, depth=1), small_side=64)
+@network(
+    "heavy_rain",
+    "generator",
+    "Son and Jeong 2022, Fig 3",
+    aliases=("FCG-GAN",),
+    scales=(4,),
+    small=dict(width=8, depth=1),
+    small_side=64,
+)
 class HeavyRainFace(nn.Module):
     "Fig 3: (N,3,h,w) in [0,1] -> dict of S, T, A, J, parsing_maps of that size and restored (N,3,h*scale,w*scale), not clamped; h, w multiples of 16."
-    def __init__(self,
+
+    def __init__(
+        self,
         scale=4,  # 2, 4 or 8
-        width=64, # channels of generator and parsing U-Net, twice the growth of the dense layers
-        depth=16, # residual blocks; 3/8 of them are the layers of a dense block
+        width=64,  # channels of generator and parsing U-Net, twice the growth of the dense layers
+        depth=16,  # residual blocks; 3/8 of them are the layers of a dense block
         maps=11,  # of the parsed face
     ):
         super().__init__()
-        self.hrrm = HRRM(width//2, max(1, 3*depth//8))
+        self.hrrm = HRRM(width // 2, max(1, 3 * depth // 8))
         self.fpm = FaceParsing(maps, width=width)
         self.generator = FCGGenerator(scale, width, depth, maps)
 

@@ -13,16 +13,26 @@ from ..networks.fsrnet import FSRNet
 from ..networks.registry import network
 
 # %% ../../nbs/5_systems/02_jdsr_gan.ipynb #c007
-@network("jdsr_gan", "generator", "Gao et al. 2021, Fig 4, Eq 1-6", scales=(4, 8), inputs={"x": 3}, small=dict(width=8, depth=1, landmarks=5), small_side=64,
-         variants=(dict(attention=False),))
+@network(
+    "jdsr_gan",
+    "generator",
+    "Gao et al. 2021, Fig 4, Eq 1-6",
+    scales=(4, 8),
+    inputs={"x": 3},
+    small=dict(width=8, depth=1, landmarks=5),
+    small_side=64,
+    variants=(dict(attention=False),),
+)
 class JDSRGAN(nn.Module):
     "Masked face (N,3,h,w) in [0,1] -> dict noise_map, denoised (N,3,h,w), coarse, restored (N,3,h*scale,w*scale), landmark_maps, parsing_maps; not clamped."
-    def __init__(self,
-        scale=4,        # 4 or 8
-        width=64,       # channels of both modules
-        depth=12,       # residual blocks of FSRNet's encoder
-        attention=True, # False: the ablation of Table 2
-        **sr,           # other arguments of `FSRNet`, such as landmarks
+
+    def __init__(
+        self,
+        scale=4,  # 4 or 8
+        width=64,  # channels of both modules
+        depth=12,  # residual blocks of FSRNet's encoder
+        attention=True,  # False: the ablation of Table 2
+        **sr,  # other arguments of `FSRNet`, such as landmarks
     ):
         super().__init__()
         self.denoising = CBDNet(width, attention)
@@ -30,4 +40,8 @@ class JDSRGAN(nn.Module):
 
     def forward(self, x):
         denoised = self.denoising(expect(self, x, multiple=4))
-        return dict(noise_map=denoised["noise_map"], denoised=denoised["restored"], **self.super_resolution(denoised["restored"]))
+        return dict(
+            noise_map=denoised["noise_map"],
+            denoised=denoised["restored"],
+            **self.super_resolution(denoised["restored"]),
+        )

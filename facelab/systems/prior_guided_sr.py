@@ -12,17 +12,27 @@ from ..networks.registry import network
 from ..networks.prior_guided import SRBranch, PriorBranch, FusingModule
 
 # %% ../../nbs/5_systems/01_prior_guided_sr.ipynb #c006
-@network("prior_guided_sr", "generator", "Liu 2023, Fig 3.1", aliases=("prior_guided_gan",), scales=(4, 8), small=dict(width=8, depth=2), variants=(dict(attention="sigmoid"), dict(rescale=True)))
+@network(
+    "prior_guided_sr",
+    "generator",
+    "Liu 2023, Fig 3.1",
+    aliases=("prior_guided_gan",),
+    scales=(4, 8),
+    small=dict(width=8, depth=2),
+    variants=(dict(attention="sigmoid"), dict(rescale=True)),
+)
 class PriorGuidedSR(nn.Module):
     "Thesis Fig 3.1: (N,3,h,w) in [0,1] -> dict of coarse_sr, restored (N,3,h*scale,w*scale) and prior (N,parts,h*scale,w*scale), not clamped."
-    def __init__(self,
-        scale=8,           # 4 or 8
-        width=64,          # channels of all three parts
-        depth=16,          # basic blocks
-        parts=11,          # parsing maps
-        hourglasses=2,     # in the prior branch
-        hourglass_depth=3, # h and w are multiples of 2**hourglass_depth
-        **branch,          # kernel, attention, reduction, rescale of `SRBranch`
+
+    def __init__(
+        self,
+        scale=8,  # 4 or 8
+        width=64,  # channels of all three parts
+        depth=16,  # basic blocks
+        parts=11,  # parsing maps
+        hourglasses=2,  # in the prior branch
+        hourglass_depth=3,  # h and w are multiples of 2**hourglass_depth
+        **branch,  # kernel, attention, reduction, rescale of `SRBranch`
     ):
         super().__init__()
         self.scale, self.multiple = scale, 2**hourglass_depth

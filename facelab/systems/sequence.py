@@ -15,16 +15,20 @@ from ..networks.registry import entries
 
 # %% ../../nbs/5_systems/06_sequence.ipynb #c005
 def fills_holes(
-    net, # a network
+    net,  # a network
 ):
     "Is it a completion network?"
-    return type(net).__name__ in {e.make.__name__ for e in entries("completion").values()}   # by name: a notebook that runs again registers its class anew
+    return type(net).__name__ in {
+        e.make.__name__ for e in entries("completion").values()
+    }  # by name: a notebook that runs again registers its class anew
 
 # %% ../../nbs/5_systems/06_sequence.ipynb #c006
 class Sequence(nn.Module):
     "Restorers in a row: (N,3,h,w), and M (N,1,h,w) where one fills holes -> dict of after_1, after_2, ... and restored, the last of them."
-    def __init__(self,
-        parts, # specs of networks (`use` and arguments), or networks, in order
+
+    def __init__(
+        self,
+        parts,  # specs of networks (`use` and arguments), or networks, in order
     ):
         super().__init__()
         self.parts = nn.ModuleList(build(p) if isinstance(p, dict) else p for p in parts)
@@ -33,7 +37,9 @@ class Sequence(nn.Module):
     def forward(self, x, M=None):
         after = {}
         for i, (part, fills) in enumerate(zip(self.parts, self.fills), 1):
-            hidden = F.interpolate(M, x.shape[-2:], mode="nearest") if fills and M is not None else None
+            hidden = (
+                F.interpolate(M, x.shape[-2:], mode="nearest") if fills and M is not None else None
+            )
             takes_M = fills and "M" in inspect.signature(part.forward).parameters
             out = part(x, hidden) if takes_M else part(x)
             out = out["restored"] if isinstance(out, dict) else out

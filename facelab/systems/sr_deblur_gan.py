@@ -14,21 +14,33 @@ from ..networks.two_branch import FiveLayerCNN, TwoBranchUNet
 from ..networks.registry import network
 
 # %% ../../nbs/5_systems/04_sr_deblur_gan.ipynb #c006
-@network("sr_deblur_gan", "generator", "Yun et al. 2020, Fig 2", scales=(8,), side=256, small=dict(width=8, features=8, size=64), small_side=64,
-         variants=(dict(noise=.05),))
+@network(
+    "sr_deblur_gan",
+    "generator",
+    "Yun et al. 2020, Fig 2",
+    scales=(8,),
+    side=256,
+    small=dict(width=8, features=8, size=64),
+    small_side=64,
+    variants=(dict(noise=0.05),),
+)
 class SRDeblurGAN(nn.Module):
     "Fig 2: (N,3,h,w) in [0,1] -> dict of features (I_LRf), blurred (I_HRB hat), restored (I_HR hat), each h*scale by w*scale, not clamped."
-    def __init__(self,
-        scale=8,         # 2, 4 or 8
-        width=64,        # channels of the five-layer CNN and of the U-Net's first stage
-        size=256,        # side of the restored face: 256, or 128 for 16x16 inputs
-        features=64,     # channels of I_LRf
-        five_layer=True, # False: bicubic enlargement instead of the five-layer CNN (Table 3, Model 1)
-        noise=0.,        # strength of the Gaussian noise after every convolution, also in evaluation mode (w/N: .05)
+
+    def __init__(
+        self,
+        scale=8,  # 2, 4 or 8
+        width=64,  # channels of the five-layer CNN and of the U-Net's first stage
+        size=256,  # side of the restored face: 256, or 128 for 16x16 inputs
+        features=64,  # channels of I_LRf
+        five_layer=True,  # False: bicubic enlargement instead of the five-layer CNN (Table 3, Model 1)
+        noise=0.0,  # strength of the Gaussian noise after every convolution, also in evaluation mode (w/N: .05)
     ):
         super().__init__()
-        self.multiple = size//2**doublings(scale)
-        self.five_layer_cnn = FiveLayerCNN(scale, width, features, noise) if five_layer else Bicubic(scale)
+        self.multiple = size // 2 ** doublings(scale)
+        self.five_layer_cnn = (
+            FiveLayerCNN(scale, width, features, noise) if five_layer else Bicubic(scale)
+        )
         self.two_branch_unet = TwoBranchUNet(features if five_layer else 3, width, size, noise)
 
     def forward(self, x):

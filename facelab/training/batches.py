@@ -26,94 +26,159 @@ FACTS = {
     **{part: lambda faces, part=part: _box(faces, part) for part in ("eyes", "nose", "lips")},
 }
 
+
 def people(
     faces,  # the training part of a face set
 ) -> torch.Tensor:  # (K,) identity numbers, sorted
     "Who is in a face set."
     if "identity" not in faces.labels:
-        raise FacelabError(f"the set {faces.name} has no identities, which a recogniser learns from: use a set that has them, such as drawn faces or CelebA")
+        raise FacelabError(
+            f"the set {faces.name} has no identities, which a recogniser learns from: use a set"
+            " that has them, such as drawn faces or CelebA"
+        )
     return torch.unique(faces.identity.cpu())
 
+
 def _box(faces, part, most=1000):
-    average_boxes = locate("networks.fcg.average_boxes")   # only recipes with component critics depend on that module
-    return list(average_boxes(faces.batch(range(min(most, len(faces))), labels=("parsing",))["parsing"].cpu())[part])
+    average_boxes = locate(
+        "networks.fcg.average_boxes"
+    )  # only recipes with component critics depend on that module
+    return list(
+        average_boxes(
+            faces.batch(range(min(most, len(faces))), labels=("parsing",))["parsing"].cpu()
+        )[part]
+    )
 
 # %% ../../nbs/6_training/03_batches.ipynb #c009
 def filled(
-    value,   # anything in a recipe
-    faces,   # the training part of a face set
+    value,  # anything in a recipe
+    faces,  # the training part of a face set
 ):
     "The value with its words `faces.size`, `faces.size/4`, ... replaced by what the set has."
-    if isinstance(value, dict): return {k: filled(v, faces) for k, v in value.items()}
-    if isinstance(value, list): return [filled(v, faces) for v in value]
+    if isinstance(value, dict):
+        return {k: filled(v, faces) for k, v in value.items()}
+    if isinstance(value, list):
+        return [filled(v, faces) for v in value]
     word = re.fullmatch(r"faces\.(\w+)(?:/(\d+))?", value) if isinstance(value, str) else None
-    if not word: return value
-    if word[1] not in FACTS: raise FacelabError(f"the recipe says {value!r}, which no face set knows: {near('faces.' + word[1], ['faces.' + f for f in FACTS])}")
+    if not word:
+        return value
+    if word[1] not in FACTS:
+        raise FacelabError(
+            f"the recipe says {value!r}, which no face set knows:"
+            f" {near('faces.' + word[1], ['faces.' + f for f in FACTS])}"
+        )
     fact = FACTS[word[1]](faces)
     return fact if word[2] is None else fact // int(word[2])
 
 # %% ../../nbs/6_training/03_batches.ipynb #c013
-MADE_FROM = {"parsing": "parsing", "heatmaps": "landmarks", "heatmaps_quarter": "landmarks", "identity": "identity"}  # name in a loss -> label of the face set
+MADE_FROM = {
+    "parsing": "parsing",
+    "heatmaps": "landmarks",
+    "heatmaps_quarter": "landmarks",
+    "identity": "identity",
+}  # name in a loss -> label of the face set
+
 
 def asked(
     recipe: dict,  # a resolved recipe
-) -> set:          # names
+) -> set:  # names
     "All names that the losses of a recipe use, but those of its networks."
-    objectives = [terms for stage in recipe["stages"] for terms in (stage["losses"], *stage.get("critics", {}).values())]
-    found = set().union(*(names(loss.get(side)) for terms in objectives for loss in terms.values() if loss for side in ("of", "to")))
+    objectives = [
+        terms
+        for stage in recipe["stages"]
+        for terms in (stage["losses"], *stage.get("critics", {}).values())
+    ]
+    found = set().union(
+        *(
+            names(loss.get(side))
+            for terms in objectives
+            for loss in terms.values()
+            if loss
+            for side in ("of", "to")
+        )
+    )
     return found - recipe["critics"].keys() - recipe.get("helpers", {}).keys()
 
 # %% ../../nbs/6_training/03_batches.ipynb #c016
 def labels_for(
-    faces,         # a face set
+    faces,  # a face set
     recipe: dict,  # a resolved recipe
-    degrade,       # its degradation
-) -> tuple:        # names of labels
+    degrade,  # its degradation
+) -> tuple:  # names of labels
     "The labels that degradation and losses ask for; FacelabError if the set lacks one."
     wanted = dict.fromkeys(MADE_FROM[name] for name in sorted(asked(recipe) & MADE_FROM.keys()))
     return wanted_labels((*degrade.needs, *wanted), faces.labels, f"recipe {recipe['name']}")
 
 # %% ../../nbs/6_training/03_batches.ipynb #c017
 def check_faces_for(
-    faces,         # a face set
+    faces,  # a face set
     recipe: dict,  # a resolved recipe
-    degrade,       # its degradation
+    degrade,  # its degradation
 ):
     "Refuse a set whose size or labels the degradation cannot use."
     if faces.size % degrade.multiple:
-        raise FacelabError(f"recipe {recipe['name']} needs faces whose side divides by {degrade.multiple}, but they have {faces.size} pixels: change data.size in params.yaml")
-    labels = {k: getattr(faces, k, None) for k in labels_for(faces, recipe, degrade) if k != "identity"}
+        raise FacelabError(
+            f"recipe {recipe['name']} needs faces whose side divides by {degrade.multiple}, but"
+            f" they have {faces.size} pixels: change data.size in params.yaml"
+        )
+    labels = {
+        k: getattr(faces, k, None) for k in labels_for(faces, recipe, degrade) if k != "identity"
+    }
     pictures = torch.empty((len(faces), 3, faces.size, faces.size), device="meta")
-    check_labels({k: v for k, v in labels.items() if isinstance(v, torch.Tensor)}, pictures, faces.name)
+    check_labels(
+        {k: v for k, v in labels.items() if isinstance(v, torch.Tensor)}, pictures, faces.name
+    )
 
 # %% ../../nbs/6_training/03_batches.ipynb #c019
 def step_inputs(
-    batch: dict,     # image and labels of this process' rows, as `faces.batch` gives them
-    recipe: dict,    # a resolved recipe
-    degrade,         # the degradation that the recipe names
-    step: int,       # which step
-    rows=None,       # which rows of the whole batch these are; None: all
-    who=None,        # `people` of the set, if a loss asks for identities
-) -> dict:           # target, input, maps by name, and what the losses ask for besides
+    batch: dict,  # image and labels of this process' rows, as `faces.batch` gives them
+    recipe: dict,  # a resolved recipe
+    degrade,  # the degradation that the recipe names
+    step: int,  # which step
+    rows=None,  # which rows of the whole batch these are; None: all
+    who=None,  # `people` of the set, if a loss asks for identities
+) -> dict:  # target, input, maps by name, and what the losses ask for besides
     "Everything that the losses of one step may name."
     seed, n, names = recipe["seed"], recipe["batch"], asked(recipe)
     rows = range(n) if rows is None else rows
-    flip = torch.rand(n, generator=torch.Generator().manual_seed(seed_of(seed, "mirror", step)))[rows.start:rows.stop] < .5
+    flip = (
+        torch.rand(n, generator=torch.Generator().manual_seed(seed_of(seed, "mirror", step)))[
+            rows.start : rows.stop
+        ]
+        < 0.5
+    )
     turned = mirror(batch)
-    batch = {k: torch.where(flip.to(v.device).view(-1, *[1] * (v.dim() - 1)), turned[k], v) for k, v in batch.items()}
-    degraded = degrade.degrade(batch.pop("image"), Dice(seed, "degrade", range(step * n + rows.start, step * n + rows.stop)), batch)
-    return {**degraded.maps, "input": degraded.input, "target": degraded.target, **asked_labels(batch, names, degraded.target.shape[-1], who)}
+    batch = {
+        k: torch.where(flip.to(v.device).view(-1, *[1] * (v.dim() - 1)), turned[k], v)
+        for k, v in batch.items()
+    }
+    degraded = degrade.degrade(
+        batch.pop("image"),
+        Dice(seed, "degrade", range(step * n + rows.start, step * n + rows.stop)),
+        batch,
+    )
+    return {
+        **degraded.maps,
+        "input": degraded.input,
+        "target": degraded.target,
+        **asked_labels(batch, names, degraded.target.shape[-1], who),
+    }
 
 # %% ../../nbs/6_training/03_batches.ipynb #c020
 def asked_labels(
     batch: dict,  # labels
-    names: set,   # as `asked` returns them
-    side: int,    # of the faces
-    who=None,     # `people` of the set
-) -> dict:        # name -> tensor
+    names: set,  # as `asked` returns them
+    side: int,  # of the faces
+    who=None,  # `people` of the set
+) -> dict:  # name -> tensor
     "The labels in the form that losses compare with."
-    maps = {"heatmaps": {**FSRNET_MAPS, "size": side // 2}, "heatmaps_quarter": {**DIC_MAPS, "size": side // 4}}
+    maps = {
+        "heatmaps": {**FSRNET_MAPS, "size": side // 2},
+        "heatmaps_quarter": {**DIC_MAPS, "size": side // 4},
+    }
     out = {name: heatmaps(batch["landmarks"], side, **maps[name]) for name in maps if name in names}
-    if "parsing" in names: out["parsing"] = parsing_11(batch["parsing"])
-    if "identity" in names: out["identity"] = torch.searchsorted(who.to(batch["identity"].device), batch["identity"])
+    if "parsing" in names:
+        out["parsing"] = parsing_11(batch["parsing"])
+    if "identity" in names:
+        out["identity"] = torch.searchsorted(who.to(batch["identity"].device), batch["identity"])
     return out

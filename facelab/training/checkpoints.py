@@ -19,6 +19,7 @@ from .run import Run
 # %% ../../nbs/6_training/05_checkpoints.ipynb #c005
 POSITION = ("step", "stage", "stage_step", "stage_seconds", "seconds", "history")
 
+
 def state_tensors(run: Run):
     "All tensors that a run needs to go on, by name."
     out = {f"average/{k}": v for k, v in run.average.items()}
@@ -33,7 +34,7 @@ def state_tensors(run: Run):
 # %% ../../nbs/6_training/05_checkpoints.ipynb #c006
 def save_state(
     run: Run,
-    path,         # where the checkpoint lies
+    path,  # where the checkpoint lies
     about: dict,  # what the run depends on, as JSON can say it
 ):
     "Write the checkpoint; atomic."
@@ -48,59 +49,102 @@ def open_state(
     "Header and tensors of a checkpoint; a truncated file is told in one sentence."
     try:
         with safe_open(path, framework="pt") as file:
-            head, tensors = json.loads(file.metadata()["facelab"]), {k: file.get_tensor(k) for k in file.keys()}
-        if not isinstance(head, dict): raise TypeError("its header is no mapping")
+            head, tensors = (
+                json.loads(file.metadata()["facelab"]),
+                {k: file.get_tensor(k) for k in file.keys()},
+            )
+        if not isinstance(head, dict):
+            raise TypeError("its header is no mapping")
         return head, tensors
     except (SafetensorError, TypeError, KeyError, ValueError, RecursionError) as error:
-        raise FacelabError(f"the checkpoint {path} is damaged ({error}): delete it to train from the start") from None
+        raise FacelabError(
+            f"the checkpoint {path} is damaged ({error}): delete it to train from the start"
+        ) from None
 
 # %% ../../nbs/6_training/05_checkpoints.ipynb #c009
 def differences(
-    old,      # anything that JSON can say
-    new,      # the same
-    where="", # so far
-) -> list:    # of texts
+    old,  # anything that JSON can say
+    new,  # the same
+    where="",  # so far
+) -> list:  # of texts
     "Where two descriptions differ, leaf by leaf."
     if isinstance(old, dict) and isinstance(new, dict):
-        return [d for k in dict.fromkeys([*old, *new]) for d in differences(old.get(k, "nothing"), new.get(k, "nothing"), f"{where}.{k}" if where else k)]
+        return [
+            d
+            for k in dict.fromkeys([*old, *new])
+            for d in differences(
+                old.get(k, "nothing"), new.get(k, "nothing"), f"{where}.{k}" if where else k
+            )
+        ]
     if isinstance(old, list) and isinstance(new, list) and len(old) == len(new):
-        return [d for i, (a, b) in enumerate(zip(old, new)) for d in differences(a, b, f"{where}[{i}]")]
+        return [
+            d for i, (a, b) in enumerate(zip(old, new)) for d in differences(a, b, f"{where}[{i}]")
+        ]
     return [] if old == new else [f"{where}: {_short(old)} then, {_short(new)} now"]
 
-def _short(value, most=60): return text if len(text := json.dumps(value)) <= most else text[:most] + "..."
+
+def _short(value, most=60):
+    return text if len(text := json.dumps(value)) <= most else text[:most] + "..."
 
 # %% ../../nbs/6_training/05_checkpoints.ipynb #c011
 def lacking(
     run: Run,
-    head: dict,     # header of a checkpoint
+    head: dict,  # header of a checkpoint
     tensors: dict,  # its tensors
-):                  # a name, or None
+):  # a name, or None
     "What a run needs and a checkpoint of it has not, or has in another shape."
     kinds = dict.fromkeys(POSITION, (int, float)) | {"history": list, "best": (dict, type(None))}
-    if odd := next((k for k, kind in kinds.items() if k not in head or not isinstance(head[k], kind)), None): return odd
+    if odd := next(
+        (k for k, kind in kinds.items() if k not in head or not isinstance(head[k], kind)), None
+    ):
+        return odd
     now = {k: v.shape for k, v in state_tensors(run).items() if k.startswith(("net/", "average/"))}
-    if odd := next((k for k, shape in now.items() if k not in tensors or tensors[k].shape != shape), None): return odd
+    if odd := next(
+        (k for k, shape in now.items() if k not in tensors or tensors[k].shape != shape), None
+    ):
+        return odd
     steps = [k.split("/")[1:3] for k in tensors if k.startswith("optimiser/")]
-    return next((f"optimiser/{'/'.join(s)}" for s in steps if len(s) < 2 or s[0] not in run.optimisers or not s[1].isdigit()), None)
+    return next(
+        (
+            f"optimiser/{'/'.join(s)}"
+            for s in steps
+            if len(s) < 2 or s[0] not in run.optimisers or not s[1].isdigit()
+        ),
+        None,
+    )
 
+# %% ../../nbs/6_training/05_checkpoints.ipynb #c011-1
 def load_state(
     run: Run,
-    path,         # where the checkpoint lies
+    path,  # where the checkpoint lies
     about: dict,  # what the run depends on now
-) -> bool:        # False: there is none
+) -> bool:  # False: there is none
     "Go on where the checkpoint stopped; FacelabError naming the differences if it is another run's."
     if not Path(path).exists():
         return False
     head, tensors = open_state(path)
     found = differences(head.get("about"), json.loads(json.dumps(about)))
     if found:
-        raise FacelabError(f"the checkpoint {path} was made under another recipe, code or data ({'; '.join(found[:5])}{f'; and {len(found) - 5} more' if len(found) > 5 else ''}): "
-                           "go back to what it was made under, or move the checkpoint away to train from the start")
-    if (lacks := lacking(run, head, tensors)):   # before the run is touched
-        raise FacelabError(f"the checkpoint {path} is damaged ({lacks} is missing or has another shape): delete it to train from the start")
-    part = lambda start: {k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)}
+        raise FacelabError(
+            f"the checkpoint {path} was made under another recipe, code or data"
+            f" ({'; '.join(found[:5])}{f'; and {len(found) - 5} more' if len(found) > 5 else ''}):"
+            " go back to what it was made under, or move the checkpoint away to train from the"
+            " start"
+        )
+    if lacks := lacking(run, head, tensors):  # before the run is touched
+        raise FacelabError(
+            f"the checkpoint {path} is damaged ({lacks} is missing or has another shape): delete it"
+            " to train from the start"
+        )
+    part = lambda start: {
+        k.removeprefix(start): v for k, v in tensors.items() if k.startswith(start)
+    }
     run.average = {k: v.to(run.device) for k, v in part("average/").items()}
-    run.best = {**head["best"], "weights": {k: v.to(run.device) for k, v in part("best/").items()}} if head["best"] else None
+    run.best = (
+        {**head["best"], "weights": {k: v.to(run.device) for k, v in part("best/").items()}}
+        if head["best"]
+        else None
+    )
     for name, net in run.bare.items():
         net.load_state_dict(part(f"net/{name}/"))
     for name, optimiser in run.optimisers.items():
@@ -109,6 +153,7 @@ def load_state(
             i, _, k = key.partition("/")
             moments.setdefault(int(i), {})[k] = value
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
-    for key in POSITION: setattr(run, key, head[key])
+    for key in POSITION:
+        setattr(run, key, head[key])
     run.batches = None
     return True

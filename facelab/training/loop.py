@@ -27,13 +27,19 @@ from .run import Run, enter_stage, how_far, take_step
 # %% ../../nbs/6_training/06_loop.ipynb #c007
 def validation_inputs(
     run: Run,
-    faces,   # the validation part of a face set
-    most=16, # no more faces than these
-) -> dict:   # as `step_inputs` returns them
+    faces,  # the validation part of a face set
+    most=16,  # no more faces than these
+) -> dict:  # as `step_inputs` returns them
     "The same degraded faces at every look."
     indices = range(min(most, len(faces)))
-    batch = faces.batch(indices, device=run.device, labels=wanted_labels(run.degrade.needs, faces.labels, f"recipe {run.recipe['name']}"))
-    degraded = run.degrade(batch.pop("image"), Dice(run.recipe["seed"], "validation", indices), **batch)
+    batch = faces.batch(
+        indices,
+        device=run.device,
+        labels=wanted_labels(run.degrade.needs, faces.labels, f"recipe {run.recipe['name']}"),
+    )
+    degraded = run.degrade(
+        batch.pop("image"), Dice(run.recipe["seed"], "validation", indices), **batch
+    )
     return {**degraded.maps, "input": degraded.input, "target": degraded.target}
 
 # %% ../../nbs/6_training/06_loop.ipynb #c009
@@ -42,66 +48,98 @@ def settled(
     run: Run,
 ) -> dict:  # name -> tensor
     "The averaged weights, with batch-norm statistics of their own, measured once a step; leaves the generator in evaluation mode."
-    if run.settled[0] != run.step: run.settled = run.step, with_statistics(run)
+    if run.settled[0] != run.step:
+        run.settled = run.step, with_statistics(run)
     run.bare["generator"].eval()
     return run.settled[1]
 
+
 def with_statistics(run, batches=10):
     "The averaged weights, with statistics over some batches of training faces."
-    weights, norms = {k: v.clone() for k, v in run.average.items()}, batch_norms(run.bare["generator"].eval())
-    if not (norms and run.recipe["stages"]): return weights
+    weights, norms = (
+        {k: v.clone() for k, v in run.average.items()},
+        batch_norms(run.bare["generator"].eval()),
+    )
+    if not (norms and run.recipe["stages"]):
+        return weights
     for name in norms:
-        weights[f"{name}.running_mean"].zero_(), weights[f"{name}.running_var"].fill_(1), weights[f"{name}.num_batches_tracked"].zero_()
+        (
+            weights[f"{name}.running_mean"].zero_(),
+            weights[f"{name}.running_var"].fill_(1),
+            weights[f"{name}.num_batches_tracked"].zero_(),
+        )
     momenta = [norm.momentum for norm in norms.values()]
-    for norm in norms.values(): norm.train().momentum = None   # the plain mean over batches
-    for given in training_inputs(run, batches): look(run, given, weights)
-    for norm, momentum in zip(norms.values(), momenta): norm.eval().momentum = momentum
+    for norm in norms.values():
+        norm.train().momentum = None  # the plain mean over batches
+    for given in training_inputs(run, batches):
+        look(run, given, weights)
+    for norm, momentum in zip(norms.values(), momenta):
+        norm.eval().momentum = momentum
     return weights
 
+# %% ../../nbs/6_training/06_loop.ipynb #c009-1
 def batch_norms(net):
     "Batch norms that keep statistics, by name."
-    return {name: m for name, m in net.named_modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats}
+    return {
+        name: m
+        for name, m in net.named_modules()
+        if isinstance(m, torch.nn.modules.batchnorm._BatchNorm) and m.track_running_stats
+    }
+
 
 def training_inputs(run, batches):
     "Inputs of the first steps, all rows of each."
-    recipe, orders = run.recipe, [run.faces.order(run.recipe["batch"], step, run.recipe["seed"]) for step in range(batches)]
-    for step, batch in enumerate(run.faces.stream(orders, run.device, labels_for(run.faces, recipe, run.degrade))):
+    recipe, orders = (
+        run.recipe,
+        [run.faces.order(run.recipe["batch"], step, run.recipe["seed"]) for step in range(batches)],
+    )
+    for step, batch in enumerate(
+        run.faces.stream(orders, run.device, labels_for(run.faces, recipe, run.degrade))
+    ):
         yield step_inputs(batch, recipe, run.degrade, step, None, run.who)
 
 # %% ../../nbs/6_training/06_loop.ipynb #c010
 @torch.no_grad()
 def look(
     run: Run,
-    given: dict,    # as `validation_inputs` returns them
+    given: dict,  # as `validation_inputs` returns them
     weights: dict,  # name -> tensor; statistics of batch norms in training mode move
-) -> dict:          # outputs by name
+) -> dict:  # outputs by name
     "What the generator makes of these faces with other weights than those it learns."
     net = _Asking(run.bare["generator"], run.recipe.get("call"))
     with run.fabric.autocast():
-        return torch.func.functional_call(net, {f"net.{k}": v for k, v in weights.items()}, (given,))
+        return torch.func.functional_call(
+            net, {f"net.{k}": v for k, v in weights.items()}, (given,)
+        )
+
 
 class _Asking(torch.nn.Module):
     "A network whose forward is `ask`, so that `functional_call` can run any of its methods."
+
     def __init__(self, net, call):
         super().__init__()
         self.net, self.call = net, call
 
-    def forward(self, given): return ask(self.net, given, self.call)
+    def forward(self, given):
+        return ask(self.net, given, self.call)
 
 # %% ../../nbs/6_training/06_loop.ipynb #c011
 def psnr(x, y):
     "PSNR of each pair of pictures in [0, 1], in dB, not rounded to 8 bits: for a look on the way; [scores](../7_evaluation/03_metrics.ipynb) have conventions."
     return -10 * (x - y).square().mean((1, 2, 3)).log10()
 
+
 def validate(
     run: Run,
     given: dict,  # as `validation_inputs` returns them
-) -> tuple:       # mean PSNR in RGB or None where nothing is restored, and the outputs
+) -> tuple:  # mean PSNR in RGB or None where nothing is restored, and the outputs
     "Score the averaged weights and keep the best."
     weights = settled(run)
     out = look(run, given, weights)
-    if not run.done: enter_stage(run)   # back to what the stage trains
-    if "restored" not in out or out["restored"].shape != given["target"].shape: return None, out
+    if not run.done:
+        enter_stage(run)  # back to what the stage trains
+    if "restored" not in out or out["restored"].shape != given["target"].shape:
+        return None, out
     score = psnr(out["restored"].float().clamp(0, 1), given["target"]).mean().item()
     if run.best is None or score > run.best["psnr"]:
         run.best = {"psnr": score, "step": run.step, "weights": weights}
@@ -110,13 +148,22 @@ def validate(
 # %% ../../nbs/6_training/06_loop.ipynb #c012
 def sheet(
     given: dict,  # as `validation_inputs` returns them
-    out: dict,    # outputs by name
-    most=6,       # columns
+    out: dict,  # outputs by name
+    most=6,  # columns
 ) -> torch.Tensor:  # uint8 (3, H, W)
     "Input, every picture that came out, and the truth, in rows."
     side = given["target"].shape[-1]
-    rows = [given["input"], *(x for x in out.values() if x.dim() == 4 and x.shape[1] == 3), given["target"]]
-    large = [resize(row[:most].float(), side).clamp(0, 1) if row.shape[-1] != side else row[:most].float().clamp(0, 1) for row in rows]
+    rows = [
+        given["input"],
+        *(x for x in out.values() if x.dim() == 4 and x.shape[1] == 3),
+        given["target"],
+    ]
+    large = [
+        resize(row[:most].float(), side).clamp(0, 1)
+        if row.shape[-1] != side
+        else row[:most].float().clamp(0, 1)
+        for row in rows
+    ]
     return to_uint8(torch.cat([torch.cat(list(row), -1) for row in large], -2))
 
 # %% ../../nbs/6_training/06_loop.ipynb #c017
@@ -125,14 +172,20 @@ class History:
 
     def __init__(
         self,
-        run: Run,        # whose history it is; rows that it has already are replayed
-        live_dir=None,   # DVCLive's folder; None: no DVCLive
+        run: Run,  # whose history it is; rows that it has already are replayed
+        live_dir=None,  # DVCLive's folder; None: no DVCLive
     ):
         self.run, self.sums, self.bad, self.n, self.live = run, {}, {}, 0, None
         if live_dir:
             from dvclive import Live
 
-            self.live = Live(dir=str(live_dir), save_dvc_exp=False, dvcyaml=None, report=None, monitor_system=False)
+            self.live = Live(
+                dir=str(live_dir),
+                save_dvc_exp=False,
+                dvcyaml=None,
+                report=None,
+                monitor_system=False,
+            )
             for row in run.history:
                 self._to_live(row)
 
@@ -156,9 +209,17 @@ class History:
         sums, bad = self._of_all_processes()
         if bad and min(bad.values()) < math.inf:
             name, recipe = min(bad, key=bad.get), self.run.recipe
-            raise FacelabError(f"loss {name!r} of recipe {recipe['name']!r} is not finite at step {int(bad[name])} (seed of its batch: {seed_of(recipe['seed'], 'step', int(bad[name]))}): "
-                               "lower train.lr, or set train.clip; the last good checkpoint is kept")
-        row = {"step": self.run.step, "stage": stage, **{k: v / self.n for k, v in sums.items()}, **{k: v for k, v in more.items() if v is not None}}
+            raise FacelabError(
+                f"loss {name!r} of recipe {recipe['name']!r} is not finite at step {int(bad[name])}"
+                f" (seed of its batch: {seed_of(recipe['seed'], 'step', int(bad[name]))}): lower"
+                " train.lr, or set train.clip; the last good checkpoint is kept"
+            )
+        row = {
+            "step": self.run.step,
+            "stage": stage,
+            **{k: v / self.n for k, v in sums.items()},
+            **{k: v for k, v in more.items() if v is not None},
+        }
         self.sums, self.bad, self.n = {}, {}, 0
         self.run.history.append(row)
         if self.live:
@@ -167,14 +228,22 @@ class History:
     def _of_all_processes(self):
         "Sums of the losses, and the first step at which each was not finite."
         run, names = self.run, list(self.sums)
-        sums, bad = (torch.stack([x[name].float() for name in names]) for x in (self.sums, self.bad))
-        if run.processes > 1: sums, bad = run.fabric.all_reduce(sums, reduce_op="mean"), run.fabric.all_reduce(bad, reduce_op="min")
+        sums, bad = (
+            torch.stack([x[name].float() for name in names]) for x in (self.sums, self.bad)
+        )
+        if run.processes > 1:
+            sums, bad = (
+                run.fabric.all_reduce(sums, reduce_op="mean"),
+                run.fabric.all_reduce(bad, reduce_op="min"),
+            )
         return dict(zip(names, sums.tolist())), dict(zip(names, bad.tolist()))
 
     def picture(self, image):
         "Show DVCLive a sheet of samples, uint8 (3, H, W)."
         if self.live:
-            self.live.log_image(f"samples_{self.run.step:06d}.png", image.permute(1, 2, 0).cpu().numpy())
+            self.live.log_image(
+                f"samples_{self.run.step:06d}.png", image.permute(1, 2, 0).cpu().numpy()
+            )
 
     def finish(self):
         "Tell DVCLive that the run is over."
@@ -184,7 +253,7 @@ class History:
 # %% ../../nbs/6_training/06_loop.ipynb #c020
 def write_history(
     rows: list,  # dicts; later stages may have more losses than earlier ones
-    path,        # the CSV file
+    path,  # the CSV file
 ):
     "The history as CSV, empty where a stage has no such loss; atomic."
     columns = list(dict.fromkeys(["step", "stage", *(k for row in rows for k in row)]))
@@ -195,48 +264,70 @@ def write_history(
 
 # %% ../../nbs/6_training/06_loop.ipynb #c022
 def train(
-    recipe: dict,            # a resolved recipe
-    faces,                   # a face set; its training and validation parts are used
-    out,                     # folder for the networks and the recipe
-    history=None,            # the CSV file
-    state=None,              # the checkpoint, which makes a killed run go on; None: none is kept
-    about: dict = {},        # what the run depends on besides the recipe, such as fingerprints of code and faces
-    device: str = "cpu",     # auto, cpu or cuda
-    checkpoint_seconds=10.,  # time between checkpoints
-    live_dir=None,           # DVCLive's folder
-    parts="build/parts",     # folder of trained parts
-    progress: bool = True,   # show a bar
-    deadline=None,           # `time.monotonic()` at which the run stops, unfinished, and keeps its checkpoint; None: never
-    finish=None,             # called with the finished run before its checkpoint goes, such as to write a report of it
+    recipe: dict,  # a resolved recipe
+    faces,  # a face set; its training and validation parts are used
+    out,  # folder for the networks and the recipe
+    history=None,  # the CSV file
+    state=None,  # the checkpoint, which makes a killed run go on; None: none is kept
+    about: dict = {},  # what the run depends on besides the recipe, such as fingerprints of code and faces
+    device: str = "cpu",  # auto, cpu or cuda
+    checkpoint_seconds=10.0,  # time between checkpoints
+    live_dir=None,  # DVCLive's folder
+    parts="build/parts",  # folder of trained parts
+    progress: bool = True,  # show a bar
+    deadline=None,  # `time.monotonic()` at which the run stops, unfinished, and keeps its checkpoint; None: never
+    finish=None,  # called with the finished run before its checkpoint goes, such as to write a report of it
 ) -> Run:
     "Train a recipe from where its checkpoint stands to its end, and write what it learned."
     run = Run(recipe, faces.part("train"), device, parts)
     about = {"recipe": run.recipe, **about, "parts": part_hashes(run.recipe, parts)}
-    if state is not None: resume(run, state, about)
-    if run.recipe["stages"]: run_stages(run, faces.part("val"), state, about, checkpoint_seconds, live_dir, progress, deadline)
+    if state is not None:
+        resume(run, state, about)
+    if run.recipe["stages"]:
+        run_stages(
+            run, faces.part("val"), state, about, checkpoint_seconds, live_dir, progress, deadline
+        )
     if run.rank == 0 and run.done:
         best = {"best": run.best["weights"]} if run.best else {}
-        write_model(out, {"generator": settled(run), **best, **{name: run.bare[name].state_dict() for name in run.recipe["critics"]}}, {**run.recipe, "faces": faces.name})
-        if history is not None: write_history(run.history, history)
-        if finish is not None: finish(run)
-        if state is not None: Path(state).unlink(missing_ok=True)
-    if run.processes > 1: run.fabric.barrier()
+        write_model(
+            out,
+            {
+                "generator": settled(run),
+                **best,
+                **{name: run.bare[name].state_dict() for name in run.recipe["critics"]},
+            },
+            {**run.recipe, "faces": faces.name},
+        )
+        if history is not None:
+            write_history(run.history, history)
+        if finish is not None:
+            finish(run)
+        if state is not None:
+            Path(state).unlink(missing_ok=True)
+    if run.processes > 1:
+        run.fabric.barrier()
     return run
 
 # %% ../../nbs/6_training/06_loop.ipynb #c023
 def part_hashes(
     recipe: dict,  # a resolved recipe
-    parts,         # folder of trained parts
-) -> dict:         # part -> SHA-256 of its weights
+    parts,  # folder of trained parts
+) -> dict:  # part -> SHA-256 of its weights
     "Which weights a recipe is made of."
-    folders = {address.partition(".")[0] for field in ("begin", "helpers") for address in recipe.get(field, {}).values()}
-    hashes = {folder: sha256(Path(parts) / folder / "generator.safetensors") for folder in sorted(folders)}
+    folders = {
+        address.partition(".")[0]
+        for field in ("begin", "helpers")
+        for address in recipe.get(field, {}).values()
+    }
+    hashes = {
+        folder: sha256(Path(parts) / folder / "generator.safetensors") for folder in sorted(folders)
+    }
     return {folder: digest for folder, digest in hashes.items() if digest}
 
 # %% ../../nbs/6_training/06_loop.ipynb #c025
 def resume(
     run: Run,
-    state,        # where the checkpoint lies
+    state,  # where the checkpoint lies
     about: dict,  # what the run depends on
 ):
     "Go on from the checkpoint if it is this run's; set it aside if it is not."
@@ -251,13 +342,13 @@ def resume(
 # %% ../../nbs/6_training/06_loop.ipynb #c026
 def run_stages(
     run: Run,
-    val,                 # validation part of the face set
-    state,               # the checkpoint, or None
-    about: dict,         # what the run depends on
+    val,  # validation part of the face set
+    state,  # the checkpoint, or None
+    about: dict,  # what the run depends on
     checkpoint_seconds,  # time between checkpoints
-    live_dir,            # DVCLive's folder, or None
-    progress: bool,      # show a bar
-    deadline=None,       # `time.monotonic()` at which to stop
+    live_dir,  # DVCLive's folder, or None
+    progress: bool,  # show a bar
+    deadline=None,  # `time.monotonic()` at which to stop
 ):
     "All steps of all stages; what is logged, saved and shown on the way, and stopping in time, happens at the end of a window of steps."
     from tqdm import tqdm
@@ -267,50 +358,96 @@ def run_stages(
     given = validation_inputs(run, val) if looks and not run.done else None
     log = History(run, live_dir if first else None)
     saved = began = time.monotonic()
-    with tqdm(total=run.steps * batch, initial=run.step * batch, unit="img", desc=recipe["name"], disable=not (progress and first), mininterval=1.) as bar:
+    with tqdm(
+        total=run.steps * batch,
+        initial=run.step * batch,
+        unit="img",
+        desc=recipe["name"],
+        disable=not (progress and first),
+        mininterval=1.0,
+    ) as bar:
         while not run.done:
             log.add(take_step(run))
             bar.update(batch)
             over = how_far(run)[0] >= 1
-            if not (over or run.step % recipe["log_every"] == 0 or run.step in looks): continue
+            if not (over or run.step % recipe["log_every"] == 0 or run.step in looks):
+                continue
             now = time.monotonic()
             spent, stop = now - began, deadline is not None and now >= deadline
-            if run.processes > 1: spent, stop = run.fabric.broadcast((spent, stop))
-            run.seconds, run.stage_seconds, began = run.seconds + spent, run.stage_seconds + spent, now
+            if run.processes > 1:
+                spent, stop = run.fabric.broadcast((spent, stop))
+            run.seconds, run.stage_seconds, began = (
+                run.seconds + spent,
+                run.stage_seconds + spent,
+                now,
+            )
             over, n = over or how_far(run)[0] >= 1, log.n
-            score, out = validate(run, given) if first and looks and (run.step in looks or over) else (None, None)
-            log.close_window(recipe["stages"][run.stage]["name"], n * batch / max(spent, 1e-9), psnr=score)
-            if out is not None: log.picture(sheet(given, out))
-            if over: run.stage, run.stage_step, run.stage_seconds = run.stage + 1, 0, 0.
-            if state is not None and first and (stop or time.monotonic() - saved > checkpoint_seconds):
+            score, out = (
+                validate(run, given)
+                if first and looks and (run.step in looks or over)
+                else (None, None)
+            )
+            log.close_window(
+                recipe["stages"][run.stage]["name"], n * batch / max(spent, 1e-9), psnr=score
+            )
+            if out is not None:
+                log.picture(sheet(given, out))
+            if over:
+                run.stage, run.stage_step, run.stage_seconds = run.stage + 1, 0, 0.0
+            if (
+                state is not None
+                and first
+                and (stop or time.monotonic() - saved > checkpoint_seconds)
+            ):
                 save_state(run, state, about)
                 saved = time.monotonic()
-            if stop: break
+            if stop:
+                break
     log.finish()
 
 # %% ../../nbs/6_training/06_loop.ipynb #c027
 def looking_steps(
     steps: int,  # of the whole run
     times: int,  # how often to look
-) -> list:       # steps after which the validation faces are restored
+) -> list:  # steps after which the validation faces are restored
     "Evenly spread, the last one at the end."
     return sorted({max(1, round(steps * (i + 1) / times)) for i in range(times)})
 
 # %% ../../nbs/6_training/06_loop.ipynb #c036
 def run_report(
-    run: Run,        # a finished run
-    faces_hash=None, # of the face set
+    run: Run,  # a finished run
+    faces_hash=None,  # of the face set
 ) -> dict:
     "Parameters, seed, revision, faces, versions, device, time, rate and memory of a run."
     import platform, resource, shutil, subprocess
 
-    rev = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip() if shutil.which("git") else ""
+    rev = (
+        subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True).stdout.strip()
+        if shutil.which("git")
+        else ""
+    )
     gpu, batch = run.device.type == "cuda", run.recipe.get("batch") or 0
-    memory = torch.cuda.max_memory_allocated() if gpu else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = (
+        torch.cuda.max_memory_allocated()
+        if gpu
+        else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    )
     return {
-        "recipe": run.recipe, "faces": run.faces.name, "faces_sha256": faces_hash, "n_train": len(run.faces), "revision": rev or None,
-        "python": platform.python_version(), "torch": torch.__version__, "threads": torch.get_num_threads(), "processes": run.processes,
-        "device": torch.cuda.get_device_name() if gpu else platform.processor() or platform.machine(),
-        "steps": run.step, "seconds": round(run.seconds, 1), "images_per_second": round(run.step * batch / max(run.seconds, 1e-9), 1),
-        "peak_memory_gib": round(memory / 2**30, 2), "best": {k: v for k, v in run.best.items() if k != "weights"} if run.best else None,
+        "recipe": run.recipe,
+        "faces": run.faces.name,
+        "faces_sha256": faces_hash,
+        "n_train": len(run.faces),
+        "revision": rev or None,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "processes": run.processes,
+        "device": torch.cuda.get_device_name()
+        if gpu
+        else platform.processor() or platform.machine(),
+        "steps": run.step,
+        "seconds": round(run.seconds, 1),
+        "images_per_second": round(run.step * batch / max(run.seconds, 1e-9), 1),
+        "peak_memory_gib": round(memory / 2**30, 2),
+        "best": {k: v for k, v in run.best.items() if k != "weights"} if run.best else None,
     }

@@ -21,7 +21,7 @@ from .recipes import part_of
 
 # %% ../../nbs/6_training/07_models.ipynb #c005
 def outputs(
-    result,           # what a network returned
+    result,  # what a network returned
     name="restored",  # of a bare tensor
 ) -> dict:
     "Named outputs."
@@ -29,22 +29,24 @@ def outputs(
 
 # %% ../../nbs/6_training/07_models.ipynb #c006
 def maps_taken(
-    net,        # a network
+    net,  # a network
     call=None,  # its method; None: forward
-) -> tuple:     # names
+) -> tuple:  # names
     "The arguments of a network besides the face."
-    net = getattr(net, "_orig_mod", net)   # what torch.compile has wrapped
+    net = getattr(net, "_orig_mod", net)  # what torch.compile has wrapped
     return tuple(inspect.signature(getattr(net, call or "forward")).parameters)[1:]
 
 # %% ../../nbs/6_training/07_models.ipynb #c007
 def ask(
-    net,          # a network
+    net,  # a network
     given: dict,  # input, and maps by name
-    call=None,    # its method; None: forward
-) -> dict:        # outputs by name
+    call=None,  # its method; None: forward
+) -> dict:  # outputs by name
     "What a network makes of a degraded face."
     extra = {name: given[name] for name in maps_taken(net, call) if name in given}
-    return outputs((getattr(net, call) if call else net)(given["input"], **extra), call or "restored")
+    return outputs(
+        (getattr(net, call) if call else net)(given["input"], **extra), call or "restored"
+    )
 
 # %% ../../nbs/6_training/07_models.ipynb #c011
 def read_tensors(
@@ -55,32 +57,49 @@ def read_tensors(
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}
     except FileNotFoundError:
-        raise FacelabError(f"the weights {path} do not exist: train them first, for example with `dvc repro`") from None
+        raise FacelabError(
+            f"the weights {path} do not exist: train them first, for example with `dvc repro`"
+        ) from None
     except Exception as error:
-        raise FacelabError(f"the weights {path} are damaged ({' '.join(str(error).split())}): delete the file and train again") from None
+        raise FacelabError(
+            f"the weights {path} are damaged ({' '.join(str(error).split())}): delete the file and"
+            " train again"
+        ) from None
 
 # %% ../../nbs/6_training/07_models.ipynb #c012
 def put_weights(
-    net,        # a network
-    path,       # a safetensors file
+    net,  # a network
+    path,  # a safetensors file
     inside="",  # take only the submodule of this name out of the file
 ):
     "Put weights into a network; a foreign file is told in one sentence."
     start = f"{inside}." if inside else ""
-    tensors = {k.removeprefix(start): v for k, v in read_tensors(path).items() if k.startswith(start)}
-    if bad := next((k for k, v in tensors.items() if v.is_floating_point() and not v.double().isfinite().all()), None):
+    tensors = {
+        k.removeprefix(start): v for k, v in read_tensors(path).items() if k.startswith(start)
+    }
+    if bad := next(
+        (
+            k
+            for k, v in tensors.items()
+            if v.is_floating_point() and not v.double().isfinite().all()
+        ),
+        None,
+    ):
         raise FacelabError(f"the weights {path} are not finite (in {bad}): train again")
     try:
         net.load_state_dict(tensors)
     except RuntimeError as error:
-        raise FacelabError(f"the weights {path} are of another network ({str(error).splitlines()[-1].strip()}): train again") from None
+        raise FacelabError(
+            f"the weights {path} are of another network ({str(error).splitlines()[-1].strip()}):"
+            " train again"
+        ) from None
     return net
 
 # %% ../../nbs/6_training/07_models.ipynb #c013
 def write_tensors(
-    path,           # a safetensors file
+    path,  # a safetensors file
     tensors: dict,  # name -> tensor
-    about=None,     # text entries of its header
+    about=None,  # text entries of its header
 ):
     "A safetensors file, whole or not at all; a full disk is told in one sentence, and what was there stays."
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
@@ -88,12 +107,15 @@ def write_tensors(
         with replacing(path) as half:
             save_file(tensors, half, metadata=about)
     except (SafetensorError, OSError) as error:
-        raise FacelabError(f"{path} could not be written ({error}): is the disk full? What was there before is untouched; free some space and start again") from None
+        raise FacelabError(
+            f"{path} could not be written ({error}): is the disk full? What was there before is"
+            " untouched; free some space and start again"
+        ) from None
 
 # %% ../../nbs/6_training/07_models.ipynb #c017
 def write_model(
-    folder,        # where to
-    nets: dict,    # file name without ending -> tensors
+    folder,  # where to
+    nets: dict,  # file name without ending -> tensors
     recipe: dict,  # that made them, as it was trained
 ):
     "Weights and recipe, each file whole or not at all; what an earlier model left there goes."
@@ -102,79 +124,124 @@ def write_model(
     (folder / "recipe.json").unlink(missing_ok=True)
     for name, tensors in nets.items():
         write_tensors(folder / f"{name}.safetensors", tensors)
-    for old in set(folder.glob("*.safetensors")) - {folder / f"{name}.safetensors" for name in nets}:
+    for old in set(folder.glob("*.safetensors")) - {
+        folder / f"{name}.safetensors" for name in nets
+    }:
         old.unlink()
     with replacing(folder / "recipe.json") as half:
-        Path(half).write_text(json.dumps({**recipe, "sha256": {name: sha256(folder / f"{name}.safetensors") for name in nets}}, indent=1, sort_keys=True) + "\n")
+        Path(half).write_text(
+            json.dumps(
+                {
+                    **recipe,
+                    "sha256": {name: sha256(folder / f"{name}.safetensors") for name in nets},
+                },
+                indent=1,
+                sort_keys=True,
+            )
+            + "\n"
+        )
 
 # %% ../../nbs/6_training/07_models.ipynb #c019
 def _only_networks(spec):
     "The description of a network, if all that it names are networks."
+
     def named(x):
-        if isinstance(x, dict) and "use" in x: yield x["use"]
-        for inner in x.values() if isinstance(x, dict) else x if isinstance(x, list) else (): yield from named(inner)
+        if isinstance(x, dict) and "use" in x:
+            yield x["use"]
+        for inner in x.values() if isinstance(x, dict) else x if isinstance(x, list) else ():
+            yield from named(inner)
+
     for use in named(spec):
-        if not (isinstance(found := locate(use), type) and issubclass(found, torch.nn.Module)): raise FacelabError(f"{use} is no network")
+        if not (isinstance(found := locate(use), type) and issubclass(found, torch.nn.Module)):
+            raise FacelabError(f"{use} is no network")
     return spec
 
+# %% ../../nbs/6_training/07_models.ipynb #c019-1
 def read_recipe(
     folder,  # as `write_model` leaves it
 ) -> dict:
     "The recipe of a trained model; one that is missing, damaged or foreign is told in one sentence."
     path = Path(folder) / "recipe.json"
     if not path.exists():
-        raise FacelabError(f"there is no trained model in {folder}: train it first, for example with `dvc repro`")
+        raise FacelabError(
+            f"there is no trained model in {folder}: train it first, for example with `dvc repro`"
+        )
     try:
         recipe = json.loads(path.read_text())
-        want = dict(generator=dict, critics=dict) | (dict(name=str, label=str, degradation=list) if recipe.get("kind") == "recipes" else {})
+        want = dict(generator=dict, critics=dict) | (
+            dict(name=str, label=str, degradation=list) if recipe.get("kind") == "recipes" else {}
+        )
         odd = next((k for k, kind in want.items() if not isinstance(recipe.get(k), kind)), None)
-        if odd: raise ValueError(f"its {odd} is {recipe.get(odd)!r:.40}")
-        if not re.fullmatch(r"\w[\w.@-]*", recipe.get("name", "unnamed")): raise ValueError(f"its name is {recipe['name']!r:.40}")   # becomes the name of a folder
+        if odd:
+            raise ValueError(f"its {odd} is {recipe.get(odd)!r:.40}")
+        if not re.fullmatch(r"\w[\w.@-]*", recipe.get("name", "unnamed")):
+            raise ValueError(f"its name is {recipe['name']!r:.40}")  # becomes the name of a folder
     except Exception as error:
-        raise FacelabError(f"{path} is no recipe of a trained model ({' '.join(str(error).split())}): train again, or get the folder anew") from None
+        raise FacelabError(
+            f"{path} is no recipe of a trained model ({' '.join(str(error).split())}): train again,"
+            " or get the folder anew"
+        ) from None
     return recipe
 
 # %% ../../nbs/6_training/07_models.ipynb #c020
 def load_model(
-    folder,               # as `write_model` leaves it
+    folder,  # as `write_model` leaves it
     device: str | torch.device = "cpu",  # where it is wanted
     weights="generator",  # or "best", or the name of a critic
 ):
     "A trained network in evaluation mode, and its recipe."
     recipe = read_recipe(folder)
     if weights not in ("generator", "best", *recipe["critics"]):
-        raise FacelabError(f"the model in {folder} has no weights {weights!r}: {near(weights, ['generator', 'best', *recipe['critics']])}")
+        raise FacelabError(
+            f"the model in {folder} has no weights {weights!r}:"
+            f" {near(weights, ['generator', 'best', *recipe['critics']])}"
+        )
     try:
         net = build(_only_networks(recipe["critics"].get(weights, recipe["generator"])))
     except Exception as error:
-        raise FacelabError(f"{Path(folder) / 'recipe.json'} describes no network that can be built ({' '.join(str(error).split())}): train again") from None
+        raise FacelabError(
+            f"{Path(folder) / 'recipe.json'} describes no network that can be built"
+            f" ({' '.join(str(error).split())}): train again"
+        ) from None
     path, known = Path(folder) / f"{weights}.safetensors", recipe.pop("sha256", {})
     put_weights(net, path)
     if weights in known and sha256(path) != known[weights]:
-        raise FacelabError(f"{path} is not the file that {path.parent / 'recipe.json'} was written for (its SHA-256 differs): train again, or get the folder anew")
+        raise FacelabError(
+            f"{path} is not the file that {path.parent / 'recipe.json'} was written for (its"
+            " SHA-256 differs): train again, or get the folder anew"
+        )
     return net.to(device).eval(), recipe
 
 # %% ../../nbs/6_training/07_models.ipynb #c024
 @torch.inference_mode()
 def restore(
-    net,                 # a generator
-    input: torch.Tensor, # (N, 3, h, w), [0, 1]
-    given: dict = {},    # maps by name, if it takes some
-) -> torch.Tensor:       # (N, 3, H, W), [0, 1]
+    net,  # a generator
+    input: torch.Tensor,  # (N, 3, h, w), [0, 1]
+    given: dict = {},  # maps by name, if it takes some
+) -> torch.Tensor:  # (N, 3, H, W), [0, 1]
     "Restored faces, clamped to the range of images."
     return ask(net, {**given, "input": input})["restored"].float().clamp(0, 1)
 
 # %% ../../nbs/6_training/07_models.ipynb #c027
 def begin_with(
-    nets: dict,   # generator and critics by name
+    nets: dict,  # generator and critics by name
     begin: dict,  # submodule -> group/part or group/part.submodule
-    parts,        # the folder of parts
+    parts,  # the folder of parts
 ):
     "Load the weights of parts into submodules."
     for place, address in begin.items():
         name, _, inside = place.partition(".")
         part, submodule = part_of(address)
-        if name not in nets: raise FacelabError(f"begin names {place!r}, but there is {', '.join(nets)}: write generator.<submodule>")
-        try: target = nets[name].get_submodule(inside)
-        except AttributeError: raise FacelabError(f"begin names {place!r}, but {type(nets[name]).__name__} has no submodule {inside!r}: {near(inside, [n for n, _ in nets[name].named_children()])}") from None
+        if name not in nets:
+            raise FacelabError(
+                f"begin names {place!r}, but there is {', '.join(nets)}: write"
+                " generator.<submodule>"
+            )
+        try:
+            target = nets[name].get_submodule(inside)
+        except AttributeError:
+            raise FacelabError(
+                f"begin names {place!r}, but {type(nets[name]).__name__} has no submodule"
+                f" {inside!r}: {near(inside, [n for n, _ in nets[name].named_children()])}"
+            ) from None
         put_weights(target, Path(parts) / part / "generator.safetensors", submodule)

@@ -22,11 +22,23 @@ def parse(
     expression: str,  # such as "critic(restored, input)"
 ) -> ast.expr:
     "The expression as a tree; FacelabError unless it is made of names, calls and fields."
-    try: tree = ast.parse(str(expression), mode="eval").body
-    except SyntaxError: tree = None
+    try:
+        tree = ast.parse(str(expression), mode="eval").body
+    except SyntaxError:
+        tree = None
     allowed = (ast.Name, ast.Call, ast.Attribute, ast.Load)
-    if tree is None or not all(isinstance(n, allowed) for n in ast.walk(tree)) or any(isinstance(n, ast.Call) and (n.keywords or not isinstance(n.func, ast.Name)) for n in ast.walk(tree)):
-        raise FacelabError(f"a loss of the recipe compares {expression!r}: give a name, network(name, ...) or network(name).output")
+    if (
+        tree is None
+        or not all(isinstance(n, allowed) for n in ast.walk(tree))
+        or any(
+            isinstance(n, ast.Call) and (n.keywords or not isinstance(n.func, ast.Name))
+            for n in ast.walk(tree)
+        )
+    ):
+        raise FacelabError(
+            f"a loss of the recipe compares {expression!r}: give a name, network(name, ...) or"
+            " network(name).output"
+        )
     return tree
 
 # %% ../../nbs/6_training/02_objective.ipynb #c006
@@ -35,24 +47,38 @@ def names(
 ) -> set:
     "The names in them, networks included; `given.x` counts as x."
     trees = [parse(e) for e in listed(expressions)]
-    return {n.attr if isinstance(n, ast.Attribute) else n.id for tree in trees for n in ast.walk(tree)
-            if isinstance(n, ast.Name) or isinstance(n, ast.Attribute) and _is_given(n)} - {"given"}
+    return {
+        n.attr if isinstance(n, ast.Attribute) else n.id
+        for tree in trees
+        for n in ast.walk(tree)
+        if isinstance(n, ast.Name) or isinstance(n, ast.Attribute) and _is_given(n)
+    } - {"given"}
 
-def _is_given(node): return isinstance(node.value, ast.Name) and node.value.id == "given"
+
+def _is_given(node):
+    return isinstance(node.value, ast.Name) and node.value.id == "given"
+
 
 def listed(
     one_or_more,  # of something
 ) -> list:
     "A list as it is, nothing as an empty one, anything else as its only member."
-    return one_or_more if isinstance(one_or_more, list) else [] if one_or_more is None else [one_or_more]
+    return (
+        one_or_more
+        if isinstance(one_or_more, list)
+        else []
+        if one_or_more is None
+        else [one_or_more]
+    )
 
 # %% ../../nbs/6_training/02_objective.ipynb #c009
 class Scope:
     "What the names of one step stand for. A network that is asked the same question twice answers once."
 
-    def __init__(self,
-        outputs: dict,   # of the generator, by name
-        given: dict,     # input, target, maps, labels
+    def __init__(
+        self,
+        outputs: dict,  # of the generator, by name
+        given: dict,  # input, target, maps, labels
         networks: dict,  # critics, priors and recognisers, by the names that expressions call
     ):
         self.outputs, self.given, self.networks, self.known = outputs, given, networks, {}
@@ -60,21 +86,36 @@ class Scope:
     def value(self, expression, first="outputs"):
         "The tensor (or the network itself) that an expression stands for."
         node, key = parse(expression), (first, expression)
-        if key not in self.known: self.known[key] = self._value(node, first)
+        if key not in self.known:
+            self.known[key] = self._value(node, first)
         return self.known[key]
 
     def _value(self, node, first):
         if isinstance(node, ast.Attribute):
-            return self._pick(node.attr, self.given if _is_given(node) else self.value(ast.unparse(node.value), first))
+            return self._pick(
+                node.attr,
+                self.given if _is_given(node) else self.value(ast.unparse(node.value), first),
+            )
         if isinstance(node, ast.Call):
-            function = self.networks.get(node.func.id) or getattr(regions, node.func.id, None) or self._pick(node.func.id, self.networks)
+            function = (
+                self.networks.get(node.func.id)
+                or getattr(regions, node.func.id, None)
+                or self._pick(node.func.id, self.networks)
+            )
             return function(*[self.value(ast.unparse(a), first) for a in node.args])
         both = self.outputs | self.given if first == "given" else self.given | self.outputs
         return self._pick(node.id, self.networks | both)
 
     def _pick(self, name, named):
-        if not isinstance(named, dict): raise FacelabError(f"a loss of the recipe asks for the output {name!r} of something that has only one: leave .{name} out")
-        if name not in named: raise FacelabError(f"a loss of the recipe names {name!r}, which does not exist: {near(name, named)}")
+        if not isinstance(named, dict):
+            raise FacelabError(
+                f"a loss of the recipe asks for the output {name!r} of something that has only one:"
+                f" leave .{name} out"
+            )
+        if name not in named:
+            raise FacelabError(
+                f"a loss of the recipe names {name!r}, which does not exist: {near(name, named)}"
+            )
         return named[name]
 
 # %% ../../nbs/6_training/02_objective.ipynb #c012
@@ -85,8 +126,10 @@ def make_loss(
     found, options = locate(spec["use"]), dict(spec.get("with") or {})
     if "features" in options:
         from facelab.losses.features import make_features
+
         options["features"] = make_features(**options["features"])
-    if isinstance(found, type): return call(found, options, spec["use"])
+    if isinstance(found, type):
+        return call(found, options, spec["use"])
     check_keys(options, inspect.signature(found).parameters, spec["use"])
     return lambda *tensors: found(*tensors, **options)
 
@@ -94,22 +137,28 @@ def make_loss(
 class Objective:
     "A weighted sum of losses, L = sum of weight x loss(of, to)."
 
-    def __init__(self,
-        terms: dict,   # name -> use, of, to, with, weight
+    def __init__(
+        self,
+        terms: dict,  # name -> use, of, to, with, weight
         device="cpu",  # where frozen features live
     ):
         self.terms = {name: spec for name, spec in terms.items() if spec}
         self.losses = {name: make_loss(spec) for name, spec in self.terms.items()}
         for loss in self.losses.values():
-            if isinstance(loss, torch.nn.Module): loss.to(device)
+            if isinstance(loss, torch.nn.Module):
+                loss.to(device)
 
     def __call__(self, outputs, given, networks={}):
         "The sum, and each term before its weight: (tensor, {name: tensor})."
         scope, values = Scope(outputs, given, networks), {}
         for name, spec in self.terms.items():
-            arguments = [scope.value(e) for e in listed(spec.get("of"))] + [scope.value(e, "given") for e in listed(spec.get("to"))]
+            arguments = [scope.value(e) for e in listed(spec.get("of"))] + [
+                scope.value(e, "given") for e in listed(spec.get("to"))
+            ]
             values[name] = self.losses[name](*arguments)
-        return sum(spec.get("weight", 1.)*values[name] for name, spec in self.terms.items()), values
+        return sum(
+            spec.get("weight", 1.0) * values[name] for name, spec in self.terms.items()
+        ), values
 
 # %% ../../nbs/6_training/02_objective.ipynb #c018
 @contextmanager
@@ -117,11 +166,20 @@ def frozen(
     networks,  # to be asked and not taught
 ):
     "Inside `with`, these networks collect no gradients; gradients still pass through them."
-    learning = [p for net in networks if isinstance(net, torch.nn.Module) for p in net.parameters() if p.requires_grad]
-    for p in learning: p.requires_grad_(False)
-    try: yield
+    learning = [
+        p
+        for net in networks
+        if isinstance(net, torch.nn.Module)
+        for p in net.parameters()
+        if p.requires_grad
+    ]
+    for p in learning:
+        p.requires_grad_(False)
+    try:
+        yield
     finally:
-        for p in learning: p.requires_grad_(True)
+        for p in learning:
+            p.requires_grad_(True)
 
 # %% ../../nbs/6_training/02_objective.ipynb #c019
 def detached(

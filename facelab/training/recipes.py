@@ -18,28 +18,60 @@ from ..base.params import project_root, read_yaml
 from ..base.files import markdown_table
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c005
-FIELDS = ["like", "paper", "label", "group", "needs", "degradation", "generator", "sequence", "critics", "helpers", "begin", "identity_start", "call",
-          "batch", "optimiser", "stages", "without", "sources", "kind"]
+FIELDS = [
+    "like",
+    "paper",
+    "label",
+    "group",
+    "needs",
+    "degradation",
+    "generator",
+    "sequence",
+    "critics",
+    "helpers",
+    "begin",
+    "identity_start",
+    "call",
+    "batch",
+    "optimiser",
+    "stages",
+    "without",
+    "sources",
+    "kind",
+]
 STAGE_FIELDS = ["name", "steps", "losses", "critics", "freeze"]
 SUM_FIELDS = ["like", "paper", "equation", "terms", "sources"]
 TERM_FIELDS = ["use", "of", "to", "with", "weight"]
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c006
 def check_recipe(
-    name: str,     # the recipe's name
+    name: str,  # the recipe's name
     recipe: dict,  # its fields
-    where,         # the file it stands in
+    where,  # the file it stands in
 ):
     "Refuse unknown and missing fields, naming file and recipe."
     check_keys(recipe, FIELDS, f"{where}: {name}")
     what = () if "sequence" in recipe else ("generator", "stages")
-    for field in ("paper", "label", "needs", "degradation", *what, *(["group"] if recipe["kind"] == "parts" else [])):
+    for field in (
+        "paper",
+        "label",
+        "needs",
+        "degradation",
+        *what,
+        *(["group"] if recipe["kind"] == "parts" else []),
+    ):
         if field not in recipe:
-            raise FacelabError(f"recipe {name!r} in {where} lacks {field!r}: add it" + ("" if field in OWN else ", or say `like:` another recipe that has it"))
+            raise FacelabError(
+                f"recipe {name!r} in {where} lacks {field!r}: add it"
+                + ("" if field in OWN else ", or say `like:` another recipe that has it")
+            )
     for stage in recipe.get("stages", []):
         check_keys(stage, STAGE_FIELDS, f"{where}: {name}, a stage")
         if not {"name", "steps", "losses"} <= stage.keys():
-            raise FacelabError(f"a stage of recipe {name!r} in {where} lacks {min({'name', 'steps', 'losses'} - stage.keys())!r}: add it")
+            raise FacelabError(
+                f"a stage of recipe {name!r} in {where} lacks"
+                f" {min({'name', 'steps', 'losses'} - stage.keys())!r}: add it"
+            )
         for terms in (stage["losses"], *stage.get("critics", {}).values()):
             check_terms(terms, f"{where}: {name}")
 
@@ -54,9 +86,9 @@ def check_terms(
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c009
 def over(
-    base: dict,    # what is there
+    base: dict,  # what is there
     change: dict,  # what is put over it
-) -> dict:         # a new dict
+) -> dict:  # a new dict
     "`change` put over `base`, nested dicts field by field."
     out = copy.deepcopy(base)
     for key, value in change.items():
@@ -73,12 +105,21 @@ def _entries(root, *kinds):
         for kind in kinds:
             for name, entry in (data.get(kind) or {}).items():
                 if name in raw:
-                    raise FacelabError(f"{name!r} stands in {origin[name]} and in {path}: rename one of them")
+                    raise FacelabError(
+                        f"{name!r} stands in {origin[name]} and in {path}: rename one of them"
+                    )
                 raw[name], kind_of[name], origin[name] = entry, kind, path
     return {name: (kind_of[name], _follow(name, raw, origin)) for name in raw}, origin
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c012
-OWN = ("sources", "paper", "needs", "degradation", "group")  # never inherited: dvc.yaml reads them where they stand
+OWN = (
+    "sources",
+    "paper",
+    "needs",
+    "degradation",
+    "group",
+)  # never inherited: dvc.yaml reads them where they stand
+
 
 def _follow(name, raw, origin, seen=()):
     "A recipe with its `like` chain resolved."
@@ -86,16 +127,22 @@ def _follow(name, raw, origin, seen=()):
     if like is None:
         return copy.deepcopy(recipe)
     if like not in raw:
-        raise FacelabError(f"recipe {name!r} in {origin[name].name} is like {like!r}, which does not exist: {near(like, raw)}")
+        raise FacelabError(
+            f"recipe {name!r} in {origin[name].name} is like {like!r}, which does not exist:"
+            f" {near(like, raw)}"
+        )
     if like in seen or like == name:
-        raise FacelabError(f"recipes {', '.join((*seen, name))} are like each other in a circle: one of them must stand alone")
+        raise FacelabError(
+            f"recipes {', '.join((*seen, name))} are like each other in a circle: one of them must"
+            " stand alone"
+        )
     base = {k: v for k, v in _follow(like, raw, origin, (*seen, name)).items() if k not in OWN}
     return over(base, {k: v for k, v in recipe.items() if k != "like"})
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c014
 def load_degradations(
     root=None,  # the project's folder; found by itself
-) -> dict:      # name -> dict: label, steps, and paper and sources if it has them
+) -> dict:  # name -> dict: label, steps, and paper and sources if it has them
     "All chains of degradations under `degradations:` in `recipes/*.yaml`, checked; one that has `each` becomes one chain a value."
     (found, origin), out = _entries(root, "degradations"), {}
     for name, (_, entry) in found.items():
@@ -103,11 +150,23 @@ def load_degradations(
         check_keys(entry, ["label", "paper", "steps", "sources", "each"], where)
         missing = [k for k in ("label", "steps") if k not in entry]
         if missing:
-            raise FacelabError(f"the degradation {name!r} in {origin[name].name} lacks {missing[0]!r}: add it, or say `like:` another one")
+            raise FacelabError(
+                f"the degradation {name!r} in {origin[name].name} lacks {missing[0]!r}: add it, or"
+                " say `like:` another one"
+            )
         each = entry.pop("each", None)
-        made = {f"{name}_{v}".replace(" ", "_"): {**entry, "label": f"{entry['label']}: {v}", "steps": _filled(entry["steps"], v), "one_of": name} for v in each or []}
+        made = {
+            f"{name}_{v}".replace(" ", "_"): {
+                **entry,
+                "label": f"{entry['label']}: {v}",
+                "steps": _filled(entry["steps"], v),
+                "one_of": name,
+            }
+            for v in each or []
+        }
         out |= made or {name: entry}
     return out
+
 
 def _filled(steps, value):
     "The steps with the word `each` replaced."
@@ -116,21 +175,32 @@ def _filled(steps, value):
 # %% ../../nbs/6_training/01_recipes.ipynb #c018
 def asked_of_unseen(
     papers: dict,  # paper -> papers/<paper>.yaml
-) -> list:         # names such as "plain_x4@unseen"
+) -> list:  # names such as "plain_x4@unseen"
     "The chains on which papers want to see faces of the second set."
-    return sorted({on for says in papers.values() for entry in says.get("evaluate") or [] for on in entry["on"] if on.endswith("@unseen")})
+    return sorted(
+        {
+            on
+            for says in papers.values()
+            for entry in says.get("evaluate") or []
+            for on in entry["on"]
+            if on.endswith("@unseen")
+        }
+    )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c021
 def load_losses(
     root=None,  # the project's folder; found by itself
-) -> dict:      # name -> paper, equation, terms, sources
+) -> dict:  # name -> paper, equation, terms, sources
     "All weighted sums under `losses:` in `recipes/*.yaml`, checked."
     found, origin = _entries(root, "losses")
     for name, (_, entry) in found.items():
         where = f"{origin[name].name}: {name}"
         check_keys(entry, SUM_FIELDS, where)
         if not entry.get("terms"):
-            raise FacelabError(f"the weighted sum {name!r} in {origin[name].name} lacks 'terms': add them, or say `like:` another one")
+            raise FacelabError(
+                f"the weighted sum {name!r} in {origin[name].name} lacks 'terms': add them, or say"
+                " `like:` another one"
+            )
         check_terms(entry["terms"], where)
     return {name: entry for name, (_, entry) in found.items()}
 
@@ -138,38 +208,60 @@ def load_losses(
 def terms_table(
     sums: dict,  # as `load_losses` returns them
     paper: str,  # only what belongs to this paper
-) -> str:        # Markdown
+) -> str:  # Markdown
     "The weighted sums of a paper, one row a term."
-    said = lambda what: " and ".join(f"`{w}`" for w in (what if isinstance(what, list) else [what] if what else []))
-    rows = [(entry["equation"], term, f"`{loss['use']}`", said(loss.get("of")), said(loss.get("to")), f"{loss.get('weight', 1):g}")
-            for entry in sums.values() if entry["paper"] == paper for term, loss in entry["terms"].items() if loss]
-    return markdown_table(rows, ("equation", "term", "loss", "of", "compared with", "weight"), ["---"]*5 + ["---:"])
+    said = lambda what: " and ".join(
+        f"`{w}`" for w in (what if isinstance(what, list) else [what] if what else [])
+    )
+    rows = [
+        (
+            entry["equation"],
+            term,
+            f"`{loss['use']}`",
+            said(loss.get("of")),
+            said(loss.get("to")),
+            f"{loss.get('weight', 1):g}",
+        )
+        for entry in sums.values()
+        if entry["paper"] == paper
+        for term, loss in entry["terms"].items()
+        if loss
+    ]
+    return markdown_table(
+        rows, ("equation", "term", "loss", "of", "compared with", "weight"), ["---"] * 5 + ["---:"]
+    )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c025
 def summed(
-    losses,      # terms by name, or a list of names of weighted sums
+    losses,  # terms by name, or a list of names of weighted sums
     sums: dict,  # as `load_losses` returns them
-    where,       # how a message calls the place
-) -> dict:       # terms by name
+    where,  # how a message calls the place
+) -> dict:  # terms by name
     "The terms of an objective; two sums must not have terms of one name."
     if isinstance(losses, dict):
         return losses
     out = {}
     for name in losses:
         if name not in sums:
-            raise FacelabError(f"{where} names the weighted sum {name!r}, which does not exist: {near(name, sums)}")
+            raise FacelabError(
+                f"{where} names the weighted sum {name!r}, which does not exist: {near(name, sums)}"
+            )
         twice = out.keys() & sums[name]["terms"].keys()
         if twice:
-            raise FacelabError(f"{where} adds up {', '.join(losses)}, which both have a term {min(twice)!r}: rename one")
+            raise FacelabError(
+                f"{where} adds up {', '.join(losses)}, which both have a term {min(twice)!r}:"
+                " rename one"
+            )
         out |= copy.deepcopy(sums[name]["terms"])
     return out
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c029
 KINDS = ("priors", "parts", "recipes")
 
+
 def part_of(
-    address,      # a part's name, or name.submodule
-) -> tuple:       # name, submodule or ""
+    address,  # a part's name, or name.submodule
+) -> tuple:  # name, submodule or ""
     "The part that an entry of `begin` names, and which of its submodules."
     name, _, inside = str(address).partition(".")
     return name, inside
@@ -177,45 +269,66 @@ def part_of(
 # %% ../../nbs/6_training/01_recipes.ipynb #c031
 def parts_used(
     recipe: dict,  # as its file says it, or resolved
-) -> list:         # names, each once
+) -> list:  # names, each once
     "The parts that a recipe is made of or asks."
-    asked = [*recipe.get("sequence", []), *recipe.get("helpers", {}).values(), *recipe.get("begin", {}).values()]
+    asked = [
+        *recipe.get("sequence", []),
+        *recipe.get("helpers", {}).values(),
+        *recipe.get("begin", {}).values(),
+    ]
     return list(dict.fromkeys(part_of(a)[0] for a in asked))
+
 
 def asks_features(
     recipe: dict,  # resolved
 ) -> bool:
     "Does a loss look through the pipeline's own parts network?"
     losses = [loss for stage in recipe["stages"] for loss in stage["losses"].values() if loss]
-    return any(((loss.get("with") or {}).get("features") or {}).get("source") == "trained" for loss in losses)
+    return any(
+        ((loss.get("with") or {}).get("features") or {}).get("source") == "trained"
+        for loss in losses
+    )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c032
 def check_parts(
-    name: str,      # the recipe's name
-    recipe: dict,   # its fields
+    name: str,  # the recipe's name
+    recipe: dict,  # its fields
     recipes: dict,  # all of them
-    where,          # the file it stands in
+    where,  # the file it stands in
 ):
     "What a recipe is made of must be a part, and must be what the pipeline makes before it."
     parts = {n: r for n, r in recipes.items() if r["kind"] == "parts"}
     for part in parts_used(recipe):
         if part not in parts:
-            raise FacelabError(f"recipe {name!r} in {where} uses the part {part!r}, which does not exist: {near(part, parts)}")
+            raise FacelabError(
+                f"recipe {name!r} in {where} uses the part {part!r}, which does not exist:"
+                f" {near(part, parts)}"
+            )
         if recipe["needs"] != f"parts/{parts[part]['group']}":
-            raise FacelabError(f"recipe {name!r} in {where} uses the part {part!r} but needs {recipe['needs']}: say `needs: parts/{parts[part]['group']}`")
+            raise FacelabError(
+                f"recipe {name!r} in {where} uses the part {part!r} but needs {recipe['needs']}:"
+                f" say `needs: parts/{parts[part]['group']}`"
+            )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c034
 def load_recipes(
     root=None,  # the project's folder; found by itself
-) -> dict:      # name -> recipe, `like` already followed, `kind` telling which of `KINDS` it is
+) -> dict:  # name -> recipe, `like` already followed, `kind` telling which of `KINDS` it is
     "All recipes of `recipes/*.yaml`, checked, with the steps of their degradation and the terms of their losses."
-    (found, origin), chains, sums = _entries(root, *KINDS), load_degradations(root), load_losses(root)
+    (found, origin), chains, sums = (
+        _entries(root, *KINDS),
+        load_degradations(root),
+        load_losses(root),
+    )
     out = {name: {**recipe, "kind": kind} for name, (kind, recipe) in found.items()}
     for name, recipe in out.items():
         check_recipe(name, recipe, origin[name].name)
         check_parts(name, recipe, out, origin[name].name)
         if not isinstance(recipe["degradation"], str) or recipe["degradation"] not in chains:
-            raise FacelabError(f"recipe {name!r} in {origin[name].name} has the unknown degradation {recipe['degradation']!r}: {near(recipe['degradation'], chains)}")
+            raise FacelabError(
+                f"recipe {name!r} in {origin[name].name} has the unknown degradation"
+                f" {recipe['degradation']!r}: {near(recipe['degradation'], chains)}"
+            )
     for name, recipe in out.items():
         recipe["inputs"] = recipe["degradation"]
         recipe["degradation"] = chains[recipe["inputs"]]["steps"]
@@ -223,146 +336,291 @@ def load_recipes(
         for stage in recipe.setdefault("stages", []):
             stage["losses"] = summed(stage["losses"], sums, f"recipe {name!r}")
             unused -= stage["losses"].keys()
-            stage["losses"] = {term: loss for term, loss in stage["losses"].items() if term not in recipe.get("without", [])}
-            stage["critics"] = {critic: summed(terms, sums, f"recipe {name!r}") for critic, terms in stage.get("critics", {}).items()}
+            stage["losses"] = {
+                term: loss
+                for term, loss in stage["losses"].items()
+                if term not in recipe.get("without", [])
+            }
+            stage["critics"] = {
+                critic: summed(terms, sums, f"recipe {name!r}")
+                for critic, terms in stage.get("critics", {}).items()
+            }
         if unused:
-            raise FacelabError(f"recipe {name!r} in {origin[name].name} is without {min(unused)!r}, which no stage has: there is {', '.join(sorted({t for s in recipe['stages'] for t in s['losses']}))}")
+            raise FacelabError(
+                f"recipe {name!r} in {origin[name].name} is without {min(unused)!r}, which no stage"
+                " has: there is"
+                f" {', '.join(sorted({t for s in recipe['stages'] for t in s['losses']}))}"
+            )
     return out
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c039
 def folder_of(
-    name: str,     # a recipe
+    name: str,  # a recipe
     recipe: dict,  # its fields
-) -> str:          # relative to the pipeline's folder `build`
+) -> str:  # relative to the pipeline's folder `build`
     "Where the pipeline puts what a recipe has learned."
-    return {"priors": f"models/{name}", "parts": f"parts/{recipe.get('group')}/{name}", "recipes": f"models/{recipe['paper']}/{name}"}[recipe["kind"]]
+    return {
+        "priors": f"models/{name}",
+        "parts": f"parts/{recipe.get('group')}/{name}",
+        "recipes": f"models/{recipe['paper']}/{name}",
+    }[recipe["kind"]]
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c049
 def scaled(
-    spec: dict,        # a network: `use` and arguments
-    train: dict,       # the `train` section of the parameters
+    spec: dict,  # a network: `use` and arguments
+    train: dict,  # the `train` section of the parameters
 ) -> dict:
     "The network with its channels, `width` and `features` (rounded to a multiple of 4, at least 8), and its blocks, `depth` (at least 1), made fewer."
-    channels = {k: max(8, 4 * round(v * train["width"] / 4)) for k, v in spec.items() if k in ("width", "features")}
-    return {**spec, **channels, **({"depth": max(1, round(spec["depth"] * train["depth"]))} if "depth" in spec else {})}
+    channels = {
+        k: max(8, 4 * round(v * train["width"] / 4))
+        for k, v in spec.items()
+        if k in ("width", "features")
+    }
+    return {
+        **spec,
+        **channels,
+        **({"depth": max(1, round(spec["depth"] * train["depth"]))} if "depth" in spec else {}),
+    }
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c052
 def like_generator(
-    critic: dict,     # `use` and arguments
+    critic: dict,  # `use` and arguments
     generator: dict,  # `use` and arguments
 ) -> dict:
     "The critic with its words `generator.<argument>` replaced by what the generator has."
-    return {k: generator[v.partition(".")[2]] if str(v).startswith("generator.") else v for k, v in critic.items()}
+    return {
+        k: generator[v.partition(".")[2]] if str(v).startswith("generator.") else v
+        for k, v in critic.items()
+    }
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c054
 def stage_steps(
     shares: list,  # share of each stage, or its steps in the paper
-    steps: int,    # steps of all stages together
-) -> list:         # whole numbers that add up to `steps`
+    steps: int,  # steps of all stages together
+) -> list:  # whole numbers that add up to `steps`
     "Split the steps among the stages; every stage gets at least one."
     if steps < len(shares):
-        raise FacelabError(f"train.steps = {steps} leaves no step for one of {len(shares)} stages: raise train.steps in params.yaml")
+        raise FacelabError(
+            f"train.steps = {steps} leaves no step for one of {len(shares)} stages: raise"
+            " train.steps in params.yaml"
+        )
     ends = [0]
     for i in range(len(shares)):
-        ends.append(min(max(round(steps * sum(shares[: i + 1]) / sum(shares)), ends[-1] + 1), steps - (len(shares) - i - 1)))
+        ends.append(
+            min(
+                max(round(steps * sum(shares[: i + 1]) / sum(shares)), ends[-1] + 1),
+                steps - (len(shares) - i - 1),
+            )
+        )
     return [b - a for a, b in zip(ends, ends[1:])]
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c058
 def features_for(
-    wish,              # features of a recipe's loss: network and layers, or "perceptual"
+    wish,  # features of a recipe's loss: network and layers, or "perceptual"
     perceptual: dict,  # the section of the parameters
-) -> dict:             # arguments of `facelab.losses.features.make_features`
+) -> dict:  # arguments of `facelab.losses.features.make_features`
     "Which features a loss gets under these parameters."
-    return {**perceptual, **wish} if isinstance(wish, dict) and perceptual["source"] == "torchvision" else perceptual
+    return (
+        {**perceptual, **wish}
+        if isinstance(wish, dict) and perceptual["source"] == "torchvision"
+        else perceptual
+    )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c061
 def in_sequence(
-    names: list,    # of parts, in order
+    names: list,  # of parts, in order
     recipes: dict,  # as `load_recipes` returns them
-    params: dict,   # as `facelab.base.params.load_params` returns them
-) -> dict:          # fields of a recipe
+    params: dict,  # as `facelab.base.params.load_params` returns them
+) -> dict:  # fields of a recipe
     "Generator and weights of parts that follow each other."
-    specs = [{k: v for k, v in resolve(name, recipes, params).items() if k in ("generator", "call")} for name in names]
-    return dict(generator={"use": "systems.sequence.Sequence", "parts": [spec["generator"] for spec in specs]},
-                begin={f"generator.parts.{i}": name for i, name in enumerate(names)})
+    specs = [
+        {k: v for k, v in resolve(name, recipes, params).items() if k in ("generator", "call")}
+        for name in names
+    ]
+    return dict(
+        generator={
+            "use": "systems.sequence.Sequence",
+            "parts": [spec["generator"] for spec in specs],
+        },
+        begin={f"generator.parts.{i}": name for i, name in enumerate(names)},
+    )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c062
-TRAINING = ["start", "seconds", "warmup", "schedule", "clip", "ema", "validate", "threads", "precision", "compile", "log_every"]
+TRAINING = [
+    "start",
+    "seconds",
+    "warmup",
+    "schedule",
+    "clip",
+    "ema",
+    "validate",
+    "threads",
+    "precision",
+    "compile",
+    "log_every",
+]
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c063
 def resolve(
-    name: str,      # a recipe
+    name: str,  # a recipe
     recipes: dict,  # as `load_recipes` returns them
-    params: dict,   # as `facelab.base.params.load_params` returns them
+    params: dict,  # as `facelab.base.params.load_params` returns them
 ) -> dict:
     "The recipe as it will be trained under these parameters; paths of parts are relative to the folder of parts."
     if name not in recipes:
         raise FacelabError(f"unknown recipe {name!r}: {near(name, recipes)}")
     out = copy.deepcopy(recipes[name])
-    train = {**params["train"], **params["instead"].get(out["paper"], {}), **params["instead"].get(name, {})}
+    train = {
+        **params["train"],
+        **params["instead"].get(out["paper"], {}),
+        **params["instead"].get(name, {}),
+    }
     if "sequence" in out:
         out |= in_sequence(out.pop("sequence"), recipes, params)
-    elif out["kind"] != "priors":   # these keep their size: a paper's losses should not depend on the profile's widths
+    elif (
+        out["kind"] != "priors"
+    ):  # these keep their size: a paper's losses should not depend on the profile's widths
         out["generator"] = scaled(out["generator"], train)
-        out["critics"] = {k: like_generator(scaled(v, train), out["generator"]) for k, v in out.get("critics", {}).items()}
+        out["critics"] = {
+            k: like_generator(scaled(v, train), out["generator"])
+            for k, v in out.get("critics", {}).items()
+        }
         out["batch"] = train["batch"] or out.get("batch")
         if "optimiser" in out:
-            out["optimiser"] |= {k: v for k, v in (("use", train["optimiser"]), ("lr", train["lr"])) if v}
+            out["optimiser"] |= {
+                k: v for k, v in (("use", train["optimiser"]), ("lr", train["lr"])) if v
+            }
     steps = [s["steps"] for s in out["stages"]]
-    for stage, n in zip(out["stages"], stage_steps(steps, train["steps"]) if steps and train["steps"] else steps):
+    for stage, n in zip(
+        out["stages"], stage_steps(steps, train["steps"]) if steps and train["steps"] else steps
+    ):
         stage["steps"] = n
         for loss in filter(None, stage["losses"].values()):
             if "features" in (loss.get("with") or {}):
-                loss["with"]["features"] = features_for(loss["with"]["features"], params["perceptual"])
+                loss["with"]["features"] = features_for(
+                    loss["with"]["features"], params["perceptual"]
+                )
     path = lambda part: "/".join([recipes[part_of(part)[0]]["group"], part])
-    out |= {field: {k: path(part) for k, part in out.get(field, {}).items()} for field in ("helpers", "begin")}
+    out |= {
+        field: {k: path(part) for k, part in out.get(field, {}).items()}
+        for field in ("helpers", "begin")
+    }
     for field in ("sources", "without"):
         out.pop(field, None)
-    return {"name": name, "seed": params["seed"], "critics": {}, **out, **{k: train[k] for k in TRAINING}}
+    return {
+        "name": name,
+        "seed": params["seed"],
+        "critics": {},
+        **out,
+        **{k: train[k] for k in TRAINING},
+    }
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c067
 def sources_table(
     recipes: dict,  # as `load_recipes` returns them
-    chains: dict,   # as `load_degradations` returns them
-    paper: str,     # only what belongs to this paper
+    chains: dict,  # as `load_degradations` returns them
+    paper: str,  # only what belongs to this paper
     sums: dict = {},  # as `load_losses` returns them
-) -> str:           # Markdown
+) -> str:  # Markdown
     "Where the values of a paper's degradations, weighted sums and recipes come from."
-    entries = [*{entry.get("one_of", name): entry for name, entry in chains.items()}.values(), *sums.values(), *recipes.values()]   # a sweep once
-    rows = [(entry.get("label") or entry["equation"], f"`{field}`", why) for entry in entries if entry.get("paper") == paper
-            for field, why in entry.get("sources", {}).items()]
+    entries = [
+        *{entry.get("one_of", name): entry for name, entry in chains.items()}.values(),
+        *sums.values(),
+        *recipes.values(),
+    ]  # a sweep once
+    rows = [
+        (entry.get("label") or entry["equation"], f"`{field}`", why)
+        for entry in entries
+        if entry.get("paper") == paper
+        for field, why in entry.get("sources", {}).items()
+    ]
     return markdown_table(rows, ("recipe", "field", "source"))
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c069
 def recipes_table(
     recipes: dict,  # as `load_recipes` returns them
-    paper: str,     # only what belongs to this paper
-) -> str:           # Markdown
+    paper: str,  # only what belongs to this paper
+) -> str:  # Markdown
     "The recipes of a paper as a table: what learns, from what, for how long. Sizes and schedules are the paper's; a profile scales them."
     short = lambda use: use.rpartition(".")[2]
+
     def row(name, r):
-        made = " + ".join(f"`{p}`" for p in r["sequence"]) if "sequence" in r else short(r["generator"]["use"])
+        made = (
+            " + ".join(f"`{p}`" for p in r["sequence"])
+            if "sequence" in r
+            else short(r["generator"]["use"])
+        )
         args = ", ".join(f"{k} {v}" for k, v in r.get("generator", {}).items() if k != "use")
-        starts = ", ".join(f"{k.removeprefix('generator.')} from `{v}`" for k, v in r.get("begin", {}).items())
+        starts = ", ".join(
+            f"{k.removeprefix('generator.')} from `{v}`" for k, v in r.get("begin", {}).items()
+        )
         stages = "; ".join(f"{s['name']} {s['steps']:,}" for s in r["stages"])
-        learns = f"{r['optimiser']['use']} {r['optimiser']['lr']:g}, batch {r['batch']}" if r["stages"] else ""
-        return f"`{name}`", r["label"], r["inputs"], " ".join(filter(None, [made, args and f"({args})"])), ", ".join(map(short, (c["use"] for c in r.get("critics", {}).values()))), starts, stages, learns
-    return markdown_table([row(n, r) for n, r in recipes.items() if r["paper"] == paper],
-                          ("recipe", "row", "degradation", "generator", "critics", "begins with", "stages and steps", "optimiser"))
+        learns = (
+            f"{r['optimiser']['use']} {r['optimiser']['lr']:g}, batch {r['batch']}"
+            if r["stages"]
+            else ""
+        )
+        return (
+            f"`{name}`",
+            r["label"],
+            r["inputs"],
+            " ".join(filter(None, [made, args and f"({args})"])),
+            ", ".join(map(short, (c["use"] for c in r.get("critics", {}).values()))),
+            starts,
+            stages,
+            learns,
+        )
+
+    return markdown_table(
+        [row(n, r) for n, r in recipes.items() if r["paper"] == paper],
+        (
+            "recipe",
+            "row",
+            "degradation",
+            "generator",
+            "critics",
+            "begins with",
+            "stages and steps",
+            "optimiser",
+        ),
+    )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c072
 def recipes_page(
     root=None,  # the project's folder; found by itself
-) -> str:       # Markdown
+) -> str:  # Markdown
     "All recipes, and where their values come from, paper by paper."
     root = Path(root or project_root())
     recipes, chains, sums = load_recipes(root), load_degradations(root), load_losses(root)
-    cited = {k: v for path in sorted((root / "recipes").glob("*.yaml")) for k, v in (read_yaml(path).get("papers") or {}).items()}
+    cited = {
+        k: v
+        for path in sorted((root / "recipes").glob("*.yaml"))
+        for k, v in (read_yaml(path).get("papers") or {}).items()
+    }
     kinds = {kind: sum(r["kind"] == kind for r in recipes.values()) for kind in KINDS}
-    head = ["# Recipes", f"Made from `recipes/*.yaml` by `python -m facelab.pipeline recipes`: {kinds['recipes']} rows of tables, {kinds['parts']} parts that they are made of, "
-            f"{kinds['priors']} network for perceptual features. Networks and schedules are the papers'; `params.yaml` says how much smaller a profile makes them."]
+    head = [
+        "# Recipes",
+        (
+            "Made from `recipes/*.yaml` by `python -m facelab.pipeline recipes`:"
+            f" {kinds['recipes']} rows of tables, {kinds['parts']} parts that they are made of,"
+            f" {kinds['priors']} network for perceptual features. Networks and schedules are the"
+            " papers'; `params.yaml` says how much smaller a profile makes them."
+        ),
+    ]
     for paper in dict.fromkeys(r["paper"] for r in recipes.values()):
-        head += [f"## {cited.get(paper, paper)}", recipes_table(recipes, paper), "### Where the values come from", sources_table(recipes, chains, paper, sums)]
-    shared = {name: entry for name, entry in sums.items() if entry["paper"] not in {r["paper"] for r in recipes.values()}}
-    head += ["## Weighted sums that papers share"] + [f"### {paper}\n\n" + terms_table(shared, paper) for paper in dict.fromkeys(e["paper"] for e in shared.values())]
+        head += [
+            f"## {cited.get(paper, paper)}",
+            recipes_table(recipes, paper),
+            "### Where the values come from",
+            sources_table(recipes, chains, paper, sums),
+        ]
+    shared = {
+        name: entry
+        for name, entry in sums.items()
+        if entry["paper"] not in {r["paper"] for r in recipes.values()}
+    }
+    head += ["## Weighted sums that papers share"] + [
+        f"### {paper}\n\n" + terms_table(shared, paper)
+        for paper in dict.fromkeys(e["paper"] for e in shared.values())
+    ]
     return "\n\n".join(head) + "\n"

@@ -26,8 +26,8 @@ from .objective import Objective, detached, frozen
 def ema_update(
     average: dict,  # name -> tensor, changed in place
     current: dict,  # name -> tensor
-    decay: float,   # lambda
-    step: int,      # t, from 0
+    decay: float,  # lambda
+    step: int,  # t, from 0
 ):
     "Move `average` towards `current`; counters are copied."
     keep = min(decay, (1 + step) / (10 + step))
@@ -38,30 +38,36 @@ def ema_update(
 
 # %% ../../nbs/6_training/04_run.ipynb #c010
 def lr_factor(
-    schedule: str,    # constant, or cosine to zero
+    schedule: str,  # constant, or cosine to zero
     progress: float,  # share of the run that is done, 0 to 1
-    step: int,        # from 0
+    step: int,  # from 0
     warmup: int = 0,  # steps over which the rate grows from (almost) nothing
-) -> float:           # in [0, 1]
+) -> float:  # in [0, 1]
     "What the learning rate is multiplied with."
-    grow = min(1., (step + 1) / warmup) if warmup else 1.
+    grow = min(1.0, (step + 1) / warmup) if warmup else 1.0
     if schedule == "constant":
         return grow
     if schedule == "cosine":
-        return grow * .5 * (1 + math.cos(math.pi * min(progress, 1.)))
+        return grow * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
     raise FacelabError(f"unknown train.schedule {schedule!r}: choose constant or cosine")
 
 # %% ../../nbs/6_training/04_run.ipynb #c014
 def make_optimiser(
     spec: dict,  # `use`: a class of torch.optim, and its arguments
-    net,         # whose parameters it moves
+    net,  # whose parameters it moves
 ):
     "The optimiser of one network."
-    known = {k: v for k, v in vars(torch.optim).items() if inspect.isclass(v) and issubclass(v, torch.optim.Optimizer)}
+    known = {
+        k: v
+        for k, v in vars(torch.optim).items()
+        if inspect.isclass(v) and issubclass(v, torch.optim.Optimizer)
+    }
     if spec["use"] not in known:
         raise FacelabError(f"unknown optimiser {spec['use']!r}: {near(spec['use'], known)}")
     given = {k: v for k, v in spec.items() if k != "use"}
-    check_keys(given, inspect.signature(known[spec["use"]]).parameters, f"the optimiser {spec['use']}")
+    check_keys(
+        given, inspect.signature(known[spec["use"]]).parameters, f"the optimiser {spec['use']}"
+    )
     return known[spec["use"]](net.parameters(), **given)
 
 # %% ../../nbs/6_training/04_run.ipynb #c018
@@ -70,25 +76,54 @@ class Run:
 
     def __init__(
         self,
-        recipe: dict,         # a resolved recipe
-        faces,                # the training part of a face set
+        recipe: dict,  # a resolved recipe
+        faces,  # the training part of a face set
         device: str = "cpu",  # auto, cpu or cuda
         parts="build/parts",  # folder of trained parts
     ):
-        self.recipe = recipe = {**recipe, **{k: filled(recipe[k], faces) for k in ("generator", "critics")}}
+        self.recipe = recipe = {
+            **recipe,
+            **{k: filled(recipe[k], faces) for k in ("generator", "critics")},
+        }
         torch.set_num_threads(recipe["threads"])
-        self.device, self.fabric = pick_device(device), make_fabric(device, recipe["precision"]) if recipe["stages"] else None
-        self.rank, self.processes = (self.fabric.global_rank, self.fabric.world_size) if self.fabric else (0, 1)
-        if self.fabric: self.device = self.fabric.device
+        self.device, self.fabric = (
+            pick_device(device),
+            make_fabric(device, recipe["precision"]) if recipe["stages"] else None,
+        )
+        self.rank, self.processes = (
+            (self.fabric.global_rank, self.fabric.world_size) if self.fabric else (0, 1)
+        )
+        if self.fabric:
+            self.device = self.fabric.device
         self.faces, self.degrade = faces.to(self.device), Chain(recipe["degradation"])
         check_faces_for(faces, recipe, self.degrade)
         self.who = people(faces) if "identity" in labels_for(faces, recipe, self.degrade) else None
         self.bare, self.helpers = make_networks(recipe, parts, self.device)
-        self.nets = {name: torch.compile(net) if recipe["compile"] else net for name, net in self.bare.items()}
-        self.optimisers = {name: make_optimiser(recipe["optimiser"], net) for name, net in self.bare.items() if any(True for _ in net.parameters())} if recipe["stages"] else {}
-        self.average = {k: v.detach().clone() for k, v in self.bare["generator"].state_dict().items()}
+        self.nets = {
+            name: torch.compile(net) if recipe["compile"] else net
+            for name, net in self.bare.items()
+        }
+        self.optimisers = (
+            {
+                name: make_optimiser(recipe["optimiser"], net)
+                for name, net in self.bare.items()
+                if any(True for _ in net.parameters())
+            }
+            if recipe["stages"]
+            else {}
+        )
+        self.average = {
+            k: v.detach().clone() for k, v in self.bare["generator"].state_dict().items()
+        }
         self.objectives, self.batches, self.best, self.settled = {}, None, None, (None, None)
-        self.step, self.stage, self.stage_step, self.stage_seconds, self.seconds, self.history = 0, 0, 0, 0., 0., []
+        self.step, self.stage, self.stage_step, self.stage_seconds, self.seconds, self.history = (
+            0,
+            0,
+            0,
+            0.0,
+            0.0,
+            [],
+        )
 
     @property
     def steps(self):
@@ -96,29 +131,40 @@ class Run:
         return sum(stage["steps"] for stage in self.recipe["stages"])
 
     @property
-    def done(self): return self.stage == len(self.recipe["stages"])
+    def done(self):
+        return self.stage == len(self.recipe["stages"])
 
     @property
     def rows(self):
         "The rows of a batch that this process makes."
         n, share = self.recipe["batch"], self.recipe["batch"] // self.processes
-        if share * self.processes != n: raise FacelabError(f"a batch of {n} cannot be shared by {self.processes} processes: make train.batch a multiple of {self.processes}")
+        if share * self.processes != n:
+            raise FacelabError(
+                f"a batch of {n} cannot be shared by {self.processes} processes: make train.batch a"
+                f" multiple of {self.processes}"
+            )
         return range(self.rank * share, (self.rank + 1) * share)
 
 # %% ../../nbs/6_training/04_run.ipynb #c019
 def make_networks(
     recipe: dict,  # a resolved and filled recipe
-    parts,         # folder of trained parts
-    device,        # where they are wanted
-) -> tuple:        # generator and critics by name, helpers by name
+    parts,  # folder of trained parts
+    device,  # where they are wanted
+) -> tuple:  # generator and critics by name, helpers by name
     "The networks of a recipe as they begin; the random weights are a function of its seed."
     torch.manual_seed(seed_of(recipe["seed"], "weights"))
-    nets = {"generator": build(recipe["generator"]), **{name: build(spec) for name, spec in recipe["critics"].items()}}
+    nets = {
+        "generator": build(recipe["generator"]),
+        **{name: build(spec) for name, spec in recipe["critics"].items()},
+    }
     if recipe["start"] == "identity":
         for inside in recipe.get("identity_start", [""]):
             start_as_identity(nets["generator"].get_submodule(inside))
     begin_with(nets, recipe.get("begin", {}), parts)
-    helpers = {name: load_model(f"{parts}/{folder}")[0].requires_grad_(False) for name, folder in recipe.get("helpers", {}).items()}
+    helpers = {
+        name: load_model(f"{parts}/{folder}")[0].requires_grad_(False)
+        for name, folder in recipe.get("helpers", {}).items()
+    }
     layout = torch.channels_last if torch.device(device).type == "cuda" else torch.contiguous_format
     for net in (*nets.values(), *helpers.values()):
         net.to(device, memory_format=layout)
@@ -129,11 +175,18 @@ def how_far(
     run: Run,
 ) -> tuple:  # share of the stage, share of the run, both 0 to 1
     "How far a run has come."
-    if run.done: return 1., 1.
+    if run.done:
+        return 1.0, 1.0
     shares = [stage["steps"] / run.steps for stage in run.recipe["stages"]]
     limit = run.recipe["seconds"] and run.recipe["seconds"] * shares[run.stage]
-    within = min(1., max(run.stage_step / run.recipe["stages"][run.stage]["steps"], run.stage_seconds / limit if limit else 0.))
-    return within, sum(shares[:run.stage]) + shares[run.stage] * within
+    within = min(
+        1.0,
+        max(
+            run.stage_step / run.recipe["stages"][run.stage]["steps"],
+            run.stage_seconds / limit if limit else 0.0,
+        ),
+    )
+    return within, sum(shares[: run.stage]) + shares[run.stage] * within
 
 # %% ../../nbs/6_training/04_run.ipynb #c025
 def enter_stage(
@@ -143,16 +196,24 @@ def enter_stage(
     generator, held = run.bare["generator"], run.recipe["stages"][run.stage].get("freeze", [])
     generator.requires_grad_(True).train()
     for name in held:
-        try: generator.get_submodule(name).requires_grad_(False).eval()
-        except AttributeError: raise FacelabError(f"recipe {run.recipe['name']} freezes {name!r}, but its generator has no such part: {near(name, [n for n, _ in generator.named_children()])}") from None
-    for critic in run.recipe["critics"]: run.bare[critic].train()
+        try:
+            generator.get_submodule(name).requires_grad_(False).eval()
+        except AttributeError:
+            raise FacelabError(
+                f"recipe {run.recipe['name']} freezes {name!r}, but its generator has no such part:"
+                f" {near(name, [n for n, _ in generator.named_children()])}"
+            ) from None
+    for critic in run.recipe["critics"]:
+        run.bare[critic].train()
 
 # %% ../../nbs/6_training/04_run.ipynb #c027
 def objective(run: Run, stage, net) -> Objective:
     "What a network learns in a stage; built once a run, on the run's device."
     key = (stage["name"], net)
     if key not in run.objectives:
-        run.objectives[key] = Objective(stage["losses"] if net == "generator" else stage["critics"][net], run.device)
+        run.objectives[key] = Objective(
+            stage["losses"] if net == "generator" else stage["critics"][net], run.device
+        )
     return run.objectives[key]
 
 # %% ../../nbs/6_training/04_run.ipynb #c028
@@ -162,8 +223,13 @@ def next_inputs(
     "The inputs of the present step; a set that does not fit into memory is read ahead."
     recipe, rows = run.recipe, run.rows
     if run.batches is None:
-        orders = (run.faces.order(recipe["batch"], step, recipe["seed"])[rows.start:rows.stop] for step in itertools.count(run.step))
-        run.batches = run.faces.stream(orders, run.device, labels_for(run.faces, recipe, run.degrade))
+        orders = (
+            run.faces.order(recipe["batch"], step, recipe["seed"])[rows.start : rows.stop]
+            for step in itertools.count(run.step)
+        )
+        run.batches = run.faces.stream(
+            orders, run.device, labels_for(run.faces, recipe, run.degrade)
+        )
     return step_inputs(next(run.batches), recipe, run.degrade, run.step, rows, run.who)
 
 # %% ../../nbs/6_training/04_run.ipynb #c029
@@ -172,9 +238,14 @@ def take_step(
 ) -> dict:  # name -> loss, detached
     "One step of every network that the current stage trains."
     stage, recipe = run.recipe["stages"][run.stage], run.recipe
-    if run.stage_step == 0 or run.batches is None: enter_stage(run)
+    if run.stage_step == 0 or run.batches is None:
+        enter_stage(run)
     torch.manual_seed(seed_of(recipe["seed"], "step", run.step, *([run.rank] if run.rank else [])))
-    given, rate = next_inputs(run), recipe["optimiser"]["lr"] * lr_factor(recipe["schedule"], how_far(run)[1], run.step, recipe["warmup"])
+    given, rate = (
+        next_inputs(run),
+        recipe["optimiser"]["lr"]
+        * lr_factor(recipe["schedule"], how_far(run)[1], run.step, recipe["warmup"]),
+    )
     asked = {**{name: run.nets[name] for name in recipe["critics"]}, **run.helpers}
     with run.fabric.autocast():
         out = ask(run.nets["generator"], given, recipe.get("call"))
@@ -197,9 +268,12 @@ def update(run: Run, name, loss, rate):
     optimiser, net = run.optimisers[name], run.bare[name]
     optimiser.zero_grad(set_to_none=True)
     loss.backward()
-    if run.processes > 1: average_over_processes(run, net)
-    if run.recipe["clip"]: torch.nn.utils.clip_grad_norm_(net.parameters(), run.recipe["clip"])
-    for group in optimiser.param_groups: group["lr"] = rate
+    if run.processes > 1:
+        average_over_processes(run, net)
+    if run.recipe["clip"]:
+        torch.nn.utils.clip_grad_norm_(net.parameters(), run.recipe["clip"])
+    for group in optimiser.param_groups:
+        group["lr"] = rate
     optimiser.step()
     return loss.detach()
 
@@ -207,7 +281,9 @@ def update(run: Run, name, loss, rate):
 @torch.no_grad()
 def average_over_processes(run: Run, net):
     "Mean of gradients and of floating-point buffers over all processes."
-    tensors = [p.grad for p in net.parameters() if p.grad is not None] + [b for b in net.buffers() if b.is_floating_point()]
+    tensors = [p.grad for p in net.parameters() if p.grad is not None] + [
+        b for b in net.buffers() if b.is_floating_point()
+    ]
     mean = run.fabric.all_reduce(torch.cat([t.flatten() for t in tensors]), reduce_op="mean")
     for tensor, values in zip(tensors, mean.split([t.numel() for t in tensors])):
         tensor.copy_(values.view_as(tensor))

@@ -23,56 +23,86 @@ from ..degradations.chain import Chain
 from .models import read_recipe
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c006
-SHIPPED = Path(facelab.__file__).parent/"weights"   # the models that come with the package
+SHIPPED = Path(facelab.__file__).parent / "weights"  # the models that come with the package
+
 
 def find_models(
-    root=None,       # the project; None: only what is shipped or in FACELAB_WEIGHTS
+    root=None,  # the project; None: only what is shipped or in FACELAB_WEIGHTS
     kind="recipes",  # systems; "parts": what they are made of, and landmarkers
-) -> dict:           # name -> folder
+) -> dict:  # name -> folder
     "Trained models by name. FACELAB_WEIGHTS goes first; of the shipped ones and the pipeline's, the one that learned for more steps."
-    found, pipeline = {}, root and Path(root)/"build"/"models"
+    found, pipeline = {}, root and Path(root) / "build" / "models"
     for place in filter(None, (SHIPPED, pipeline, os.environ.get("FACELAB_WEIGHTS"))):
         for path in sorted(Path(place).glob("**/recipe.json")):
             recipe, before = said(path), found.get(path.parent.name)
-            behind = place == pipeline and before and steps_of(recipe) <= steps_of(said(before/"recipe.json"))
-            if recipe.get("kind") == kind and not behind: found[path.parent.name] = path.parent
+            behind = (
+                place == pipeline
+                and before
+                and steps_of(recipe) <= steps_of(said(before / "recipe.json"))
+            )
+            if recipe.get("kind") == kind and not behind:
+                found[path.parent.name] = path.parent
     return dict(sorted(found.items()))
+
 
 def steps_of(recipe):
     "How many steps a model has learned."
-    try: return sum(stage["steps"] for stage in recipe["stages"])
-    except (KeyError, TypeError): return 0
+    try:
+        return sum(stage["steps"] for stage in recipe["stages"])
+    except (KeyError, TypeError):
+        return 0
+
 
 def said(path):
     "What a recipe.json says; {} if it says nothing."
-    try: found = json.loads(Path(path).read_text())
-    except (OSError, ValueError, RecursionError): found = {}
+    try:
+        found = json.loads(Path(path).read_text())
+    except (OSError, ValueError, RecursionError):
+        found = {}
     return found if isinstance(found, dict) else {}
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c007
 def model_folder(
-    name,            # of a trained model, a folder, or an address such as https://host/folder
-    root=None,       # the project
+    name,  # of a trained model, a folder, or an address such as https://host/folder
+    root=None,  # the project
     kind="recipes",  # as for `find_models`
 ) -> Path:
     "The folder of a trained model."
-    if "://" in str(name): return fetched(str(name))
-    if (Path(name)/"recipe.json").exists(): return Path(name)
+    if "://" in str(name):
+        return fetched(str(name))
+    if (Path(name) / "recipe.json").exists():
+        return Path(name)
     found = find_models(root, kind)
-    if name in found: return found[name]
-    raise FacelabError(f"there is no trained {'system' if kind == 'recipes' else 'part'} {name!r}: {near(name, found) if found else 'none is here; make repro trains them'}")
+    if name in found:
+        return found[name]
+    raise FacelabError(
+        f"there is no trained {'system' if kind == 'recipes' else 'part'} {name!r}:"
+        f" {near(name, found) if found else 'none is here; make repro trains them'}"
+    )
 
+# %% ../../nbs/6_training/08_zoo.ipynb #c007-1
 def fetched(address):
     "The files of a model, brought from an address into the cache."
     import fsspec
 
-    home = os.environ.get("XDG_CACHE_HOME") or (Path.home()/".cache" if os.environ.get("HOME") else Path(tempfile.gettempdir()))
-    folder = Path(home)/"facelab"/hashlib.sha256(address.encode()).hexdigest()[:16]
+    home = os.environ.get("XDG_CACHE_HOME") or (
+        Path.home() / ".cache" if os.environ.get("HOME") else Path(tempfile.gettempdir())
+    )
+    folder = Path(home) / "facelab" / hashlib.sha256(address.encode()).hexdigest()[:16]
     for file in ("generator.safetensors", "recipe.json"):
-        if (folder/file).exists(): continue
+        if (folder / file).exists():
+            continue
         try:
-            with fsspec.open(f"{address.rstrip('/')}/{file}") as there, replacing(folder/file) as half: Path(half).write_bytes(there.read())
-        except Exception as error: raise FacelabError(f"{address}/{file} cannot be fetched ({' '.join(str(error).split())}): check the address and the network") from None
+            with (
+                fsspec.open(f"{address.rstrip('/')}/{file}") as there,
+                replacing(folder / file) as half,
+            ):
+                Path(half).write_bytes(there.read())
+        except Exception as error:
+            raise FacelabError(
+                f"{address}/{file} cannot be fetched ({' '.join(str(error).split())}): check the"
+                " address and the network"
+            ) from None
     return folder
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c011
@@ -83,34 +113,78 @@ def shrinks(chain):
 # %% ../../nbs/6_training/08_zoo.ipynb #c014
 def describe_models(
     found,  # as `find_models` returns them
-) -> list:  # rows: name, system, what it restores, trained on, PSNR of other faces, megabytes, folder
+) -> (
+    list
+):  # rows: name, system, what it restores, trained on, PSNR of other faces, megabytes, folder
     "What is known about trained systems."
     rows = []
     for name, folder in found.items():
-        try: chain = str(Chain((recipe := read_recipe(folder))["degradation"]))
-        except Exception: continue   # no model of ours
-        run = said(folder/"run.json") or said(folder/"../../../runs"/f"{name}.json")
-        size = sum(f.stat().st_size for f in folder.glob("generator.safetensors"))/1e6
-        rows.append((name, recipe["label"], chain, recipe.get("faces", ""), reached(run), f"{size:.1f}", str(folder)))
+        try:
+            chain = str(Chain((recipe := read_recipe(folder))["degradation"]))
+        except Exception:
+            continue  # no model of ours
+        run = said(folder / "run.json") or said(folder / "../../../runs" / f"{name}.json")
+        size = sum(f.stat().st_size for f in folder.glob("generator.safetensors")) / 1e6
+        rows.append(
+            (
+                name,
+                recipe["label"],
+                chain,
+                recipe.get("faces", ""),
+                reached(run),
+                f"{size:.1f}",
+                str(folder),
+            )
+        )
     return rows
+
 
 def reached(run):
     "PSNR of faces that a model has not learned from, dB, as its run says; n/a if it does not."
-    try: return run["scores"][1]["PSNR, dB"] if "scores" in run else f"{run['best']['psnr']:.2f}"
-    except (LookupError, TypeError, ValueError): return "n/a"
+    try:
+        return run["scores"][1]["PSNR, dB"] if "scores" in run else f"{run['best']['psnr']:.2f}"
+    except (LookupError, TypeError, ValueError):
+        return "n/a"
 
+# %% ../../nbs/6_training/08_zoo.ipynb #c014-1
 WEIGHTS = {  # file -> what for, how to get it
-    "vgg19_features_conv1-3.safetensors": ("perceptual losses and VGG distance", "conv1 to conv3 of VGG-19 with torchvision's names, as safetensors"),
-    "alexnet-owt-7be5be79.pth": ("LPIPS", "torchvision's AlexNet: python -c 'import torchvision; torchvision.models.alexnet(weights=\"DEFAULT\")'"),
-    "pt_inception-2015-12-05-6726825d.pth": ("FID and KID", "pytorch-fid's Inception, from the releases of mseitz/pytorch-fid"),
-    "mobilefacenet.safetensors": ("identity", "a MobileFaceNet of 128 numbers, as nbs/3_networks/42_mobilefacenet describes it"),
+    "vgg19_features_conv1-3.safetensors": (
+        "perceptual losses and VGG distance",
+        "conv1 to conv3 of VGG-19 with torchvision's names, as safetensors",
+    ),
+    "alexnet-owt-7be5be79.pth": (
+        "LPIPS",
+        (
+            "torchvision's AlexNet: python -c 'import torchvision;"
+            ' torchvision.models.alexnet(weights="DEFAULT")\''
+        ),
+    ),
+    "pt_inception-2015-12-05-6726825d.pth": (
+        "FID and KID",
+        "pytorch-fid's Inception, from the releases of mseitz/pytorch-fid",
+    ),
+    "mobilefacenet.safetensors": (
+        "identity",
+        "a MobileFaceNet of 128 numbers, as nbs/3_networks/42_mobilefacenet describes it",
+    ),
 }
 
+# %% ../../nbs/6_training/08_zoo.ipynb #c014-2
 def describe_weights() -> list:  # rows: file, what for, where it was found, SHA-256, how to get it
     "The pretrained weights of other networks."
     rows = []
     for file, (use, how) in WEIGHTS.items():
-        try: path = find_weights(file)
-        except FacelabError: path = None
-        rows.append((file, use, str(path) if path else "no", sha256(path) if path else "", "" if path else how))
+        try:
+            path = find_weights(file)
+        except FacelabError:
+            path = None
+        rows.append(
+            (
+                file,
+                use,
+                str(path) if path else "no",
+                sha256(path) if path else "",
+                "" if path else how,
+            )
+        )
     return rows
