@@ -51,7 +51,7 @@ def resolved(name, recipes, batch, width, **train):
 
 def cpu_share(recipe, faces, seconds, least=2):
     "Milliseconds of a step, and the share of what comes before the network."
-    run = Run(recipe, faces.part("train"))
+    run = Run(recipe, faces.subset("train"))
 
     def inputs_alone():
         run.batches = None
@@ -97,14 +97,14 @@ def gpu_rate(recipe, faces, seconds, folder=None):
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
-    run = Run(recipe, faces.part("train"), "cuda")
+    run = Run(recipe, faces.subset("train"), "cuda")
     ours = engine.next_inputs
     try:
         if folder:
             torch.set_num_threads(1)
             loader = iter(
                 DataLoader(
-                    OneByOne(folder, faces.part("train"), run.recipe, run.degrade),
+                    OneByOne(folder, faces.subset("train"), run.recipe, run.degrade),
                     recipe["batch"],
                     num_workers=12,
                     pin_memory=True,

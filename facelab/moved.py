@@ -250,4 +250,16 @@ def current(use):
     return USES.get(use) or f"{USES.get(module, module)}.{name}"
 
 
+def current_recipe(recipe):
+    "A trained model's recipe.json in the present words: helpers were called parts."
+    if not isinstance(recipe, dict):
+        return recipe
+    change = {}
+    if recipe.get("kind") == "parts":
+        change["kind"] = "helpers"
+    if str(recipe.get("needs")).startswith("parts/"):
+        change["needs"] = "helpers/" + recipe["needs"].removeprefix("parts/")
+    return {**recipe, **change}
+
+
 sys.meta_path.insert(0, Moved)

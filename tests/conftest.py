@@ -167,12 +167,12 @@ def shorten_recipes(folder):
     all_of = {
         name: entry
         for data in everything
-        for kind in ("parts", "recipes")
+        for kind in ("helpers", "recipes")
         for name, entry in (data.get(kind) or {}).items()
     }
     for path in (folder / f"{name}.yaml" for name in SHORTENED):
         data, keep = yaml.safe_load(path.read_text()), RECIPES.get(path.stem, [])
-        for kind in ("parts", "recipes"):
+        for kind in ("helpers", "recipes"):
             data[kind] = {name: standing_alone(name, all_of) for name in data.get(kind) or {} if name in keep}
         if path.stem not in EVALUATED:
             data["papers"] = {}

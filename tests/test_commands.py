@@ -265,7 +265,7 @@ def test_what_the_guides_show_runs(reader, monkeypatch, capsys, guide, command):
     )
 
 
-SHIPS = {**find_models(), **find_models(kind="parts")} if SHIPPED.exists() else {}
+SHIPS = {**find_models(), **find_models(kind="helpers")} if SHIPPED.exists() else {}
 SHIPS = {name: folder for name, folder in SHIPS.items() if folder.parent == SHIPPED}
 
 

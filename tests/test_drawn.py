@@ -135,7 +135,7 @@ def test_people_of_the_splits_never_meet():
     people = [set(large.identity[large.split == k].tolist()) for k in range(3)]
     assert not (people[0] & people[1] or people[0] & people[2] or people[1] & people[2])
     assert not set(small.identity[small.split == 2].tolist()) & set(large.identity[large.split != 2].tolist())
-    assert torch.equal(small.part("val").images, large.part("val").images)
+    assert torch.equal(small.subset("val").images, large.subset("val").images)
     assert large.images.dtype == torch.uint8 and large.landmarks.shape == (18, 81, 2) and len(set(large.names)) == 18
 
 

@@ -204,18 +204,18 @@ def test_what_can_only_refuse_is_in_no_fingerprint():
 def test_stages_that_need_the_same_are_bundled():
     stages = {
         **{f"train@{k}": ["faces"] for k in "abcd"},
-        "train@x": ["faces", "part@p"],
-        "part@p": ["faces"],
+        "train@x": ["faces", "helper@p"],
+        "helper@p": ["faces"],
         "faces": [],
     }
     assert bundled(stages, {"train@b"}) == [
         ["train@a", "train@c", "train@d"],
         ["train@b"],
         ["train@x"],
-        ["part@p"],
+        ["helper@p"],
         ["faces"],
     ]
-    assert needed_for(["train@x"], stages).keys() == {"train@x", "part@p", "faces"}
+    assert needed_for(["train@x"], stages).keys() == {"train@x", "helper@p", "faces"}
 
 
 def test_a_name_in_instead_must_be_known(project):

@@ -119,7 +119,7 @@ def test_equal_states_give_equal_bytes_whatever_was_looked_at_between():
 def test_the_explorer_shows_what_the_pipeline_evaluates(tmp_path):
     faces = draw_set(2, 0, 3, size=64)
     faces.save(tmp_path / "faces.safetensors")
-    inputs = write_inputs(tmp_path / "inputs", faces.part("test"), [MASK, X4], seed=7)
+    inputs = write_inputs(tmp_path / "inputs", faces.subset("test"), [MASK, X4], seed=7)
     for i in range(3):
         view = render(State(Source("set", str(tmp_path), part="test"), index=i, size=64, seed=7, steps=(MASK, X4)))
         assert torch.equal(to_uint8(view.degraded), to_uint8(inputs.images([i])[0]))
@@ -380,7 +380,7 @@ def project(tmp_path_factory):
         )
     weights = models / "c_damaged" / "generator.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    for name, change in (("d_part", dict(kind="parts")), ("e_baseline", dict(stages=[]))):
+    for name, change in (("d_part", dict(kind="helpers")), ("e_baseline", dict(stages=[]))):
         (models / name).mkdir()
         (models / name / "recipe.json").write_text(json.dumps({**recipe, "label": name, "degradation": [X4], **change}))
     (models / "f_torn").mkdir()

@@ -471,7 +471,7 @@ def lazily(faces, reads=None):
 
 def test_parts_and_takes_keep_rows_together():
     faces = random_set()
-    part = faces.part("val")
+    part = faces.subset("val")
     rows = [int(n.split(".")[0]) for n in part.names]
     assert (
         torch.equal(part.images, faces.images[rows])
@@ -481,12 +481,12 @@ def test_parts_and_takes_keep_rows_together():
     assert faces.take([5, 2]).take([1]).names == ["2.png"] and torch.equal(
         lazily(faces).take([5, 2]).images[[1]][0], faces.images[2]
     )
-    assert sum(len(faces.part(s)) for s in ("train", "val", "test")) == 20
+    assert sum(len(faces.subset(s)) for s in ("train", "val", "test")) == 20
 
 
 def test_an_empty_part_gives_no_batch():
     none = random_set().take(slice(0, 0))
-    assert len(none) == 0 and none.part("val").names == []
+    assert len(none) == 0 and none.subset("val").names == []
     with pytest.raises(FacelabError, match="holds no faces"):
         none.batch([])
 

@@ -46,7 +46,7 @@ def album(tmp_path_factory):
                 for row in score(restored, of.batch(range(len(of)), labels=())["image"], of.names, name, lpips=False)
             ]
     recipes = {name: {"label": name.title(), "inputs": "x4", "kind": "recipes", "paper": "p"} for name in NAMES}
-    recipes["prior"] = {"label": "Prior", "inputs": "x4", "kind": "parts", "group": "g", "paper": "p"}
+    recipes["prior"] = {"label": "Prior", "inputs": "x4", "kind": "helpers", "group": "g", "paper": "p"}
     return Album(
         "p", faces, recipes, {"x4": {}, "x8": {}}, pd.DataFrame(rows), build=build, unseen=unseen, resamples=100
     )

@@ -16,7 +16,7 @@ STEPS = [dict(use="degradations.occlusion.Block"), dict(use="degradations.resamp
 
 @pytest.fixture(scope="module")
 def faces():
-    return draw_set(2, 2, 5, size=64).part("test")
+    return draw_set(2, 2, 5, size=64).subset("test")
 
 
 def test_every_face_is_there_once_and_is_what_the_chain_gives(faces, tmp_path):
@@ -71,7 +71,7 @@ def test_a_failure_leaves_the_old_folder_and_no_half(faces, tmp_path, monkeypatc
 
 
 def test_a_set_without_the_labels_says_why(faces, tmp_path):
-    faces = draw_set(1, 1, 2, size=64).part("test")
+    faces = draw_set(1, 1, 2, size=64).subset("test")
     faces.landmarks = None
     with pytest.raises(FacelabError, match="mouth needs landmarks"):
         write_inputs(tmp_path / "mouth", faces, [dict(use="degradations.occlusion.Part", part="mouth")])

@@ -13,7 +13,7 @@ from facelab.faces.drawn import draw_set
 from facelab.losses.features import PartsNet
 from facelab.base.weights import Unavailable
 from facelab import FacelabError
-from facelab.evaluation.judges import COLUMNS, Judges, hidden_error, landmark_error, nearest, parsing_error
+from facelab.evaluation.judges import Judges, hidden_error, landmark_error, nearest, parsing_error
 from facelab.evaluation.labelling import see
 from facelab.training.models import write_model, write_tensors
 from facelab.networks.mobilefacenet import MobileFaceNet, crops
@@ -40,7 +40,7 @@ def run(tmp_path_factory):
     torch.manual_seed(0)
     for address, spec in SPECS.items():
         recipe = dict(name=address.split("/")[1], generator=spec, critics={}, faces="drawn")
-        write_model(folder / "parts" / address, {"generator": build(spec).state_dict()}, recipe)
+        write_model(folder / "helpers" / address, {"generator": build(spec).state_dict()}, recipe)
     write_tensors(folder / "features" / "generator.safetensors", PartsNet(4).state_dict())
     return folder
 
@@ -49,7 +49,7 @@ def run(tmp_path_factory):
 def judges(run, monkeypatch, tmp_path):
     monkeypatch.setenv("FACELAB_WEIGHTS", str(tmp_path))
     monkeypatch.setattr(torch.hub, "get_dir", lambda: str(tmp_path))
-    return Judges(run / "parts", run / "features")
+    return Judges(run / "helpers", run / "features")
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +67,13 @@ def test_every_column_has_a_number_and_a_judge(judges, batch, restored):
     scores = judges.judge(restored, batch["image"], batch, torch.ones(6, 1, 24, 24)) | judges.recognise(
         restored, batch["image"], batch["identity"]
     )
-    assert set(scores) == set(COLUMNS) and all(
+    assert set(scores) == set(judges.report()) and all(
         len(v) == 6 and all(isinstance(x, float) for x in v) for v in scores.values()
     )
     report = json.loads(json.dumps(judges.report()))
-    assert list(report) == list(COLUMNS) and all(r["by"] and r["missing"] == "" for r in report.values())
+    assert len(report) == 7 and all(r["by"] and r["missing"] == "" for r in report.values())
     assert (
-        "LightCNN9 (part lightcnn9_rgb, trained by this run on drawn)" == report["identity"]["by"]
+        "LightCNN9 (helper lightcnn9_rgb, trained by this run on drawn)" == report["identity"]["by"]
         and "InceptionResnetV1" in report["nearest_right"]["by"]
     )
 
@@ -146,10 +146,10 @@ def test_other_landmarks_than_the_landmarkers_are_refused(judges, batch, restore
 def test_a_damaged_judge_is_an_error_not_a_gap(run, batch, restored, tmp_path):
     import shutil
 
-    shutil.copytree(run / "parts", tmp_path / "parts")
-    (tmp_path / "parts/labelling/parser/generator.safetensors").write_bytes(b"half")
+    shutil.copytree(run / "helpers", tmp_path / "helpers")
+    (tmp_path / "helpers/labelling/parser/generator.safetensors").write_bytes(b"half")
     with pytest.raises(FacelabError, match="damaged"):
-        Judges(tmp_path / "parts", run / "features", folder=tmp_path).judge(restored, batch["image"], batch)
+        Judges(tmp_path / "helpers", run / "features", folder=tmp_path).judge(restored, batch["image"], batch)
 
 
 def test_mobilefacenet_judges_where_its_file_is(judges, batch, restored, tmp_path):
@@ -176,7 +176,7 @@ def test_features_of_the_parameters(judges, run, batch, restored):
         file=str(run / "features/generator.safetensors"),
         scale=2.0,
     )
-    other = Judges(run / "parts", section)
+    other = Judges(run / "helpers", section)
     scores = other.judge(restored, batch["image"])["vgg_distance"]
     net = other.opened["vgg_distance"][0].network
     a, b = net.features(restored), net.features(batch["image"])

@@ -131,7 +131,7 @@ def test_landmark_maps_begin_empty_and_do_not_saturate(faces):
     "A squared error behind a saturated sigmoid has no gradient: the first steps must lower the error below that of empty maps."
     params = load_params(ROOT)
     params["train"].update(steps=24, batch=4, width=0.125, depth=0.05, threads=1, validate=0)
-    run = Run(resolve("landmarker", load_recipes(ROOT), params), faces.part("train"))
+    run = Run(resolve("landmarker", load_recipes(ROOT), params), faces.subset("train"))
     errors = [take_step(run)["points"].item() for _ in range(24)]
     empty = heatmaps(faces.landmarks, 64, 32).square().mean().item()
     assert (

@@ -21,7 +21,7 @@ STAGES = [
     "samples",
     "features@features",
     *(
-        f"part@{p}"
+        f"helper@{p}"
         for p in (
             "jdsr_gan_cbdnet_x8",
             "jdsr_gan_drn_x8",

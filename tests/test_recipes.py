@@ -1,4 +1,4 @@
-"""Every recipe of every table trains: parts first, then what is made of them, a step in each stage, very small."""
+"""Every recipe of every table trains: helpers first, then what is made of them, a step in each stage, very small."""
 
 import math
 
@@ -14,10 +14,10 @@ from facelab.base.params import load_params, read_yaml
 from facelab.training.models import load_model, restore
 from facelab.publication.deviations import project_deviations
 from facelab.training.recipes import (
-    check_parts,
+    check_helpers,
     folder_of,
     load_recipes,
-    parts_used,
+    helpers_used,
     recipes_page,
     recipes_table,
     resolve,
@@ -29,13 +29,13 @@ RECIPES = load_recipes(ROOT)
 
 
 def in_order():
-    "Names of all recipes, each behind the parts that it uses."
-    out = sorted(RECIPES, key=lambda name: ("priors", "parts", "recipes").index(RECIPES[name]["kind"]))
+    "Names of all recipes, each behind the helpers that it uses."
+    out = sorted(RECIPES, key=lambda name: ("priors", "helpers", "recipes").index(RECIPES[name]["kind"]))
     for name in list(out):
-        for part in parts_used(RECIPES[name]):
-            if out.index(part) > out.index(name):
-                out.remove(part)
-                out.insert(out.index(name), part)
+        for helper in helpers_used(RECIPES[name]):
+            if out.index(helper) > out.index(name):
+                out.remove(helper)
+                out.insert(out.index(name), helper)
     return out
 
 
@@ -63,14 +63,14 @@ def test_every_recipe_trains(name, project, faces, monkeypatch):
     monkeypatch.chdir(project)  # where the features of perceptual losses are looked for
     recipe = {**tiny(name), "batch": 2}
     recipe["stages"] = [{**stage, "steps": 1} for stage in recipe["stages"]]
-    run = train(recipe, faces, f"build/{folder_of(name, recipe)}", parts="build/parts", progress=False)
+    run = train(recipe, faces, f"build/{folder_of(name, recipe)}", helpers="build/helpers", progress=False)
     assert [row["stage"] for row in run.history] == [stage["name"] for stage in recipe["stages"]]
     for row, stage in zip(run.history, recipe["stages"]):
         assert set(row) - {"step", "stage"} == {*stage["losses"], *stage["critics"]}
         assert all(math.isfinite(v) for v in row.values() if isinstance(v, float))
     net, _ = load_model(f"build/{folder_of(name, recipe)}")
     if RECIPES[name]["kind"] == "recipes":
-        given = validation_inputs(run, faces.part("val"))
+        given = validation_inputs(run, faces.subset("val"))
         restored = restore(net, given["input"], given)
         assert restored.shape == given["target"].shape and torch.isfinite(restored).all()
 
@@ -143,14 +143,14 @@ def test_every_row_of_every_table_is_there():
         sum("x8" in chain for chain in scales.values()) >= 4 + 4
         and sum("x4" in chain for chain in scales.values()) >= 11 + 4
     )
-    print({paper: len(names) for paper, names in labels.items()}, "rows of", len(RECIPES), "recipes and parts")
+    print({paper: len(names) for paper, names in labels.items()}, "rows of", len(RECIPES), "recipes and helpers")
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda p: p.stem)
 def test_every_choice_has_its_source(path):
     """What a recipe writes down itself (network, critics, optimiser, batch, length) says where it comes from."""
     lacking = []
-    for kind in ("priors", "parts", "recipes"):
+    for kind in ("priors", "helpers", "recipes"):
         for name, entry in (read_yaml(path).get(kind) or {}).items():
             said = " ".join(entry.get("sources") or {})
             own = {"generator", "critics", "optimiser", "batch", "stages", "sequence", "without"} & entry.keys()
@@ -170,22 +170,22 @@ def test_a_part_that_does_not_exist_or_is_not_waited_for_is_named():
     with pytest.raises(
         FacelabError,
         match=(
-            "recipe 'mine' in mine.yaml uses the part 'jdsr_gan_cbdnet_x4' but needs faces.json: say `needs:"
-            " parts/jdsr_gan`"
+            "recipe 'mine' in mine.yaml uses the helper 'jdsr_gan_cbdnet_x4' but needs faces.json: say `needs:"
+            " helpers/jdsr_gan`"
         ),
     ):
-        check_parts("mine", recipe, RECIPES, "mine.yaml")
+        check_helpers("mine", recipe, RECIPES, "mine.yaml")
     with pytest.raises(
-        FacelabError, match="uses the part 'jdsr_gan_cbdnet', which does not exist: did you mean 'jdsr_gan_cbdnet_x"
+        FacelabError, match="uses the helper 'jdsr_gan_cbdnet', which does not exist: did you mean 'jdsr_gan_cbdnet_x"
     ):
-        check_parts("mine", {**recipe, "begin": {"generator": "jdsr_gan_cbdnet"}}, RECIPES, "mine.yaml")
+        check_helpers("mine", {**recipe, "begin": {"generator": "jdsr_gan_cbdnet"}}, RECIPES, "mine.yaml")
 
 
 def test_the_pipeline_reads_every_file_with_recipes():
     """dvc.yaml names the files itself; one that it forgets would never be trained."""
     named = {v.removeprefix("recipes/") for v in read_yaml(ROOT / "dvc.yaml")["vars"]}
     assert {
-        p.name for p in (ROOT / "recipes").glob("*.yaml") if read_yaml(p).keys() & {"priors", "parts", "recipes"}
+        p.name for p in (ROOT / "recipes").glob("*.yaml") if read_yaml(p).keys() & {"priors", "helpers", "recipes"}
     } == named
 
 

@@ -310,7 +310,7 @@ def photographs():
     folder = os.environ.get("FACELAB_FACES")
     if not folder or not Path(folder).is_dir():
         pytest.skip("FACELAB_FACES names no folder of photographs (CelebA's layout)")
-    faces = open_faces(folder, 128).part("test")
+    faces = open_faces(folder, 128).subset("test")
     if faces.identity is None or faces.landmarks is None:
         pytest.skip("the photographs in FACELAB_FACES have no identities or landmarks")
     who, counts = faces.identity.unique(return_counts=True)

@@ -130,11 +130,11 @@ def test_it_makes_what_the_pipelines_functions_make(bare, pack, tmp_path):
     train(
         recipe, faces, tmp_path / "models/prior_guided_sr/srresnet", tmp_path / "history/srresnet.csv", progress=False
     )
-    write_inputs(tmp_path / "inputs" / recipe["inputs"], faces.part("test"), recipe["degradation"], params["seed"])
+    write_inputs(tmp_path / "inputs" / recipe["inputs"], faces.subset("test"), recipe["degradation"], params["seed"])
     torch.set_num_threads(1)
     what, test, batch = (
         Restoration("srresnet", "srresnet", "prior_guided_x8"),
-        faces.part("test"),
+        faces.subset("test"),
         params["evaluate"]["batch"],
     )
     restored_anew(
@@ -146,7 +146,7 @@ def test_it_makes_what_the_pipelines_functions_make(bare, pack, tmp_path):
         batch=batch,
     )
     judges = Judges(
-        tmp_path / "parts", tmp_path / "models" / "features"
+        tmp_path / "helpers", tmp_path / "models" / "features"
     )  # srresnet was scored before there was a features network
     write_scores(
         tmp_path / "scores/prior_guided_sr/prior_guided_x8/srresnet.csv",

@@ -86,7 +86,7 @@ def test_every_label_comes_back(faces, folder):
         faces.nbytes,
     )
     for split in ("train", "val", "test"):
-        a, b = faces.part(split), packed.part(split)
+        a, b = faces.subset(split), packed.subset(split)
         assert a.names == b.names
         same(a.batch(range(len(a))), b.batch(range(len(b))))
         same(a.batch([2, 0, 2], labels=("parsing",)), b.batch([2, 0, 2], labels=("parsing",)))
@@ -105,16 +105,16 @@ def test_a_batch_does_not_depend_on_its_other_faces(folder):
 def test_messages_are_those_of_a_face_set(folder, many, packed_many):
     packed = open_shards(packed_many)
     assert "set many has no identity" in said(lambda: packed.batch([0], labels=("identity",)))
-    assert "holds no faces" in said(lambda: packed.part("val").batch([0]))
+    assert "holds no faces" in said(lambda: packed.subset("val").batch([0]))
     assert "lower train.batch" in said(lambda: packed.order(641, 0, 0))
-    assert "choose one of train, val, test" in said(lambda: packed.part("dev"))
+    assert "choose one of train, val, test" in said(lambda: packed.subset("dev"))
 
 
 def test_it_stays_on_disk_wherever_batches_go(folder):
     packed = open_shards(folder).to("cuda")
     assert (
         not packed.resident
-        and packed.device == packed.part("val").device == "cuda"
+        and packed.device == packed.subset("val").device == "cuda"
         and packed.batch([0], device="cpu")["depth"].device.type == "cpu"
     )
     assert "streamed from disk" in packed._repr_markdown_() and "lossless" in packed._repr_markdown_()
@@ -134,15 +134,15 @@ def test_faces_that_are_read_from_files_are_packed(faces, tmp_path):
     packed = write_shards(files, tmp_path / "shards", per_shard=4, progress=False)
     for split in ("train", "val", "test"):
         if n := files.counts[split]:
-            same(files.part(split).batch(range(n)), packed.part(split).batch(range(n)))
+            same(files.subset(split).batch(range(n)), packed.subset(split).batch(range(n)))
     again = write_shards(packed, tmp_path / "again", per_shard=4, progress=False)
     same(packed.batch(range(6)), again.batch(range(6)))
 
 
 def test_lossy_pictures_are_close_and_labels_exact(faces, tmp_path):
     a, b = (
-        faces.part("train").batch(range(14)),
-        write_shards(faces, tmp_path, quality=90, progress=False).part("train").batch(range(14)),
+        faces.subset("train").batch(range(14)),
+        write_shards(faces, tmp_path, quality=90, progress=False).subset("train").batch(range(14)),
     )
     assert 0 < (a.pop("image") - b.pop("image")).abs().mean() < 0.03
     same(a, b)
@@ -189,7 +189,7 @@ def test_webdataset_reads_it(folder):
     wds = pytest.importorskip(
         "webdataset", reason="webdataset is not installed: pip install webdataset to read shards with it too"
     )
-    packed = open_shards(folder).part("train")
+    packed = open_shards(folder).subset("train")
     samples = list(
         wds.WebDataset([str(p) for p in sorted(folder.glob("train-*.tar"))], shardshuffle=False).decode("rgb8")
     )
@@ -281,7 +281,7 @@ def test_no_more_shards_are_open_than_the_window(packed_many, window):
 
 
 def test_an_incomplete_batch_is_left_out_and_parts_have_orders(faces, folder):
-    train = open_shards(folder, window=2).part("train")
+    train = open_shards(folder, window=2).subset("train")
     epoch = torch.cat([train.order(4, step, seed=0) for step in range(3)])
     assert len(epoch.unique()) == 12 and epoch.max() < 14
     assert train.order(4, 3, seed=0).shape == (4,)  # the next epoch
@@ -343,9 +343,9 @@ def test_a_read_that_failed_is_tried_again(folder):
     packed = open_shards(folder)
     kept = (folder / "test-000000.tar").read_bytes()
     (folder / "test-000000.tar").unlink()
-    assert "has no test-000000.tar" in said(lambda: packed.part("test").batch([0]))
+    assert "has no test-000000.tar" in said(lambda: packed.subset("test").batch([0]))
     (folder / "test-000000.tar").write_bytes(kept)
-    assert len(packed.part("test").batch([0])["image"]) == 1
+    assert len(packed.subset("test").batch([0])["image"]) == 1
 
 
 # ------------------------------------------------------------------ addresses

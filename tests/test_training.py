@@ -130,7 +130,7 @@ def test_killed_ten_times_ends_with_the_same_bytes(faces, tmp_path):
 def test_a_full_disk_is_told_and_the_checkpoint_stays(faces, tmp_path):
     """The largest file that the process may write stands for the space that is left."""
     recipe = small("srresnet", steps=8)
-    run = Run(recipe, faces.part("train"))
+    run = Run(recipe, faces.subset("train"))
     take_step(run)
     path = tmp_path / "state.safetensors"
     save_state(run, path, {})
@@ -152,9 +152,9 @@ def test_a_full_disk_is_told_and_the_checkpoint_stays(faces, tmp_path):
 
 def test_a_checkpoint_of_another_recipe_is_refused_and_the_difference_named(faces, tmp_path, capsys):
     recipe, path = small("srresnet", steps=4), tmp_path / "state.safetensors"
-    run = Run(recipe, faces.part("train"))
+    run = Run(recipe, faces.subset("train"))
     take_step(run)
-    save_state(run, path, {"recipe": run.recipe, "code": {"facelab.training.run": "1"}, "faces": "a", "parts": {}})
+    save_state(run, path, {"recipe": run.recipe, "code": {"facelab.training.run": "1"}, "faces": "a", "helpers": {}})
     with pytest.raises(
         FacelabError,
         match=(
@@ -165,7 +165,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_the_difference_named(face
         load_state(
             run,
             path,
-            {"recipe": {**run.recipe, "batch": 4}, "code": {"facelab.training.run": "2"}, "faces": "a", "parts": {}},
+            {"recipe": {**run.recipe, "batch": 4}, "code": {"facelab.training.run": "2"}, "faces": "a", "helpers": {}},
         )
     fresh = train(
         recipe,
@@ -193,7 +193,7 @@ def test_differences_of_anything():
 @pytest.mark.parametrize("keep", [0, 7, 100, 0.5, 0.999])
 def test_a_truncated_checkpoint_is_named(faces, tmp_path, keep):
     recipe, path = small("srresnet", steps=4), tmp_path / "state.safetensors"
-    run = Run(recipe, faces.part("train"))
+    run = Run(recipe, faces.subset("train"))
     save_state(run, path, {})
     whole = path.read_bytes()
     path.write_bytes(whole[: int(keep if keep > 1 or keep == 0 else keep * len(whole))])
@@ -218,7 +218,7 @@ def test_the_adversarial_term_reaches_the_generator_and_only_it(faces):
     recipe["stages"] = [
         {**adversarial, "steps": 2, "losses": {"adversarial": adversarial["losses"]["adversarial"]}, "critics": {}}
     ]
-    run = Run(recipe, faces.part("train"))
+    run = Run(recipe, faces.subset("train"))
     before = {k: v.clone() for k, v in state_tensors(run).items() if k.startswith("net/")}
     take_step(run)
     moved = {
@@ -230,7 +230,7 @@ def test_the_adversarial_term_reaches_the_generator_and_only_it(faces):
 
 
 def test_the_critic_learns_from_its_own_loss(faces):
-    run = Run(small(steps=20), faces.part("train"))
+    run = Run(small(steps=20), faces.subset("train"))
     run.stage = 1
     before = {k: v.clone() for k, v in run.bare["discriminator"].named_parameters()}
     seen = take_step(run)
@@ -276,7 +276,7 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_checkpoint(fa
 def test_gradients_are_clipped(faces):
     moved = {}
     for clip in (None, 1e-6):
-        run = Run({**small("srresnet", clip=clip), "optimiser": {"use": "SGD", "lr": 1.0}}, faces.part("train"))
+        run = Run({**small("srresnet", clip=clip), "optimiser": {"use": "SGD", "lr": 1.0}}, faces.subset("train"))
         before = run.bare["generator"].tail.weight.detach().clone()
         take_step(run)
         moved[clip] = (run.bare["generator"].tail.weight - before).norm().item()
@@ -353,7 +353,7 @@ def test_two_processes_with_half_the_batch_equal_one(faces, tmp_path):
 
 
 def test_a_batch_that_two_processes_cannot_share_says_so(faces):
-    run = Run({**small("srresnet"), "batch": 3}, faces.part("train"))
+    run = Run({**small("srresnet"), "batch": 3}, faces.subset("train"))
     run.processes = 2
     with pytest.raises(FacelabError, match="make train.batch a multiple of 2"):
         take_step(run)
@@ -369,37 +369,37 @@ def test_the_best_weights_are_those_of_the_best_look(faces, tmp_path):
 
 
 def test_parts_begin_and_helpers_judge(faces, tmp_path):
-    """A recipe that starts from one trained part and asks another: the helper never learns."""
+    """A recipe that starts from one helper and asks another: it never learns."""
     spec = {"use": "networks.lightcnn.LightCNN9", "size": 128, "width": 8, "embedding": 16}
     helper = build(spec)
     write_model(
-        tmp_path / "parts" / "people" / "lightcnn",
+        tmp_path / "helpers" / "people" / "lightcnn",
         {"generator": helper.state_dict()},
         {"generator": spec, "critics": {}},
     )
     srresnet = small("srresnet", steps=4)
-    train(srresnet, faces, tmp_path / "parts" / "group" / "srresnet", progress=False)
+    train(srresnet, faces, tmp_path / "helpers" / "group" / "srresnet", progress=False)
     recipe = {**srresnet, "begin": {"generator": "group/srresnet"}, "helpers": {"identity": "people/lightcnn"}}
     recipe["stages"][0]["losses"]["identity"] = {
         "use": "losses.prior.identity",
         "of": "identity(restored)",
         "to": "identity(target)",
     }
-    run = Run(recipe, faces.part("train"), parts=tmp_path / "parts")
-    begun = load_file(tmp_path / "parts" / "group" / "srresnet" / "generator.safetensors")
+    run = Run(recipe, faces.subset("train"), helpers=tmp_path / "helpers")
+    begun = load_file(tmp_path / "helpers" / "group" / "srresnet" / "generator.safetensors")
     assert all(torch.equal(v, begun[k]) for k, v in run.bare["generator"].state_dict().items())
     assert set(take_step(run)) == {"fine", "identity"}
     assert all(torch.equal(v, helper.state_dict()[k]) for k, v in run.helpers["identity"].state_dict().items())
     with pytest.raises(
         FacelabError, match="nowhere/group/srresnet/generator.safetensors do not exist: train them first"
     ):
-        Run(recipe, faces.part("train"), parts=tmp_path / "nowhere")
+        Run(recipe, faces.subset("train"), helpers=tmp_path / "nowhere")
     with pytest.raises(FacelabError, match="there is no trained model in .*nowhere/people/lightcnn: train it first"):
-        Run({**recipe, "begin": {}}, faces.part("train"), parts=tmp_path / "nowhere")
+        Run({**recipe, "begin": {}}, faces.subset("train"), helpers=tmp_path / "nowhere")
 
 
 def test_words_of_recipes_are_filled_from_the_training_faces(faces):
-    part = faces.part("train")
+    part = faces.subset("train")
     assert filled(
         {"size": "faces.size", "small": "faces.size/4", "points": "faces.landmarks", "people": "faces.identities"}, part
     ) == {"size": 128, "small": 32, "points": 81, "people": 3}
@@ -413,7 +413,7 @@ def test_words_of_recipes_are_filled_from_the_training_faces(faces):
 def test_a_mirrored_face_has_mirrored_labels(faces):
     """Published code flips pictures without exchanging left and right labels."""
     recipe = small("prior_guided_sr")
-    part = faces.part("train")
+    part = faces.subset("train")
     degrade = Chain(recipe["degradation"])
     left, right = PARTS_11.index("left eye"), PARTS_11.index("right eye")
     x = torch.arange(part.size).float()
@@ -435,13 +435,13 @@ def test_a_mirrored_face_has_mirrored_labels(faces):
 def test_a_set_without_parsing_says_what_to_do(faces):
     bare = FaceSet(name="bare", images=faces.images, names=faces.names, split=faces.split)
     with pytest.raises(FacelabError, match="recipe prior_guided_sr needs parsing, which the faces lack"):
-        Run(small("prior_guided_sr"), bare.part("train"))
+        Run(small("prior_guided_sr"), bare.subset("train"))
 
 
 def test_a_batch_larger_than_the_set_says_what_to_do(faces):
     recipe = {**small("srresnet"), "batch": 64}
     with pytest.raises(FacelabError, match="lower train.batch"):
-        take_step(Run(recipe, faces.part("train")))
+        take_step(Run(recipe, faces.subset("train")))
 
 
 @pytest.mark.parametrize("device", ["cuda", "tpu"])
@@ -449,4 +449,4 @@ def test_a_device_that_is_not_there(faces, device):
     if device == "cuda" and torch.cuda.is_available():
         pytest.skip("this machine has a GPU: nothing to refuse")
     with pytest.raises(FacelabError, match="choose auto"):
-        Run(small("srresnet"), faces.part("train"), device)
+        Run(small("srresnet"), faces.subset("train"), device)

@@ -57,10 +57,10 @@ def where_faces_are(args):
     from facelab.training.models import load_model
     from facelab.training.zoo import find_models, model_folder
 
-    name = args.finder or ("landmarker" if args.find or "landmarker" in find_models(kind="parts") else None)
+    name = args.finder or ("landmarker" if args.find or "landmarker" in find_models(kind="helpers") else None)
     return {
         "landmarks": args.landmarks and read_table(args.landmarks),
-        "finder": name and load_model(model_folder(name, home(), "parts"))[0],
+        "finder": name and load_model(model_folder(name, home(), "helpers"))[0],
         "always": args.find,
     }
 
@@ -274,7 +274,7 @@ def parser():
     sub.add_argument("--all", action="store_true", help="read every picture, not 64 of them")
 
     for name, run, about in (
-        ("train", train, "train recipes, and the parts that they need"),
+        ("train", train, "train recipes, and the helpers that they need"),
         ("evaluate", evaluate, "train what is not trained yet, restore the test faces, and print mean scores"),
     ):
         sub = add(name, run, about)

@@ -104,7 +104,7 @@ def _picture(source, size):
 @lru_cache(maxsize=4)
 def _set(path, part, size, stamp):
     faces = open_faces(path, size, too_small="leave out")
-    return faces.part(part) if part else faces
+    return faces.subset(part) if part else faces
 
 
 def _of_set(source, index, size, stamp):

@@ -95,11 +95,11 @@ register(Measure("rank", "rank", 2, True, threshold=True))
 
 # %% ../../nbs/7_evaluation/08_identification.ipynb #c012
 def identify(
-    faces,  # a face set with identities; people of the test part are in no other
-    recipe: dict,  # of the recogniser, resolved; it goes on from the weights of that part
+    faces,  # a face set with identities; people of the test split are in no other
+    recipe: dict,  # of the recogniser, resolved; it goes on from its weights
     net,  # what restores
     steps,  # the chain of degradations
-    parts,  # folder of trained parts
+    helpers,  # folder of trained helpers
     seed=0,  # of degradation and gallery
     device="auto",  # auto, cpu or cuda
     batch=16,  # faces at a time
@@ -109,11 +109,11 @@ def identify(
     "The rank of every probe, from each kind of pictures."
     if faces.identity is None:
         raise FacelabError(f"set {faces.name} has no identities: nobody can be identified")
-    test, found, where = faces.part("test"), [], pick_device(device)
+    test, found, where = faces.subset("test"), [], pick_device(device)
     gallery, probes = gallery_and_probes(test.identity, seed)
     if not probes:
         raise FacelabError(
-            f"no person has two faces in the test part of set {faces.name}: nobody can be"
+            f"no person has two faces in the test split of set {faces.name}: nobody can be"
             " identified"
         )
     for kind in KINDS:
@@ -124,12 +124,12 @@ def identify(
                 seen,
                 folder,
                 device=device,
-                parts=parts,
+                helpers=helpers,
                 progress=progress,
             )
             recogniser = load_model(folder, where)[0]
         with torch.inference_mode():
-            pictures = seen.part("test")
+            pictures = seen.subset("test")
             embedded = torch.cat(
                 [
                     recogniser.embed(pictures.batch(some, device=where, labels=())["image"]).cpu()

@@ -130,7 +130,7 @@ def _opened(model, what, device):
     )
 
 # %% ../../nbs/7_evaluation/04_labelling.ipynb #c030
-LABELLER = "build/parts/labelling"  # where a run of the pipeline leaves both models
+LABELLER = "build/helpers/labelling"  # where a run of the pipeline leaves both models
 
 
 def complete(

@@ -16,7 +16,7 @@ from facelab.base.params import load_params, merge, project_root, read_yaml
 from facelab.base.schema import check_params
 from facelab.pipeline.sources import closure, paper_sources, recipe_sources, used
 from facelab.base.files import sha256, was_made, write_record, write_text
-from facelab.training.recipes import asks_features, folder_of, load_recipes, parts_used, resolve
+from facelab.training.recipes import asks_features, folder_of, load_recipes, helpers_used, resolve
 
 
 @dataclass
@@ -39,9 +39,9 @@ class Grid:
         return sha256(self.folder(name) / "generator.safetensors")
 
     def needs(self, name):
-        "What has to be trained before: parts, and the features network if a loss asks for it."
+        "What has to be trained before: helpers, and the features network if a loss asks for it."
         return [
-            *parts_used(self.recipes[name]),
+            *helpers_used(self.recipes[name]),
             *["features"] * asks_features(resolve(name, self.recipes, self.params)),
         ]
 
@@ -65,7 +65,7 @@ class Grid:
         return {
             "source": self.sources[f"train@{name}"],
             "faces": self.faces_sha256,
-            "weights": {part: self.weights(part) for part in self.needs(name)},
+            "weights": {helper: self.weights(helper) for helper in self.needs(name)},
         }
 
     def inputs_from(self, chain):
@@ -199,7 +199,7 @@ def make(grid, name, deadline=None, progress=True):
             {"code": made_from["source"]["modules"], "faces": grid.faces_sha256},
             device=settings["device"],
             checkpoint_seconds=settings["checkpoint_seconds"],
-            parts=grid.out / "parts",
+            helpers=grid.out / "helpers",
             progress=progress,
             deadline=deadline,
             finish=finish,
@@ -223,7 +223,7 @@ def score(grid, name):
 
     recipe, faces, device, made_from = (
         grid.recipes[name],
-        opened(grid.faces).part("test"),
+        opened(grid.faces).subset("test"),
         pick_device(grid.params["train"]["device"]),
         grid.scoring(name),
     )
@@ -237,7 +237,7 @@ def score(grid, name):
     restored_anew(
         what, grid.folder(name), inputs, faces.names, restored, device, batch, {"code": made_from["code"]["restore"]}
     )
-    judges = Judges(grid.out / "parts", grid.out / "models" / "features", device)
+    judges = Judges(grid.out / "helpers", grid.out / "models" / "features", device)
     write_scores(scores / f"{what.where}.csv", score_faces(what, faces, inputs, restored, judges, batch=batch))
     if not grid.restored:
         shutil.rmtree(restored / what.where)

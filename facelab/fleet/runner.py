@@ -2,7 +2,7 @@
 
     python -m facelab.fleet.runner --faces PACK --out DIR --profile real --seconds 540
 
-PACK is a folder of shards (`facelab.faces.shards` packs one) or a `faces.safetensors`; DIR becomes what `build` is in the pipeline: models, parts, history, runs,
+PACK is a folder of shards (`facelab.faces.shards` packs one) or a `faces.safetensors`; DIR becomes what `build` is in the pipeline: models, helpers, history, runs,
 scores. Parts come before what is made of them. Run it again and it goes on: what is finished is left alone, what was stopped or killed continues from its
 checkpoint. Started several times on one DIR, on one GPU or on machines that share a disk, the processes share the list. Started by `torchrun`, all processes
 train each recipe together. Exit status: 0 all finished, 1 something failed, 2 time was up.
@@ -72,7 +72,7 @@ def arguments(parser):
     parser.add_argument("--out", required=True, help="folder for everything that is made; laid out as build")
     parser.add_argument("--params", help="a YAML file with parameters that differ from params.yaml")
     parser.add_argument("--profile", help="a profile to put over params.yaml, such as real")
-    parser.add_argument("--recipes", nargs="+", metavar="NAME", help="only these, and the parts that they need")
+    parser.add_argument("--recipes", nargs="+", metavar="NAME", help="only these, and the helpers that they need")
     parser.add_argument("--papers", nargs="+", metavar="NAME", help="only the recipes of these papers")
     parser.add_argument("--inputs", help="degraded test faces that exist already, such as build/inputs")
     parser.add_argument("--restored", action="store_true", help="keep the restored test faces, too")

@@ -33,7 +33,7 @@ class Job:
     source: str  # address of shards
     model: str  # folder of a trained model
     out: str  # address of what is made, one file a shard
-    split: str = None  # only this part
+    split: str = None  # only this split
     degrade: bool = False  # restore: degrade first; else the pictures are degraded already
     batch: int = 64
     device: str = "auto"
@@ -57,12 +57,12 @@ class Worker:
         torch.set_num_threads(job.threads)
         self.job, self.device, every = job, pick_device(job.device), open_shards(job.source)
         self.net, self.recipe = load_model(job.model, self.device)
-        self.faces = every.part(job.split) if job.split else every
+        self.faces = every.subset(job.split) if job.split else every
         self.shards = [row for row in every.shards.rows if job.split in (None, row["split"])]
         self.ends = torch.tensor([row["faces"] for row in self.shards]).cumsum(0)
         self.chain = Chain(self.recipe["degradation"]) if job.degrade or job.what == "score" else None
         if not self.shards:
-            raise FacelabError(f"{job.source} has no faces in the part {job.split!r}: choose another")
+            raise FacelabError(f"{job.source} has no faces in the split {job.split!r}: choose another")
         self.shape = self.restored(torch.tensor([0])).shape[1:]
 
     def given(self, rows):

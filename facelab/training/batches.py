@@ -28,7 +28,7 @@ FACTS = {
 
 
 def people(
-    faces,  # the training part of a face set
+    faces,  # the training split of a face set
 ) -> torch.Tensor:  # (K,) identity numbers, sorted
     "Who is in a face set."
     if "identity" not in faces.labels:
@@ -52,7 +52,7 @@ def _box(faces, part, most=1000):
 # %% ../../nbs/6_training/03_batches.ipynb #c009
 def filled(
     value,  # anything in a recipe
-    faces,  # the training part of a face set
+    faces,  # the training split of a face set
 ):
     "The value with its words `faces.size`, `faces.size/4`, ... replaced by what the set has."
     if isinstance(value, dict):

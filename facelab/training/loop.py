@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['validation_inputs', 'settled', 'with_statistics', 'batch_norms', 'training_inputs', 'look', 'psnr', 'validate',
-           'sheet', 'History', 'write_history', 'train', 'part_hashes', 'resume', 'run_stages', 'looking_steps',
+           'sheet', 'History', 'write_history', 'train', 'helper_hashes', 'resume', 'run_stages', 'looking_steps',
            'run_report']
 
 # %% ../../nbs/6_training/06_loop.ipynb #c002
@@ -27,7 +27,7 @@ from .run import Run, enter_stage, how_far, take_step
 # %% ../../nbs/6_training/06_loop.ipynb #c007
 def validation_inputs(
     run: Run,
-    faces,  # the validation part of a face set
+    faces,  # the validation split of a face set
     most=16,  # no more faces than these
 ) -> dict:  # as `step_inputs` returns them
     "The same degraded faces at every look."
@@ -265,7 +265,7 @@ def write_history(
 # %% ../../nbs/6_training/06_loop.ipynb #c022
 def train(
     recipe: dict,  # a resolved recipe
-    faces,  # a face set; its training and validation parts are used
+    faces,  # a face set; its training and validation splits are used
     out,  # folder for the networks and the recipe
     history=None,  # the CSV file
     state=None,  # the checkpoint, which makes a killed run go on; None: none is kept
@@ -273,19 +273,19 @@ def train(
     device: str = "cpu",  # auto, cpu or cuda
     checkpoint_seconds=10.0,  # time between checkpoints
     live_dir=None,  # DVCLive's folder
-    parts="build/parts",  # folder of trained parts
+    helpers="build/helpers",  # folder of trained helpers
     progress: bool = True,  # show a bar
     deadline=None,  # `time.monotonic()` at which the run stops, unfinished, and keeps its checkpoint; None: never
     finish=None,  # called with the finished run before its checkpoint goes, such as to write a report of it
 ) -> Run:
     "Train a recipe from where its checkpoint stands to its end, and write what it learned."
-    run = Run(recipe, faces.part("train"), device, parts)
-    about = {"recipe": run.recipe, **about, "parts": part_hashes(run.recipe, parts)}
+    run = Run(recipe, faces.subset("train"), device, helpers)
+    about = {"recipe": run.recipe, **about, "helpers": helper_hashes(run.recipe, helpers)}
     if state is not None:
         resume(run, state, about)
     if run.recipe["stages"]:
         run_stages(
-            run, faces.part("val"), state, about, checkpoint_seconds, live_dir, progress, deadline
+            run, faces.subset("val"), state, about, checkpoint_seconds, live_dir, progress, deadline
         )
     if run.rank == 0 and run.done:
         best = {"best": run.best["weights"]} if run.best else {}
@@ -309,10 +309,10 @@ def train(
     return run
 
 # %% ../../nbs/6_training/06_loop.ipynb #c023
-def part_hashes(
+def helper_hashes(
     recipe: dict,  # a resolved recipe
-    parts,  # folder of trained parts
-) -> dict:  # part -> SHA-256 of its weights
+    helpers,  # folder of trained helpers
+) -> dict:  # helper -> SHA-256 of its weights
     "Which weights a recipe is made of."
     folders = {
         address.partition(".")[0]
@@ -320,7 +320,7 @@ def part_hashes(
         for address in recipe.get(field, {}).values()
     }
     hashes = {
-        folder: sha256(Path(parts) / folder / "generator.safetensors") for folder in sorted(folders)
+        folder: sha256(Path(helpers) / folder / "generator.safetensors") for folder in sorted(folders)
     }
     return {folder: digest for folder, digest in hashes.items() if digest}
 
@@ -342,7 +342,7 @@ def resume(
 # %% ../../nbs/6_training/06_loop.ipynb #c026
 def run_stages(
     run: Run,
-    val,  # validation part of the face set
+    val,  # validation split of the face set
     state,  # the checkpoint, or None
     about: dict,  # what the run depends on
     checkpoint_seconds,  # time between checkpoints

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'OWN', 'KINDS', 'TRAINING', 'check_recipe', 'check_terms',
-           'over', 'load_degradations', 'asked_of_unseen', 'load_losses', 'terms_table', 'summed', 'part_of',
-           'parts_used', 'asks_features', 'check_parts', 'load_recipes', 'folder_of', 'scaled', 'like_generator',
+           'over', 'load_degradations', 'asked_of_unseen', 'load_losses', 'terms_table', 'summed', 'helper_of',
+           'helpers_used', 'asks_features', 'check_helpers', 'load_recipes', 'folder_of', 'scaled', 'like_generator',
            'stage_steps', 'features_for', 'in_sequence', 'resolve', 'sources_table', 'recipes_table', 'recipes_page']
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c002
@@ -58,7 +58,7 @@ def check_recipe(
         "needs",
         "degradation",
         *what,
-        *(["group"] if recipe["kind"] == "parts" else []),
+        *(["group"] if recipe["kind"] == "helpers" else []),
     ):
         if field not in recipe:
             raise FacelabError(
@@ -256,27 +256,27 @@ def summed(
     return out
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c029
-KINDS = ("priors", "parts", "recipes")
+KINDS = ("priors", "helpers", "recipes")
 
 
-def part_of(
-    address,  # a part's name, or name.submodule
+def helper_of(
+    address,  # a helper's name, or name.submodule
 ) -> tuple:  # name, submodule or ""
-    "The part that an entry of `begin` names, and which of its submodules."
+    "The helper that an entry of `begin` names, and which of its submodules."
     name, _, inside = str(address).partition(".")
     return name, inside
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c031
-def parts_used(
+def helpers_used(
     recipe: dict,  # as its file says it, or resolved
 ) -> list:  # names, each once
-    "The parts that a recipe is made of or asks."
+    "The helpers that a recipe is made of or asks."
     asked = [
         *recipe.get("sequence", []),
         *recipe.get("helpers", {}).values(),
         *recipe.get("begin", {}).values(),
     ]
-    return list(dict.fromkeys(part_of(a)[0] for a in asked))
+    return list(dict.fromkeys(helper_of(a)[0] for a in asked))
 
 
 def asks_features(
@@ -290,24 +290,24 @@ def asks_features(
     )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c032
-def check_parts(
+def check_helpers(
     name: str,  # the recipe's name
     recipe: dict,  # its fields
     recipes: dict,  # all of them
     where,  # the file it stands in
 ):
-    "What a recipe is made of must be a part, and must be what the pipeline makes before it."
-    parts = {n: r for n, r in recipes.items() if r["kind"] == "parts"}
-    for part in parts_used(recipe):
-        if part not in parts:
+    "What a recipe is made of must be a helper, and must be what the pipeline makes before it."
+    helpers = {n: r for n, r in recipes.items() if r["kind"] == "helpers"}
+    for helper in helpers_used(recipe):
+        if helper not in helpers:
             raise FacelabError(
-                f"recipe {name!r} in {where} uses the part {part!r}, which does not exist:"
-                f" {near(part, parts)}"
+                f"recipe {name!r} in {where} uses the helper {helper!r}, which does not exist:"
+                f" {near(helper, helpers)}"
             )
-        if recipe["needs"] != f"parts/{parts[part]['group']}":
+        if recipe["needs"] != f"helpers/{helpers[helper]['group']}":
             raise FacelabError(
-                f"recipe {name!r} in {where} uses the part {part!r} but needs {recipe['needs']}:"
-                f" say `needs: parts/{parts[part]['group']}`"
+                f"recipe {name!r} in {where} uses the helper {helper!r} but needs {recipe['needs']}:"
+                f" say `needs: helpers/{helpers[helper]['group']}`"
             )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c034
@@ -323,7 +323,7 @@ def load_recipes(
     out = {name: {**recipe, "kind": kind} for name, (kind, recipe) in found.items()}
     for name, recipe in out.items():
         check_recipe(name, recipe, origin[name].name)
-        check_parts(name, recipe, out, origin[name].name)
+        check_helpers(name, recipe, out, origin[name].name)
         if not isinstance(recipe["degradation"], str) or recipe["degradation"] not in chains:
             raise FacelabError(
                 f"recipe {name!r} in {origin[name].name} has the unknown degradation"
@@ -361,7 +361,7 @@ def folder_of(
     "Where the pipeline puts what a recipe has learned."
     return {
         "priors": f"models/{name}",
-        "parts": f"parts/{recipe.get('group')}/{name}",
+        "helpers": f"helpers/{recipe.get('group')}/{name}",
         "recipes": f"models/{recipe['paper']}/{name}",
     }[recipe["kind"]]
 
@@ -428,11 +428,11 @@ def features_for(
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c061
 def in_sequence(
-    names: list,  # of parts, in order
+    names: list,  # of helpers, in order
     recipes: dict,  # as `load_recipes` returns them
     params: dict,  # as `facelab.base.params.load_params` returns them
 ) -> dict:  # fields of a recipe
-    "Generator and weights of parts that follow each other."
+    "Generator and weights of helpers that follow each other."
     specs = [
         {k: v for k, v in resolve(name, recipes, params).items() if k in ("generator", "call")}
         for name in names
@@ -466,7 +466,7 @@ def resolve(
     recipes: dict,  # as `load_recipes` returns them
     params: dict,  # as `facelab.base.params.load_params` returns them
 ) -> dict:
-    "The recipe as it will be trained under these parameters; paths of parts are relative to the folder of parts."
+    "The recipe as it will be trained under these parameters; paths of helpers are relative to their folder."
     if name not in recipes:
         raise FacelabError(f"unknown recipe {name!r}: {near(name, recipes)}")
     out = copy.deepcopy(recipes[name])
@@ -500,9 +500,9 @@ def resolve(
                 loss["with"]["features"] = features_for(
                     loss["with"]["features"], params["perceptual"]
                 )
-    path = lambda part: "/".join([recipes[part_of(part)[0]]["group"], part])
+    path = lambda helper: "/".join([recipes[helper_of(helper)[0]]["group"], helper])
     out |= {
-        field: {k: path(part) for k, part in out.get(field, {}).items()}
+        field: {k: path(helper) for k, helper in out.get(field, {}).items()}
         for field in ("helpers", "begin")
     }
     for field in ("sources", "without"):
@@ -602,7 +602,7 @@ def recipes_page(
         "# Recipes",
         (
             "Made from `recipes/*.yaml` by `python -m facelab.pipeline recipes`:"
-            f" {kinds['recipes']} rows of tables, {kinds['parts']} parts that they are made of,"
+            f" {kinds['recipes']} rows of tables, {kinds['helpers']} helpers that they are made of,"
             f" {kinds['priors']} network for perceptual features. Networks and schedules are the"
             " papers'; `params.yaml` says how much smaller a profile makes them."
         ),
