@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 
 from benchmarks.common import Case, main
-from facelab.degradations.occlusion import LEFT, SPAN, SPOTS, TOP, Block, Part, Worn, sheet
+from facelab.degradations.occlusion import LEFT, SPAN, SKIN_SPOTS, TOP, Block, Part, Worn, sprite_sheet
 
 RNG = np.random.default_rng(0)
 
@@ -113,8 +113,8 @@ def worn(hr, i, maps, labels):
     return (1 - hidden[..., None]) * hr + first[..., None] * one + second[..., None] * two + white[..., None]
 
 
-SPOTS_ = np.array(SPOTS)
-SHEET = np.ascontiguousarray(sheet(128).permute(1, 2, 0).numpy())
+SPOTS_ = np.array(SKIN_SPOTS)
+SHEET = np.ascontiguousarray(sprite_sheet(128).permute(1, 2, 0).numpy())
 
 NAMED = ("left eye", "right eye", "both eyes", "nose", "mouth")
 

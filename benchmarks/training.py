@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 import facelab.training.run as engine
 from benchmarks import common
 from benchmarks.networks import best_time
-from facelab.training.batches import asked_labels, asked, labels_for, people
+from facelab.training.batches import labels_for_losses, names_in_losses, required_labels, identities
 from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_set
 from facelab.base.params import load_params
@@ -65,8 +65,8 @@ class OneByOne(Dataset):
     "Faces read from files and degraded one at a time, as a DataLoader's worker does it."
 
     def __init__(self, folder, faces, recipe, degrade):
-        self.folder, self.faces, self.recipe, self.degrade, self.who = folder, faces, recipe, degrade, people(faces)
-        self.labels = labels_for(faces, recipe, degrade)
+        self.folder, self.faces, self.recipe, self.degrade, self.who = folder, faces, recipe, degrade, identities(faces)
+        self.labels = required_labels(faces, recipe, degrade)
         for i, image in enumerate(faces.images):
             write_image(folder / f"{i}.png", image)
 
@@ -86,7 +86,7 @@ class OneByOne(Dataset):
             **out.maps,
             "input": out.input,
             "target": out.target,
-            **asked_labels(labels, asked(self.recipe), image.shape[-1], self.who),
+            **labels_for_losses(labels, names_in_losses(self.recipe), image.shape[-1], self.who),
         }
         return {name: x[0] for name, x in given.items()}
 

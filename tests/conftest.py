@@ -181,12 +181,12 @@ def shorten_recipes(folder):
 
 def standing_alone(name, all_of):
     "A recipe without `like`."
-    from facelab.training.recipes import OWN, over
+    from facelab.training.recipes import OWN, merge_fields
 
     entry = dict(all_of[name])
     like = entry.pop("like", None)
     return (
-        entry if like is None else over({k: v for k, v in standing_alone(like, all_of).items() if k not in OWN}, entry)
+        entry if like is None else merge_fields({k: v for k, v in standing_alone(like, all_of).items() if k not in OWN}, entry)
     )
 
 

@@ -12,10 +12,10 @@ from facelab.degradations.camera import (
     GaussianBlur,
     GaussianNoise,
     Greyscale,
-    blurred,
+    filter_separably,
     gaussian,
     jpeg,
-    quantisation,
+    quantisation_steps,
 )
 from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
@@ -99,9 +99,9 @@ def test_gaussian_has_no_subnormal_numbers():
 def test_blur_is_linear_and_composes():
     a, b = torch.rand(2, 1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     k = gaussian(torch.tensor([1.5]), 6)
-    assert (blurred(0.3 * a + 0.7 * b, k) - 0.3 * blurred(a, k) - 0.7 * blurred(b, k)).abs().max() < 1e-6
-    wide = blurred(blurred(a, k), k)[..., 10:-10, 10:-10]
-    assert (wide - blurred(a, gaussian(torch.tensor([4.5]).sqrt(), 8))[..., 10:-10, 10:-10]).abs().max() < 5e-3
+    assert (filter_separably(0.3 * a + 0.7 * b, k) - 0.3 * filter_separably(a, k) - 0.7 * filter_separably(b, k)).abs().max() < 1e-6
+    wide = filter_separably(filter_separably(a, k), k)[..., 10:-10, 10:-10]
+    assert (wide - filter_separably(a, gaussian(torch.tensor([4.5]).sqrt(), 8))[..., 10:-10, 10:-10]).abs().max() < 5e-3
 
 
 @pytest.mark.parametrize("sigma, shot", [(0.05, 0), (0, 0.1), (0.04, 0.06)])
@@ -178,7 +178,7 @@ def test_tables_are_pillows():
         file = io.BytesIO()
         Image.new("RGB", (8, 8)).save(file, "JPEG", quality=quality)
         theirs = Image.open(file).quantization
-        assert [sorted(t.tolist()) for t in quantisation(torch.tensor([quality]))[0]] == [
+        assert [sorted(t.tolist()) for t in quantisation_steps(torch.tensor([quality]))[0]] == [
             sorted(theirs[0]),
             sorted(theirs[1]),
         ]

@@ -8,16 +8,16 @@ import yaml
 from conftest import ROOT, run
 
 from facelab import FacelabError
-from facelab.pipeline.schedule import bundled, needed_for
+from facelab.pipeline.schedule import bundle, needed_for
 from facelab.base.params import choose_profile, load_params, merge, project_root, read_yaml
 from facelab.pipeline.sources import (
     check_project,
     closure,
     digest,
-    evaluated,
+    evaluated_papers,
     imports,
     notebook_code,
-    used,
+    modules_in,
     write_sources,
 )
 from facelab.training.recipes import load_recipes, resolve
@@ -84,7 +84,7 @@ def test_a_module_counts_for_the_stages_that_reach_it():
 
 def test_a_recipe_counts_for_the_modules_it_names():
     full = resolve("prior_guided_gan", load_recipes(ROOT), load_params(ROOT))
-    assert used(full) == {
+    assert modules_in(full) == {
         f"facelab.{m}"
         for m in (
             "degradations.resample",
@@ -115,7 +115,7 @@ def changed(project, *edits):
 
 
 def test_what_an_edit_reaches(project):
-    shown = {f"{stage}@{paper}" for stage in ("tables", "figures") for paper in evaluated(project)} | {"claims"}
+    shown = {f"{stage}@{paper}" for stage in ("tables", "figures") for paper in evaluated_papers(project)} | {"claims"}
     assert changed(project, ("recipes/prior_guided_sr.yaml", "label: SRResNet", "label: SRResNet (BN)")) == shown
     assert changed(project, ("facelab/training/loop.py", "def train(", "# a comment\ndef train(")) == set()
     assert changed(project, ("facelab/networks/srresnet.py", "self.scale = scale", "self.scale = int(scale)")) >= {
@@ -123,7 +123,7 @@ def test_what_an_edit_reaches(project):
         "restore@prior_guided_sr",
     }
     assert changed(project, ("facelab/publication/tables.py", '"psnr": 2', '"psnr": 3')) == shown | {"samples"} | {
-        f"architecture@{p}" for p in evaluated(project) if p != "combined"
+        f"architecture@{p}" for p in evaluated_papers(project) if p != "combined"
     }
     assert changed(
         project,
@@ -208,7 +208,7 @@ def test_stages_that_need_the_same_are_bundled():
         "helper@p": ["faces"],
         "faces": [],
     }
-    assert bundled(stages, {"train@b"}) == [
+    assert bundle(stages, {"train@b"}) == [
         ["train@a", "train@c", "train@d"],
         ["train@b"],
         ["train@x"],

@@ -23,7 +23,7 @@ from facelab.faces.parts import (
     order_194,
     parsing_11,
     parsing_from_landmarks,
-    right_sides,
+    correct_sides,
     similarity,
 )
 from facelab.faces.sets import FaceSet, check_faces, open_faces
@@ -612,7 +612,7 @@ def test_align_is_batched_and_agrees_with_the_reader():
     together, moved = align(to_float(images), points, 96)
     alone, _ = align(to_float(images[1:2]), points[1:2], 96)
     assert torch.allclose(together[1:2], alone, atol=1e-5) and moved.shape == (3, 5, 2)
-    read = folders.turned(picture(1), similarity(points, 96)[1].numpy(), 96)
+    read = folders.align_picture(picture(1), similarity(points, 96)[1].numpy(), 96)
     assert (torch.from_numpy(np.array(read)).permute(2, 0, 1) / 255 - together[1]).abs().mean() < 0.006
 
 
@@ -660,9 +660,9 @@ def test_mirrored_labels_follow_the_person():
 def test_a_lone_ear_is_named_by_its_side_of_the_nose():
     labels = torch.zeros(1, 8, 16, dtype=torch.uint8)
     labels[:, 3:5, 7:9], labels[:, 3, 14] = IDS["nose"], IDS["r_ear"]
-    assert right_sides(labels)[0, 3, 14] == IDS["l_ear"]
+    assert correct_sides(labels)[0, 3, 14] == IDS["l_ear"]
     labels[:, 3, 14], labels[:, 3, 1] = 0, IDS["r_ear"]
-    assert torch.equal(right_sides(labels), labels)
+    assert torch.equal(correct_sides(labels), labels)
 
 
 def test_order_194_keeps_points_and_is_idempotent():

@@ -7,12 +7,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from facelab.losses import features
-from facelab.faces.drawn import draw_faces
-from facelab.losses.features import PartsNet, make_features, vgg_layers
-from facelab.base.weights import Unavailable, find_weights, load_weights
 from facelab import FacelabError
 from facelab.base.images import astronaut
+from facelab.base.weights import Unavailable, find_weights, load_weights
+from facelab.faces.drawn import draw_faces
+from facelab.losses import features
+from facelab.losses.features import PartsNet, make_features, vgg_layers
 from facelab.losses.perceptual import Perceptual
 from facelab.losses.pixel import mse
 
@@ -126,7 +126,7 @@ def test_random_numbers_of_a_run_are_left_alone(file, parts_file):
 
 
 def test_scale_makes_a_blurred_face_cost_one(file):
-    sharp, blurred = features._reference()
+    sharp, blurred = features.reference_faces()
     for scale, check in (
         ("blur", lambda f: mse(f(blurred)["conv1_2"], f(sharp)["conv1_2"])),
         ("unit", lambda f: f(sharp)["conv1_2"].square().mean()),

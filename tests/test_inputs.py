@@ -9,7 +9,7 @@ from facelab import FacelabError
 from facelab.degradations.chain import Chain
 from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_set
-from facelab.evaluation.inputs import MAPS, Inputs, write_inputs, write_missing
+from facelab.evaluation.inputs import FACES_PER_FILE, Inputs, write_inputs, write_missing
 
 STEPS = [dict(use="degradations.occlusion.Block"), dict(use="degradations.resample.Downsample", scale=4)]
 
@@ -38,9 +38,9 @@ def test_twice_the_same_bytes(faces, tmp_path):
 
 
 def test_more_faces_than_a_file_of_maps_holds(faces, tmp_path, monkeypatch):
-    monkeypatch.setattr("facelab.evaluation.inputs.MAPS", 2)
+    monkeypatch.setattr("facelab.evaluation.inputs.FACES_PER_FILE", 2)
     inputs = write_inputs(tmp_path / "x", faces, STEPS)
-    assert len(list((tmp_path / "x" / "maps").iterdir())) == 3 and MAPS == 256
+    assert len(list((tmp_path / "x" / "maps").iterdir())) == 3 and FACES_PER_FILE == 256
     whole = Chain(STEPS)(faces.batch(range(5))["image"], Dice(0, "test", range(5)))
     assert torch.allclose(inputs.maps(range(5), "M")["M"], whole.maps["M"], atol=1e-3)
 

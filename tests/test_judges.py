@@ -14,7 +14,7 @@ from facelab.losses.features import PartsNet
 from facelab.base.weights import Unavailable
 from facelab import FacelabError
 from facelab.evaluation.judges import Judges, hidden_error, landmark_error, nearest, parsing_error
-from facelab.evaluation.labelling import see
+from facelab.evaluation.labelling import predict_labels
 from facelab.training.models import write_model, write_tensors
 from facelab.networks.mobilefacenet import MobileFaceNet, crops
 from facelab.faces.parts import five_points
@@ -93,10 +93,10 @@ def test_each_judge_is_the_network_in_its_folder(judges, batch, restored):
     scores = judges.judge(restored, batch["image"], batch)
     open_ = lambda column: judges.opened[column][0]
     assert scores["landmark_error"] == pytest.approx(
-        landmark_error(see(open_("landmark_error"), restored, "landmarks"), batch["landmarks"]).tolist(), abs=1e-5
+        landmark_error(predict_labels(open_("landmark_error"), restored, "landmarks"), batch["landmarks"]).tolist(), abs=1e-5
     )
     assert scores["parsing_error"] == pytest.approx(
-        parsing_error(see(open_("parsing_error"), restored, "parsing"), batch["parsing"]).tolist(), abs=1e-6
+        parsing_error(predict_labels(open_("parsing_error"), restored, "parsing"), batch["parsing"]).tolist(), abs=1e-6
     )
     light = open_("identity")
     a, b = (light(resize(x, 64).clamp(0, 1)) for x in (restored, batch["image"]))  # it is built for 64 pixels

@@ -15,7 +15,7 @@ from facelab.faces.layouts import Files
 from facelab.faces.parts import parsing_11
 from facelab.faces.heatmaps import heatmaps
 from facelab.losses.prior import balanced_cross_entropy
-from facelab.evaluation.labelling import complete, label, labels_19
+from facelab.evaluation.labelling import complete_labels, label, labels_19
 from facelab.training.models import load_model, write_model
 from facelab.networks.gfc import GFCParser
 from facelab.networks.hourglass import PriorNet
@@ -178,16 +178,16 @@ def test_what_would_mislead_is_refused(models, faces, bare, tmp_path):
 def test_parameters_decide_what_a_set_gets(models, faces, bare):
     wish = dict(landmarks="labels", parsing="labels", labeller=str(models))
     assert (
-        complete(bare, wish) is bare
-        and complete(faces, dict(wish, parsing="predicted", landmarks="predicted")) is faces
+        complete_labels(bare, wish) is bare
+        and complete_labels(faces, dict(wish, parsing="predicted", landmarks="predicted")) is faces
     )
     assert (
-        complete(bare, dict(wish, parsing="landmarks", landmarks="predicted")).name
+        complete_labels(bare, dict(wish, parsing="landmarks", landmarks="predicted")).name
         == "bare, landmarks predicted by landmarker, parsing from landmarks"
     )
-    assert complete(bare, dict(wish, parsing="predicted")).labels == ("parsing", "identity", "depth", "foreground")
+    assert complete_labels(bare, dict(wish, parsing="predicted")).labels == ("parsing", "identity", "depth", "foreground")
     assert "there is no model nowhere/landmarker: let data.labeller name" in said(
-        lambda: complete(bare, dict(wish, landmarks="predicted", labeller="nowhere"))
+        lambda: complete_labels(bare, dict(wish, landmarks="predicted", labeller="nowhere"))
     )
-    assert "unknown data.landmarks 'landmarks'" in said(lambda: complete(bare, dict(wish, landmarks="landmarks")))
-    assert "0 landmarks" in said(lambda: complete(bare, dict(wish, parsing="landmarks")))
+    assert "unknown data.landmarks 'landmarks'" in said(lambda: complete_labels(bare, dict(wish, landmarks="landmarks")))
+    assert "0 landmarks" in said(lambda: complete_labels(bare, dict(wish, parsing="landmarks")))

@@ -12,12 +12,12 @@ from torch import nn
 
 from facelab import FacelabError
 from facelab.losses.adversarial import (
-    between,
     gradient_penalty,
     linear,
     linear_critic,
     lsgan,
     lsgan_critic,
+    random_points,
     relativistic,
     relativistic_critic,
     vanilla,
@@ -423,7 +423,7 @@ def test_penalty_of_a_curved_critic_one_sample_at_a_time():
     value = gradient_penalty(critic, fake, real).item()
     torch.manual_seed(1)
     terms = []
-    for x in between(fake, real):
+    for x in random_points(fake, real):
         x = x[None].requires_grad_()
         (g,) = torch.autograd.grad(critic(x), x)
         terms.append((math.sqrt((g.numpy() ** 2).sum()) - 1) ** 2)
@@ -433,10 +433,10 @@ def test_penalty_of_a_curved_critic_one_sample_at_a_time():
 def test_points_lie_between_each_with_its_own_share_of_torchs_random_numbers():
     zeros, ones = torch.zeros(64, 3, 2, 2), torch.ones(64, 3, 2, 2)
     torch.manual_seed(0)
-    first, second = between(zeros, ones), between(zeros, ones)
+    first, second = random_points(zeros, ones), random_points(zeros, ones)
     torch.manual_seed(0)
     share = first.flatten(1)
-    assert torch.equal(between(zeros, ones), first) and not torch.equal(first, second)
+    assert torch.equal(random_points(zeros, ones), first) and not torch.equal(first, second)
     assert torch.equal(share, share[:, :1].expand_as(share)) and len(share[:, 0].unique()) == 64
     assert share.min() >= 0 and share.max() <= 1 and 0.3 < share.mean() < 0.7
 

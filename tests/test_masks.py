@@ -21,25 +21,25 @@ from facelab.degradations.mask_template import (
     STYLES,
     TEXTURES,
     TOP,
-    place,
-    sheet,
+    tile_position,
+    mask_atlas,
     tile,
 )
 from facelab.degradations.masks import (
     ANCHORS,
     FaceMask,
     anchors,
-    bent,
-    evenly,
-    lighting,
-    on_nodes,
-    packed,
-    rgb,
-    similar,
-    spreading,
-    thin_plate,
-    upright,
-    window,
+    apply_thin_plate,
+    resample_line,
+    estimate_light,
+    node_coordinates,
+    pack_rgb,
+    unpack_rgb,
+    apply_similarity,
+    node_weights,
+    fit_thin_plate,
+    similarity_to_rest,
+    mask_window,
 )
 from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
@@ -212,9 +212,9 @@ def test_nothing_is_lost_at_the_border_of_the_window():
     "The window of the CPU against the whole picture, which a GPU computes."
     p = points(68)
     source, (a, b), _ = anchors(p)
-    u, v = on_nodes(128, 128, source, a, b)
-    top, bottom, left, right = window(u, v, 128, 128)
-    spread = spreading(128)[1]
+    u, v = node_coordinates(128, 128, source, a, b)
+    top, bottom, left, right = mask_window(u, v, 128, 128)
+    spread = node_weights(128)[1]
     inside = ((spread @ u @ spread.T).abs() < 1.24) & (spread @ v @ spread.T > -0.05) & (spread @ v @ spread.T < 2.15)
     rows, columns = inside.any(0).any(1).nonzero().flatten(), inside.any(0).any(0).nonzero().flatten()
     assert top <= rows[0] and rows[-1] < bottom and left <= columns[0] and columns[-1] < right
@@ -310,7 +310,7 @@ def test_fixed_colour():
     seen = (out.maps["layer"] * (out.maps["mask"] == 1)).sum((2, 3))
     assert torch.allclose(
         seen / seen.sum(1, keepdim=True),
-        (rgb(torch.tensor([0x40A060])) / rgb(torch.tensor([0x40A060])).sum()).expand(len(x), -1),
+        (unpack_rgb(torch.tensor([0x40A060])) / unpack_rgb(torch.tensor([0x40A060])).sum()).expand(len(x), -1),
         atol=0.02,
     )
     assert len(set(masked(FaceMask(), x, p).maps["colour"].tolist())) > 8
@@ -319,7 +319,7 @@ def test_fixed_colour():
 @settings(max_examples=20, derandomize=True)
 @given(st.lists(st.integers(0, 0xFFFFFF), min_size=1, max_size=9))
 def test_colours_are_one_number(numbers):
-    assert packed(rgb(torch.tensor(numbers))).tolist() == numbers
+    assert pack_rgb(unpack_rgb(torch.tensor(numbers))).tolist() == numbers
 
 
 def test_dark_pictures_get_dark_masks():
@@ -336,7 +336,7 @@ def test_light_comes_from_the_brighter_cheek():
     p = points(68)
     ramp = torch.linspace(0.2, 0.9, 128).expand(len(p), 3, 128, 128)
     source, (a, b), _ = anchors(p)
-    assert (lighting(ramp, source, a, b)[1] > 0.1).all() and (lighting(ramp.flip(-1), source, a, b)[1] < -0.1).all()
+    assert (estimate_light(ramp, source, a, b)[1] > 0.1).all() and (estimate_light(ramp.flip(-1), source, a, b)[1] < -0.1).all()
 
 
 # parts
@@ -347,7 +347,7 @@ def test_spline_is_scipys(stiff):
     "SciPy's thin-plate spline has the kernel r^2 log r and the same stiffness."
     source, _, _ = anchors(points(68))
     at = torch.rand(len(source), 50, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 3 - 1
-    ours = bent(at, source, thin_plate(source, stiff))
+    ours = apply_thin_plate(at, source, fit_thin_plate(source, stiff))
     for i in range(len(source)):
         theirs = RBFInterpolator(
             source[i].numpy(), (ANCHORS - source[i]).numpy(), kernel="thin_plate_spline", smoothing=stiff
@@ -371,16 +371,16 @@ def test_anchors_do_not_depend_on_the_pose_in_the_plane(scale, angle, dx, dy, co
 
 def test_upright_is_a_least_squares_fit():
     five = five_points(points(68).double())
-    a, b = upright(five)
+    a, b = similarity_to_rest(five)
     seen = torch.cat([five[:, :2], five[:, 3:].mean(1, keepdim=True)], 1)
-    error = lambda a, b: (similar(seen, a, b) - ANCHORS[[11, 12, 14]]).square().sum((1, 2))
+    error = lambda a, b: (apply_similarity(seen, a, b) - ANCHORS[[11, 12, 14]]).square().sum((1, 2))
     for da, db in ((1e-4, 0), (1e-4j, 0), (0, 1e-3), (0, 1e-3j)):
         assert (error(a + da, b + db) > error(a, b)).all() and (error(a - da, b - db) > error(a, b)).all()
 
 
 def test_evenly_is_numpys():
     line = torch.rand(5, 9, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    for got, want in zip(evenly(line, 6).numpy(), line.numpy()):
+    for got, want in zip(resample_line(line, 6).numpy(), line.numpy()):
         walked = np.r_[0, np.cumsum(np.linalg.norm(np.diff(want, axis=0), axis=1))]
         assert np.allclose(
             got, np.stack([np.interp(np.linspace(0, walked[-1], 6), walked, want[:, k]) for k in (0, 1)], 1)
@@ -420,11 +420,11 @@ def test_outlines_and_materials():
 
 
 def test_halves_of_a_tile_are_its_means():
-    page = sheet()
+    page = mask_atlas()
     for style in range(len(STYLES)):
         levels = []
         for k in range(HALVINGS + 1):
-            x, y, size = (int(q) for q in place(torch.tensor(style), torch.tensor(k)))
+            x, y, size = (int(q) for q in tile_position(torch.tensor(style), torch.tensor(k)))
             assert size == LARGEST >> k
             levels.append(page[:, :, y : y + size, x : x + size])
         for level in levels:

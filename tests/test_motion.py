@@ -16,7 +16,7 @@ from facelab.degradations.motion import (
     filter_each,
     motion_field,
     path_kernels,
-    soften,
+    feather,
     trajectory,
 )
 from facelab.degradations.resample import Downsample
@@ -113,7 +113,7 @@ def test_a_flat_picture_stays_flat(drawn, motion, region):
 def test_no_rim_is_brighter_or_darker_than_its_surroundings(drawn, motion):
     "A light face before a dark background: the result is exactly the face's share of the time."
     x, labels = drawn
-    region = soften(torch.isin(labels["parsing"], torch.arange(1, 14, dtype=torch.uint8)).float()[:, None])
+    region = feather(torch.isin(labels["parsing"], torch.arange(1, 14, dtype=torch.uint8)).float()[:, None])
     region = (region > 0.5).float()
     out = MotionBlur(**MOTIONS[motion])
     path = walk(8, 30, MOTIONS[motion].get("bend", 0)).expand(4, -1, -1)

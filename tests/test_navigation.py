@@ -8,7 +8,7 @@ import pytest
 from conftest import ROOT
 
 from facelab import FacelabError
-from facelab.pipeline.navigation import TAG, about, stale, users, with_navigation, write_navigation
+from facelab.pipeline.navigation import TAG, title_and_claim, stale, users, with_navigation, write_navigation
 from facelab.pipeline.site import CONTENTS
 
 
@@ -89,10 +89,10 @@ def test_modules_name_the_papers_that_use_them():
 
 def test_titles_and_claims():
     cells = lambda text: [{"cell_type": "markdown", "source": text}]
-    assert about("x", cells("# Dice\n\n> Numbers of\n> a seed.\n\nMore.")) == ("Dice", "Numbers of a seed.")
-    assert about("x", cells("# Dice\n\nOne by `one`: so\nthey come, x4.5 at once. More.")) == (
+    assert title_and_claim("x", cells("# Dice\n\n> Numbers of\n> a seed.\n\nMore.")) == ("Dice", "Numbers of a seed.")
+    assert title_and_claim("x", cells("# Dice\n\nOne by `one`: so\nthey come, x4.5 at once. More.")) == (
         "Dice",
         "One by `one`: so they come, x4.5 at once.",
     )
     with pytest.raises(FacelabError, match="x does not say what it is about"):
-        about("x", cells("## Dice"))
+        title_and_claim("x", cells("## Dice"))

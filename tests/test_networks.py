@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 from facelab.networks.drawing import (
-    beside,
+    compare_layers,
     count_macs,
     count_parameters,
     draw_graph,
     layer_table,
     merge_chains,
-    printed_table,
+    read_printed_table,
     trace,
 )
 from facelab import FacelabError
@@ -85,7 +85,7 @@ def test_depth_and_width_do_what_they_say():
 )
 def test_printed_tables(table, net, inputs, expand, differences):
     ours = layer_table(net, inputs, expand, call=getattr(net, "probability", None))
-    assert beside(printed_table(LAYERS, table), ours).differences == differences
+    assert compare_layers(read_printed_table(LAYERS, table), ours).differences == differences
     assert ours.total_parameters == count_parameters(net)
 
 
@@ -95,12 +95,12 @@ def test_a_wrong_stride_would_be_noticed():
     net.blocks.conv_block3[0].stride = (1, 1)
     ours = layer_table(net, (1, 3, 128, 128), "blocks", call=net.probability)
     shapes = [row.output.rsplit("×", 1)[0] for row in ours.rows]
-    assert shapes != [row.output.rsplit("×", 1)[0] for row in printed_table(LAYERS, "Table 3.4")]
+    assert shapes != [row.output.rsplit("×", 1)[0] for row in read_printed_table(LAYERS, "Table 3.4")]
 
 
 def test_the_missing_table_is_said_to_be_missing():
     with pytest.raises(FacelabError, match="holds no Table 3.2"):
-        printed_table(LAYERS, "Table 3.2")
+        read_printed_table(LAYERS, "Table 3.2")
 
 
 def test_attention_is_a_softmax_over_the_channels():

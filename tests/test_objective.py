@@ -13,8 +13,8 @@ from facelab.faces.drawn import draw_faces
 from facelab.faces.parts import parsing_11
 from facelab.losses.features import VGG, Features
 from facelab.faces.heatmaps import heatmaps
-from facelab.training.objective import Objective, Scope, detached, frozen, names, parse
-from facelab.training.recipes import check_terms, load_degradations, load_losses, summed, terms_table
+from facelab.training.objective import Objective, Scope, detach_outputs, frozen, names_in, parse
+from facelab.training.recipes import check_terms, load_degradations, load_losses, terms_of, terms_table
 from facelab.networks.registry import create, example
 
 torch.set_num_threads(1)
@@ -152,7 +152,7 @@ def test_every_term_alone_reaches_the_generator(scene, name):
         assert gradient(generator) > 0, term
         if "critic" in str(spec["of"]) or "discriminator" in str(spec["of"]):
             with pytest.raises(RuntimeError, match="does not require grad"), frozen(networks.values()):
-                Objective({term: spec})(detached(out), given, networks)[0].backward()
+                Objective({term: spec})(detach_outputs(out), given, networks)[0].backward()
 
 
 @pytest.mark.parametrize("name", CRITICS)
@@ -160,10 +160,10 @@ def test_a_critics_sum_teaches_the_critic_and_not_the_generator(scene, name):
     generator, networks, given, out = restored(scene, name)
     for net in (generator, *networks.values()):
         net.zero_grad()
-    total, _ = Objective(terms(name))(detached(out), given, networks)
+    total, _ = Objective(terms(name))(detach_outputs(out), given, networks)
     total.backward()
     called = {
-        n for spec in SUMS[name]["terms"].values() for n in names(spec["of"]) | names(spec.get("to"))
+        n for spec in SUMS[name]["terms"].values() for n in names_in(spec["of"]) | names_in(spec.get("to"))
     } & networks.keys()
     assert len(called) == 1 and gradient(generator) == 0
     assert {n for n, net in networks.items() if gradient(net) > 0} == called
@@ -269,7 +269,7 @@ def test_mistakes_of_a_term_get_one_sentence(spec, said):
 def test_given_and_outputs_of_one_name_are_told_apart():
     scope = Scope(dict(J=1), dict(J=2), {})
     assert [scope.value("J"), scope.value("J", "given"), scope.value("given.J")] == [1, 2, 2]
-    assert names(["recomposed(S, T, A, given.J)", "prior(x).maps"]) == {"recomposed", "S", "T", "A", "J", "prior", "x"}
+    assert names_in(["recomposed(S, T, A, given.J)", "prior(x).maps"]) == {"recomposed", "S", "T", "A", "J", "prior", "x"}
 
 
 def test_sums_are_data_with_the_papers_weights():
@@ -294,7 +294,7 @@ def test_sums_are_data_with_the_papers_weights():
         weights["heavy_rain_removal_vgg"] == dict(derained_vgg=0.1, rained_vgg=0.1)
         and weights["jdsr_gan_critic"]["penalty"] == 0.1
     )
-    assert len(summed(["jdsr_gan_denoising", "jdsr_gan_sr"], SUMS, "Eq 18")) == 12
+    assert len(terms_of(["jdsr_gan_denoising", "jdsr_gan_sr"], SUMS, "Eq 18")) == 12
     assert all(
         entry["paper"] in PAPERS and entry["equation"] for entry in SUMS.values()
     ) and "`losses.prior.identity`" in terms_table(SUMS, "jdsr_gan")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings, strategies as st
-from facelab.degradations.occlusion import FILLS, STYLES, Block, Part, Worn, byte_noise, part_boxes, placed, sheet
+from facelab.degradations.occlusion import FILLS, STYLES, Block, Part, Worn, byte_noise, part_boxes, sample_drawing, sprite_sheet
 from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
 from facelab import FacelabError
@@ -223,14 +223,14 @@ def test_dye():
 
 
 def test_sheet_keeps_within_the_light():
-    maps = sheet(64)
+    maps = sprite_sheet(64)
     assert (
         maps.shape == (4, 11 * 96, 96)
         and maps.min() >= 0
         and maps.max() <= 1
         and (maps[1:].sum(0) <= maps[0] + 1e-6).all()
     )
-    alone = placed(maps, torch.eye(3)[None, :2].repeat(11, 1, 1) * 2.4, torch.arange(11.0), (96, 96))
+    alone = sample_drawing(maps, torch.eye(3)[None, :2].repeat(11, 1, 1) * 2.4, torch.arange(11.0), (96, 96))
     assert all((a[0] == 0).float().mean() > 0.2 and (a[0] > 0.99).float().mean() > 0.02 for a in alone)
 
 

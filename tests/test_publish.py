@@ -6,7 +6,7 @@ import pytest
 from conftest import ROOT, run
 
 from facelab import FacelabError
-from facelab.pipeline.schedule import of_paper
+from facelab.pipeline.schedule import stages_of_paper
 from facelab.pipeline.inventory import EXPECTED, main, places
 from facelab.base.params import choose_profile
 from facelab.pipeline.publish import publish
@@ -88,10 +88,10 @@ STAGES = {
 
 
 def test_one_paper_needs_its_own_stages_only():
-    assert set(of_paper(STAGES, "a", ["a", "b"])) == {"tables@a", "figures@a", "score@a", "train@x"}
-    assert set(of_paper(STAGES, "b", ["a", "b"])) == {"tables@b", "train@y"}
+    assert set(stages_of_paper(STAGES, "a", ["a", "b"])) == {"tables@a", "figures@a", "score@a", "train@x"}
+    assert set(stages_of_paper(STAGES, "b", ["a", "b"])) == {"tables@b", "train@y"}
     with pytest.raises(FacelabError, match="there is no paper 'c'"):
-        of_paper(STAGES, "c", ["a", "b"])
+        stages_of_paper(STAGES, "c", ["a", "b"])
 
 
 def test_the_list_says_what_is_there_and_what_is_missing(tmp_path, capsys):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from facelab.degradations.rain import HeavyRain, drops, recompose, streaks, tail, transmission
+from facelab.degradations.rain import HeavyRain, drops, recompose, streaks, normal_tail, transmission
 from facelab.degradations.resample import Downsample, resize
 from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
@@ -80,7 +80,7 @@ def test_transmission_is_exponential_in_the_distance(drawn):
 
 @pytest.mark.parametrize("chance", [0.001, 0.02, 0.2, 0.5])
 def test_threshold_and_excess_are_those_of_the_normal_distribution(chance):
-    threshold, excess = [float(v[0]) for v in tail(numbers(chance))]
+    threshold, excess = [float(v[0]) for v in normal_tail(numbers(chance))]
     assert abs(norm.sf(threshold) - chance) < 1e-9
     assert abs(norm.expect(lambda z: z - threshold, lb=threshold, conditional=True) - excess) < 1e-6
     even = torch.arange(1, 1000) / 1000

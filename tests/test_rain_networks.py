@@ -8,14 +8,15 @@ import torch
 from torch import nn
 
 from facelab import FacelabError
-from facelab.networks.drawing import count_parameters, trace
-from facelab.degradations.rain import HeavyRain, recompose
 from facelab.base.dice import Dice
+from facelab.degradations.rain import HeavyRain, recompose
 from facelab.faces.drawn import draw_faces
 from facelab.faces.parts import PARTS_11, parsing_11
 from facelab.losses.adversarial import linear
-from facelab.networks.hrrm import DenseEncoder, HRRM, dense_block
+from facelab.networks.drawing import count_parameters, trace
 from facelab.networks.fcg import BOXES, ComponentCritic, FaceSR, FCGGenerator, average_boxes
+from facelab.networks.fpm import FaceParsing
+from facelab.networks.hrrm import HRRM, DenseEncoder, dense_block
 from facelab.networks.rain_removal import (
     Decomposition,
     DepthGuidedCritic,
@@ -26,7 +27,6 @@ from facelab.networks.rain_removal import (
     guided_filter,
     residue,
 )
-from facelab.networks.fpm import FaceParsing
 from facelab.systems.heavy_rain import HeavyRainFace
 
 torch.set_num_threads(1)

@@ -7,7 +7,7 @@ import torch
 from conftest import ROOT
 
 from facelab import FacelabError
-from facelab.training.batches import labels_for
+from facelab.training.batches import required_labels
 from facelab.degradations.chain import Chain
 from facelab.faces.drawn import draw_set
 from facelab.base.params import load_params, read_yaml
@@ -206,6 +206,6 @@ def test_the_page_of_recipes_is_up_to_date():
 
 def test_labels_are_those_that_losses_and_degradation_ask_for(faces):
     recipe = tiny("jdsr_gan_x4")
-    assert set(labels_for(faces, recipe, Chain(recipe["degradation"]))) == {"landmarks", "parsing"}
+    assert set(required_labels(faces, recipe, Chain(recipe["degradation"]))) == {"landmarks", "parsing"}
     recipe = tiny("jdsr_identity")
-    assert labels_for(faces, recipe, Chain([])) == ("identity",)
+    assert required_labels(faces, recipe, Chain([])) == ("identity",)

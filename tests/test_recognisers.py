@@ -10,17 +10,17 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from facelab.networks.drawing import beside, count_parameters, layer_table, printed_table
-from facelab.faces.drawn import draw_faces
-from facelab.faces.sets import open_faces
-from facelab.base.weights import Unavailable, find_weights
 from facelab import FacelabError
-from facelab.networks.jdsr_identity import JDSRIdentity
+from facelab.base.weights import Unavailable, find_weights
+from facelab.faces.drawn import draw_faces
+from facelab.faces.parts import five_points, transform_landmarks
+from facelab.faces.sets import open_faces
+from facelab.networks.drawing import compare_layers, count_parameters, layer_table, read_printed_table
 from facelab.networks.inception_resnet import Block35, CrossBlock, InceptionResnetV1
-from facelab.networks.lightcnn import LightCNN9, LightCNN9Body, Luma, mfm, spread
-from facelab.networks.mobilefacenet import TEMPLATE, MobileFaceNet, crops, load_mobilefacenet, onto_template
+from facelab.networks.jdsr_identity import JDSRIdentity
+from facelab.networks.lightcnn import LightCNN9, LightCNN9Body, Luma, blocks_per_stage, mfm
+from facelab.networks.mobilefacenet import TEMPLATE, MobileFaceNet, crops, load_mobilefacenet, template_similarity
 from facelab.networks.wgan_critic import WGANCritic
-from facelab.faces.parts import five_points, moved
 
 LAYERS = Path(__file__).parent.parent / "papers" / "jdsr_gan_layers.yaml"
 FILE = "mobilefacenet.safetensors"
@@ -77,7 +77,7 @@ def test_dropout_changes_logits_and_no_embedding():
     ],
 )
 def test_depth_is_spread_over_the_stages(depth, plan, blocks):
-    assert spread(depth, plan) == blocks
+    assert blocks_per_stage(depth, plan) == blocks
 
 
 # ---- LightCNN-9
@@ -237,7 +237,7 @@ def test_mobilefacenet_loads_a_plain_file_whole_or_not_at_all(tmp_path):
 
 def test_the_crop_is_the_least_squares_similarity():
     points = five_points(draw_faces(range(6), size=128)["landmarks_68"])
-    a, b = onto_template(points)
+    a, b = template_similarity(points)
     for k, p in enumerate(points.double().numpy()):  # q = (u x - v y + s, v x + u y + t), ten equations for u, v, s, t
         rows = np.concatenate(
             [
@@ -253,7 +253,7 @@ def test_a_crop_does_not_depend_on_how_the_face_was_turned():
     faces = draw_faces(range(2), size=128)
     points = five_points(faces["landmarks_68"])
     quarter = torch.tensor([[[0.0, 1, 0], [-1, 0, 128]]]).expand(2, 2, 3)  # rot90: x' = y, y' = 128 - x
-    turned = crops(faces["image"].rot90(1, (2, 3)), moved(points, quarter))
+    turned = crops(faces["image"].rot90(1, (2, 3)), transform_landmarks(points, quarter))
     assert torch.allclose(turned, crops(faces["image"], points), atol=1e-3)
 
 
@@ -347,8 +347,8 @@ def test_the_trained_mobilefacenet_recognises_photographs(photographs):
 def test_table_1_of_jdsr_gan_is_met():
     with torch.device("meta"):
         ours = layer_table(JDSRIdentity(), (1, 3, 128, 128))
-    printed = printed_table(LAYERS, "Table 1")
-    assert beside(printed, ours).differences == [] and len(printed) == 13
+    printed = read_printed_table(LAYERS, "Table 1")
+    assert compare_layers(printed, ours).differences == [] and len(printed) == 13
     assert all(a.output == b.input for a, b in zip(printed, printed[1:]))
     blocks = [int(re.search(r"×(\d)", row.operation)[1]) for row in ours.rows if row.name.startswith("residual")]
     assert blocks == [2, 4, 8, 2]
@@ -470,7 +470,7 @@ def test_the_critic_has_the_channels_of_the_authors_code():
         (lambda: LightCNN9Body(3)(seeded(1, 1, 32, 32)), "(N,3,H,W)"),
         (lambda: crops(seeded(1, 3, 64, 64), torch.full((1, 5, 2), float("nan"))), "face 0 of 1"),
         (lambda: crops(seeded(2, 3, 64, 64), torch.tensor(TEMPLATE)[None]), "2 images but landmarks of 1"),
-        (lambda: onto_template(torch.rand(1, 7, 2)), "7 landmarks"),
+        (lambda: template_similarity(torch.rand(1, 7, 2)), "7 landmarks"),
     ],
 )
 def test_bad_settings_get_one_sentence(make, said):

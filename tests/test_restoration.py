@@ -6,10 +6,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from facelab import FacelabError
-from facelab.networks.drawing import count_parameters
 from facelab.degradations.resample import resize
 from facelab.networks.cbdnet import CBDNet, NoiseEstimator
-from facelab.networks.gfc import GFC, GFCParser, gfc_global_critic, gfc_local_critic, pool, unpool
+from facelab.networks.drawing import count_parameters
+from facelab.networks.gfc import GFC, GFCParser, gfc_global_critic, gfc_local_critic, pool_stages, unpool_stages
 from facelab.networks.pconv import PartialBlock, PartialConv2d, PConvUNet
 from facelab.networks.pix2pix import PatchGAN, Pix2Pix, StarGANCritic
 
@@ -244,7 +244,7 @@ def test_cbdnet_by_hand():
 
 def test_un_pooling_puts_each_maximum_back_where_it_was():
     x, keep = torch.randn(2, 3, 8, 12), [nn.Identity()]
-    small, places = pool(keep, x)
+    small, places = pool_stages(keep, x)
     back = torch.zeros_like(x)
     for b in range(2):
         for c in range(3):
@@ -252,7 +252,7 @@ def test_un_pooling_puts_each_maximum_back_where_it_was():
                 for j in range(0, 12, 2):
                     window = x[b, c, i : i + 2, j : j + 2]
                     back[b, c, i : i + 2, j : j + 2] = torch.where(window == window.max(), window, 0)
-    assert torch.equal(unpool(keep, small, places), back)
+    assert torch.equal(unpool_stages(keep, small, places), back)
 
 
 @pytest.mark.parametrize("size, stages", [(128, 4), (64, 3), (32, 2), (16, 1)])

@@ -15,9 +15,9 @@ from conftest import ENV, ROOT, SMALL_RUN, copy_project, packed, run, shrink
 
 from facelab import FacelabError
 from facelab.training.checkpoints import open_state
-from facelab.evaluation.restore import Restoration, restored_anew
+from facelab.evaluation.restore import Restoration, update_restored
 from facelab.faces.sets import FaceSet
-from facelab.fleet.grid import effective_params, make, open_grid
+from facelab.fleet.grid import effective_params, make_recipe, open_grid
 from facelab.fleet.runner import main, make_all, turns
 from facelab.evaluation.inputs import write_inputs
 from facelab.evaluation.judges import Judges
@@ -137,7 +137,7 @@ def test_it_makes_what_the_pipelines_functions_make(bare, pack, tmp_path):
         faces.subset("test"),
         params["evaluate"]["batch"],
     )
-    restored_anew(
+    update_restored(
         what,
         tmp_path / "models/prior_guided_sr/srresnet",
         tmp_path / "inputs",
@@ -186,7 +186,7 @@ def test_killed_and_stopped_it_ends_with_the_same_bytes(bare, pack, tmp_path):
     assert code == 2 and none == [] and "3 of 4 recipes are finished; to go on with: prior_guided_gan" in said, said
     grid = open_grid(pack / "faces.safetensors", out, effective_params(ROOT, path=pack / "small.yaml"), ROOT)
     assert (
-        not make(grid, "prior_guided_gan", deadline=time.monotonic()) and open_state(state)[0]["step"] == at + 2
+        not make_recipe(grid, "prior_guided_gan", deadline=time.monotonic()) and open_state(state)[0]["step"] == at + 2
     )  # one window of steps
     code, after, said = finished(start(*command(pack, out)))
     assert code == 0 and before == ["bicubic", "srresnet", "features"] and after == ["prior_guided_gan"], said

@@ -18,10 +18,10 @@ from facelab.evaluation.set_metrics import (
     inception_features,
     inception_network,
     kid,
-    look,
+    set_features,
     moments,
     set_metrics,
-    small_set,
+    small_set_caution,
 )
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pytorch-fid asks scipy in an old way
@@ -98,9 +98,9 @@ def test_bad_features():
 
 def test_small_sets_are_told():
     assert (
-        small_set(2048, 2048, 2048) == ""
-        and "singular" in small_set(100, 2048, 2048)
-        and "singular" not in small_set(2047, 64, 2048)
+        small_set_caution(2048, 2048, 2048) == ""
+        and "singular" in small_set_caution(100, 2048, 2048)
+        and "singular" not in small_set_caution(2047, 64, 2048)
     )
 
 
@@ -196,7 +196,7 @@ def test_a_set_by_batches_and_what_was_seen_before(without_inception):
         whole["frechet_face"] == pytest.approx(frechet_distance(a.mean((2, 3)), b.mean((2, 3))))
         and whole["notes"]["frechet_face"] == ""
     )
-    assert set_metrics(iter(a.split(7)), look(b, Eye()), Eye())["frechet_face"] == pytest.approx(
+    assert set_metrics(iter(a.split(7)), set_features(b, Eye()), Eye())["frechet_face"] == pytest.approx(
         whole["frechet_face"], rel=1e-6
     )
     assert "singular" in set_metrics(a[:3], b[:3], Eye())["notes"]["frechet_face"]

@@ -209,7 +209,7 @@ def test_equal_faces_give_equal_bytes(faces, folder, tmp_path):
 
 
 def test_a_run_that_stopped_goes_on(faces, folder, tmp_path, monkeypatch):
-    half, real, made = tmp_path / "half", S._members, []
+    half, real, made = tmp_path / "half", S.encode_members, []
 
     def stops(columns, names, quality, i):
         made.append(names[i])

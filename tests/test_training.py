@@ -16,8 +16,8 @@ from conftest import ENV, ROOT, free_port
 from safetensors.torch import load_file
 
 from facelab import FacelabError
-from facelab.training.batches import filled, labels_for, step_inputs
-from facelab.training.checkpoints import differences, load_state, open_state, save_state, state_tensors
+from facelab.training.batches import fill_in, required_labels, step_inputs
+from facelab.training.checkpoints import describe_differences, load_state, open_state, save_state, state_tensors
 from facelab.degradations.chain import Chain
 from facelab.base.dice import seed_of
 from facelab.faces.drawn import draw_set
@@ -183,8 +183,8 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_the_difference_named(face
 
 
 def test_differences_of_anything():
-    assert differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == []
-    assert differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}], "c": None}) == [
+    assert describe_differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 2}]}) == []
+    assert describe_differences({"a": [1, {"b": 2}]}, {"a": [1, {"b": 3}], "c": None}) == [
         "a[1].b: 2 then, 3 now",
         'c: "nothing" then, null now',
     ]
@@ -400,14 +400,14 @@ def test_parts_begin_and_helpers_judge(faces, tmp_path):
 
 def test_words_of_recipes_are_filled_from_the_training_faces(faces):
     part = faces.subset("train")
-    assert filled(
+    assert fill_in(
         {"size": "faces.size", "small": "faces.size/4", "points": "faces.landmarks", "people": "faces.identities"}, part
     ) == {"size": 128, "small": 32, "points": 81, "people": 3}
     for box in ("eyes", "nose", "lips"):
-        left, top, right, bottom = filled(f"faces.{box}", part)
+        left, top, right, bottom = fill_in(f"faces.{box}", part)
         assert 0 <= left < right <= 1 and 0 <= top < bottom <= 1
     with pytest.raises(FacelabError, match="did you mean 'faces.identities'"):
-        filled("faces.identitys", part)
+        fill_in("faces.identitys", part)
 
 
 def test_a_mirrored_face_has_mirrored_labels(faces):
@@ -420,7 +420,7 @@ def test_a_mirrored_face_has_mirrored_labels(faces):
     seen = 0
     for step in range(6):
         given = step_inputs(
-            part.batch(part.order(2, step, 0), labels=labels_for(part, recipe, degrade)), recipe, degrade, step
+            part.batch(part.order(2, step, 0), labels=required_labels(part, recipe, degrade)), recipe, degrade, step
         )
         for maps in given["parsing"]:
             if maps[left].sum() and maps[right].sum():

@@ -10,7 +10,7 @@ from pathlib import Path
 from facelab import FacelabError, __version__
 from facelab.base.names import near
 from facelab.base.params import project_root
-from facelab.base.files import answer, say
+from facelab.base.files import run_command, print_line
 
 
 def home():
@@ -88,9 +88,9 @@ def degrade(args):
 def told(written, failed):
     "Print what was written, and sentences about what failed; the exit status."
     for path in written:
-        say(path)
+        print_line(path)
     for sentence in failed:
-        say(f"facelab: {sentence}", sys.stderr)
+        print_line(f"facelab: {sentence}", sys.stderr)
     return 1 if failed else 0
 
 
@@ -331,7 +331,7 @@ def stoppable(args):
 
 def main(argv=None):
     args = parser().parse_args(argv)
-    return answer(lambda: stoppable(args))
+    return run_command(lambda: stoppable(args))
 
 
 if __name__ == "__main__":

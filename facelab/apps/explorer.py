@@ -42,7 +42,7 @@ from facelab.base.images import (
 from ..evaluation.metrics import as_convention, psnr, ssim
 from ..training.recipes import load_degradations
 from ..training.models import load_model, restore
-from ..training.zoo import find_models, shrinks
+from ..training.zoo import find_models, downscaling
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c006
 ASTRONAUT_68 = """45 84 45 95 45.5 107 46.5 118 49 129 53 139.5 60.5 149 71 156 88 158.8 105 155.5 115 148.5 122.5 140 127.5 131 130.5 121 132 110 133.5 98 133.5 86
@@ -470,7 +470,7 @@ def models_for(
         for name, (folder, said) in found.items()
         if said
         for label, learned, faces in [said]
-        if shrinks(learned) == shrinks(chain)
+        if downscaling(learned) == downscaling(chain)
     ]
     return sorted(out, key=lambda model: not model.fits)
 

@@ -26,7 +26,7 @@ def replacing(path):
 
 
 @contextmanager
-def claimed(folder):
+def folder_lock(folder):
     "Whoever else claims this folder waits until the block is left; the system ends the claim of a process that dies."
     place = os.open(folder, os.O_RDONLY)
     try:
@@ -45,17 +45,17 @@ def write_text(path, text):
         half.write_text(text)
 
 
-def was_made(record, made_from):
+def record_matches(record, made_from):
     "Does the record of what something was made from say the same?"
-    return Path(record).exists() and Path(record).read_text() == record_of(made_from)
+    return Path(record).exists() and Path(record).read_text() == format_record(made_from)
 
 
 def write_record(record, made_from):
     "Note what something was made from: JSON, beside what was made."
-    write_text(record, record_of(made_from))
+    write_text(record, format_record(made_from))
 
 
-def record_of(made_from):
+def format_record(made_from):
     return json.dumps(made_from, indent=1, sort_keys=True) + "\n"
 
 
@@ -67,14 +67,14 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
-def say(text, file=None):
+def print_line(text, file=None):
     "Print a line that any terminal can show: file names may hold line ends, control characters, or bytes that are no text."
     file = file or sys.stdout
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     print(shown.encode(file.encoding or "utf-8", "backslashreplace").decode(file.encoding or "utf-8"), file=file)
 
 
-def answer(run):
+def run_command(run):
     "What a command does, and its exit status: whatever stops it is told in one line."
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged files, which are told already
     try:
@@ -82,14 +82,14 @@ def answer(run):
         sys.stdout.flush()
         return status
     except FacelabError as error:
-        say(f"facelab: {error}", sys.stderr)
+        print_line(f"facelab: {error}", sys.stderr)
     except KeyboardInterrupt:
-        say("facelab: stopped; what was finished is kept", sys.stderr)
+        print_line("facelab: stopped; what was finished is kept", sys.stderr)
         return 130
     except BrokenPipeError:  # whoever read what we print is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as error:
-        say(
+        print_line(
             "facelab: "
             + " ".join(
                 f"{error.filename or ''} {error.strerror or error}: check the path, the permissions and the free space".split()
@@ -97,7 +97,7 @@ def answer(run):
             sys.stderr,
         )
     except MemoryError:
-        say("facelab: there is not enough memory: ask for less at once", sys.stderr)
+        print_line("facelab: there is not enough memory: ask for less at once", sys.stderr)
     return 1
 
 

@@ -4,12 +4,15 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'LABEL_COLOURS', 'to_float', 'to_uint8', 'open_image', 'tensor_of', 'read_image', 'write_image',
-           'astronaut', 'show', 'colour_labels']
+           'astronaut', 'show', 'png_bytes', 'colour_labels']
 
 # %% ../../nbs/0_base/01_images.ipynb #c002
-import os, stat, textwrap
+import os
+import stat
+import textwrap
 from pathlib import Path
-import numpy as np, torch
+import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 # %% ../../nbs/0_base/01_images.ipynb #c006
@@ -32,7 +35,10 @@ def to_float(
 def to_uint8(
     x: torch.Tensor,  # float, any shape; what lies outside [0, 1] is clamped
 ) -> torch.Tensor:  # uint8, same shape and device
-    "`x` clamped to [0, 1], times 255, rounded (halves to even); refuses whole numbers, so that nothing is multiplied twice."
+    """`x` clamped to [0, 1], times 255, rounded (halves to even).
+
+    Refuses whole numbers, so that nothing is multiplied twice.
+    """
     if not x.is_floating_point():
         raise FacelabError(
             f"to_uint8 got {x.dtype}: give it float in [0, 1], or use the image as it is if it is"
@@ -56,7 +62,7 @@ def _eight_bits(picture):
     return Image.fromarray(((grey.astype(np.int32) + 128) // 257).astype(np.uint8))
 
 
-def _over_white(picture):
+def _lay_over_white(picture):
     "A picture with transparency, laid over white."
     if not picture.has_transparency_data:
         return picture
@@ -64,30 +70,41 @@ def _over_white(picture):
     return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
 
 # %% ../../nbs/0_base/01_images.ipynb #c017
+def _check_regular(path):
+    "A pipe or a device may never end: only regular files (and folders, refused later) are opened."
+    if isinstance(path, (str, Path)):
+        mode = os.stat(path).st_mode
+        if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+            raise ValueError("a pipe or a device")
+
+
+def _decode(path, mode):
+    "The upright picture in `path`; ValueError for what a header announces and nobody should decode."
+    _check_regular(path)
+    with Image.open(path) as picture:
+        if picture.format == "EPS":
+            raise ValueError("PostScript is a program")
+        if not picture.width * picture.height:
+            raise ValueError("no pixels")
+        if picture.width * picture.height > MAX_PIXELS:
+            raise ValueError(
+                f"its header says {picture.width}x{picture.height} pixels, the limit is"
+                f" {MAX_PIXELS}"
+            )
+        picture.load()
+        return _lay_over_white(_eight_bits(ImageOps.exif_transpose(picture))).convert(mode)
+
+# %% ../../nbs/0_base/01_images.ipynb #c003
 def open_image(
-    path,  # any format Pillow knows
+    path,  # any format Pillow reads
     mode: str = "RGB",  # "RGB", or "L" for grey (masks)
 ) -> Image.Image:  # upright, 8 bits a channel
-    "The decoded picture in `path`; whatever cannot be decoded whole raises a `FacelabError` that names the file."
+    """The decoded picture in `path`.
+
+    Whatever cannot be decoded whole raises a `FacelabError` that names the file.
+    """
     try:
-        if (
-            isinstance(path, (str, Path))
-            and not stat.S_ISREG(mode_of := os.stat(path).st_mode)
-            and not stat.S_ISDIR(mode_of)
-        ):
-            raise ValueError("a pipe or a device")
-        with Image.open(path) as picture:
-            if picture.format == "EPS":
-                raise ValueError("PostScript is a program")
-            if not picture.width * picture.height:
-                raise ValueError("no pixels")
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(
-                    f"its header says {picture.width}x{picture.height} pixels, the limit is"
-                    f" {MAX_PIXELS}"
-                )
-            picture.load()
-            return _over_white(_eight_bits(ImageOps.exif_transpose(picture))).convert(mode)
+        return _decode(path, mode)
     except FileNotFoundError:
         raise FacelabError(f"{path} does not exist: check the path") from None
     except IsADirectoryError:
@@ -97,64 +114,67 @@ def open_image(
             f"{path} is not an image in a format that Pillow knows: replace the file or remove it"
         ) from None
     except Exception as e:
+        reason = " ".join(str(getattr(e, "strerror", "") or e).split()) or type(e).__name__
         raise FacelabError(
-            f"{path} cannot be read as an image"
-            f" ({' '.join(str(getattr(e, 'strerror', '') or e).split()) or type(e).__name__}):"
-            " replace the file or remove it"
+            f"{path} cannot be read as an image ({reason}): replace the file or remove it"
         ) from None
 
 # %% ../../nbs/0_base/01_images.ipynb #c018
 def tensor_of(
     picture,  # of PIL, RGB
 ) -> torch.Tensor:  # uint8 (3, H, W)
-    "The pixels of a picture."
+    "The pixels of a picture as a tensor."
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()
 
 
 def read_image(
-    path,  # any format Pillow knows
+    path,  # any format Pillow reads
     size=None,  # refuse a picture of another size: the side of a square, or (height, width)
 ) -> torch.Tensor:  # uint8 (3, H, W), RGB
-    "Read a picture as a uint8 tensor (3, H, W); raises `FacelabError` for an unreadable file or another size than asked for."
+    "The picture in `path`; `FacelabError` for an unreadable file or for another `size`."
     picture = open_image(path)
     wanted = (size, size) if isinstance(size, int) else size
     if wanted and (picture.height, picture.width) != tuple(wanted):
         raise FacelabError(
             f"{path} is {picture.width}x{picture.height} (width x height) but"
-            f" {wanted[1]}x{wanted[0]} is needed: resize the file or change the size asked for"
+            f" {wanted[1]}x{wanted[0]} is needed: resize the file or change the size"
         )
     return tensor_of(picture)
 
 # %% ../../nbs/0_base/01_images.ipynb #c025
-def write_image(
-    path,  # where to; must end in .png
-    image: torch.Tensor,  # (3, H, W), uint8 or float in [0, 1]
-):  # the path
-    "Write one image as PNG without metadata, atomically; refuses other shapes, other suffixes and values that are not finite."
-    path = Path(path)
+def _check_writable(path, image):
+    "Refuse what a PNG file cannot hold exactly."
     if path.suffix.lower() != ".png":
         raise FacelabError(
             f"{path} would be written with loss or not at all: choose a name that ends in .png"
         )
-    seen = (
-        f"a tensor of shape {tuple(image.shape)} and type {image.dtype}"
-        if torch.is_tensor(image)
-        else type(image).__name__
-    )
-    if (
-        not torch.is_tensor(image)
-        or image.ndim != 3
-        or len(image) != 3
-        or not image.numel()
-        or not (image.dtype == torch.uint8 or image.is_floating_point())
-    ):
+    if not torch.is_tensor(image):
         raise FacelabError(
-            f"{path} cannot hold {seen}: write one image (3, H, W), uint8 or float, at a time"
+            f"{path} cannot hold {type(image).__name__}: write one image (3, H, W), uint8 or float,"
+            " at a time"
+        )
+    fits = image.ndim == 3 and len(image) == 3 and image.numel() > 0
+    if not fits or not (image.dtype == torch.uint8 or image.is_floating_point()):
+        raise FacelabError(
+            f"{path} cannot hold a tensor of shape {tuple(image.shape)} and type {image.dtype}:"
+            " write one image (3, H, W), uint8 or float, at a time"
         )
     if not torch.isfinite(image).all():
         raise FacelabError(
             f"{path} would hold values that are not finite: look at what made the image"
         )
+
+
+def write_image(
+    path,  # where to; must end in .png
+    image: torch.Tensor,  # (3, H, W), uint8 or float in [0, 1]
+) -> Path:  # the path
+    """Write one image as PNG without metadata, atomically.
+
+    Other shapes, other suffixes and values that are not finite raise `FacelabError`.
+    """
+    path = Path(path)
+    _check_writable(path, image)
     if image.dtype != torch.uint8:
         image = to_uint8(image)
     picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
@@ -166,7 +186,7 @@ def write_image(
 def astronaut(
     size: int = 128,  # side in pixels; the photograph itself has 176
 ) -> torch.Tensor:  # float32 (1, 3, size, size)
-    "The face of scikit-image's `astronaut`, cropped and scaled (Lanczos) to a square of side `size`."
+    "The face of scikit-image's `astronaut`, cropped and scaled (Lanczos); needs scikit-image."
     try:
         from skimage.data import astronaut as photograph
     except ImportError:
@@ -180,25 +200,23 @@ def astronaut(
     return to_float(tensor_of(picture)[None])
 
 # %% ../../nbs/0_base/01_images.ipynb #c031
-_DPI, _GAP, _LINE, _FONT = (
-    100,
-    4,
-    14,
-    8,
-)  # pixels an inch, pixels between cells, pixels a line of text, points
+_DPI = 100  # pixels an inch
+_GAP = 4  # pixels between cells
+_LINE = 14  # pixels a line of text
+_FONT = 8  # points
 
 
 def _array(x):
     return x.detach().cpu().numpy() if torch.is_tensor(x) else np.asarray(x)
 
 
-def _split(row):
+def _pictures_of(row):
     "The pictures of one row: (H, W) maps and (H, W, 3) images."
     if isinstance(row, (list, tuple)):
-        return [p for item in row for p in _split(item)]
+        return [p for item in row for p in _pictures_of(item)]
     x = _array(row)
     if x.ndim == 4:
-        return [p for item in x for p in _split(item)]
+        return [p for item in x for p in _pictures_of(item)]
     if x.ndim == 3 and len(x) == 3:
         return [x.transpose(1, 2, 0)]
     if x.ndim == 3:
@@ -211,48 +229,44 @@ def _split(row):
     )
 
 
-def _rows(rows):
+def _rows_of(rows):
     "A batch is one row, and so is a list of single pictures; any other list holds rows."
     single = not isinstance(rows, (list, tuple)) or all(
         not isinstance(r, (list, tuple)) and r.ndim < 4 for r in rows
     )
-    return [_split(rows)] if single else [_split(r) for r in rows]
+    return [_pictures_of(rows)] if single else [_pictures_of(r) for r in rows]
 
 # %% ../../nbs/0_base/01_images.ipynb #c032
-def _coloured(row, cmap, limits):
+def _colour_row(row, cmap, limits):
     "The row as uint8 (H, W, 3) arrays; its maps share one colour scale."
     from matplotlib import colormaps
 
-    maps = np.concatenate(
-        [p[np.isfinite(p)].astype(float) for p in row if p.ndim == 2] or [np.zeros(1)]
-    )
-    low, high = limits or (
-        (0.0, 1.0) if maps.min() >= 0 and maps.max() <= 1 else (maps.min(), maps.max())
-    )
+    finite = [p[np.isfinite(p)].astype(float) for p in row if p.ndim == 2]
+    maps = np.concatenate(finite or [np.zeros(1)])
+    inside = maps.min() >= 0 and maps.max() <= 1
+    low, high = limits or ((0.0, 1.0) if inside else (maps.min(), maps.max()))
 
     def rgb(p):
         if p.ndim == 2:
-            return colormaps[cmap]((p.astype(float) - low) / ((high - low) or 1), bytes=True)[
-                ..., :3
-            ]
-        return (
-            p if p.dtype == np.uint8 else to_uint8(torch.from_numpy(p.astype(np.float32))).numpy()
-        )
+            shares = (p.astype(float) - low) / ((high - low) or 1)
+            return colormaps[cmap](shares, bytes=True)[..., :3]
+        if p.dtype == np.uint8:
+            return p
+        return to_uint8(torch.from_numpy(p.astype(np.float32))).numpy()
 
     return [rgb(p) for p in row]
 
 
 def _width(line):
+    "Width of a line of text in pixels, and 5 % more, as hinting widens letters."
     from matplotlib.textpath import TextPath
 
-    return (
-        TextPath((0, 0), line, size=_FONT).get_extents().width * 1.05 * _DPI / 72
-        if line.strip()
-        else 0
-    )  # hinting widens letters
+    if not line.strip():
+        return 0
+    return TextPath((0, 0), line, size=_FONT).get_extents().width * 1.05 * _DPI / 72
 
 # %% ../../nbs/0_base/01_images.ipynb #c032-1
-def _fitted(text, width):
+def _wrap(text, width):
     "`text` broken into the longest lines that fit `width` pixels."
     text = str(text)
     for n in range(max(len(text), 1), 0, -1):
@@ -260,69 +274,91 @@ def _fitted(text, width):
         if n == 1 or max(map(_width, lines)) <= width:
             return lines
 
+# %% ../../nbs/0_base/01_images.ipynb #c047
+class _Grid:
+    "Where the cells and titles of `show` go, in pixels from the top left corner."
+
+    def __init__(self, rows, titles, row_titles, zoom):
+        sizes = [p.shape for row in rows for p in row]
+        self.h, self.w = (max(1, round(zoom * max(shape[k] for shape in sizes))) for k in (0, 1))
+        titles = [] if titles is None else [titles] if isinstance(titles[0], str) else titles
+        no_titles = [[]] * (len(rows) - len(titles))
+        self.heads = [[_wrap(t, self.w) for t in line] for line in titles] + no_titles
+        self.sides = [_wrap(t, 160) for t in row_titles or []]
+        widths = [_width(t) + 2 * _GAP for lines in self.sides for t in lines]
+        self.left = _GAP + round(max(widths, default=0))
+        self.tops = [_GAP + _LINE * max(map(len, head), default=0) for head in self.heads]
+        # room above and below a row whose title is taller than its cells
+        tall = [max(0, _LINE * len(lines) - self.h) // 2 for lines in self.sides]
+        self.spare = tall + [0] * (len(rows) - len(self.sides))
+        self.W = self.left + max(map(len, rows)) * (self.w + _GAP)
+        self.H = sum(self.tops) + 2 * sum(self.spare) + len(rows) * self.h + _GAP
+
+    def text(self, fig, x, y, lines, **kw):
+        text = "\n".join(lines)
+        fig.text(x / self.W, 1 - y / self.H, text, fontsize=_FONT, linespacing=1.1, **kw)
+
+# %% ../../nbs/0_base/01_images.ipynb #c048
+def _draw_cell(fig, grid, x, y, picture):
+    "One picture in the cell whose top left corner is (x, y), as large as fits."
+    scale = min(grid.h / picture.shape[0], grid.w / picture.shape[1])
+    ph, pw = round(scale * picture.shape[0]), round(scale * picture.shape[1])
+    ax = fig.add_axes([x / grid.W, 1 - (y + ph) / grid.H, pw / grid.W, ph / grid.H])
+    extent = (0, picture.shape[1], picture.shape[0], 0)
+    ax.imshow(picture, interpolation="nearest", aspect="auto", extent=extent)
+    ax.set_axis_off()
+
+
+def _draw_rows(fig, grid, rows):
+    y = 0
+    for r, row in enumerate(rows):
+        y += grid.tops[r] + grid.spare[r]
+        if r < len(grid.sides):
+            x = grid.left - 2 * _GAP
+            grid.text(fig, x, y + grid.h / 2, grid.sides[r], ha="right", va="center")
+        for c, picture in enumerate(row):
+            x = grid.left + c * (grid.w + _GAP)
+            _draw_cell(fig, grid, x, y, picture)
+            if c < len(grid.heads[r]):
+                above = y - grid.spare[r] - 2
+                grid.text(fig, x + grid.w / 2, above, grid.heads[r][c], ha="center", va="bottom")
+        y += grid.h + grid.spare[r]
+
 # %% ../../nbs/0_base/01_images.ipynb #c033
 def show(
-    rows,  # (N, 3, H, W) or (N, 1, H, W) batch, or a list of such rows, or a list of single pictures; uint8 or float in [0, 1]
+    rows,  # (N, 3, H, W) or (N, 1, H, W), or a list of such rows or of single pictures; uint8 or [0, 1]
     titles=None,  # one text a column, or one list of texts a row
     row_titles=None,  # one text a row
-    zoom: float = 1.0,  # screen pixels an image pixel of the largest picture; whole numbers stay crisp
+    zoom: float = 1.0,  # screen pixels an image pixel of the largest picture; whole: crisp
     limits=None,  # (low, high) of the colour scale of maps
     cmap: str = "viridis",  # colour map of maps
-):  # matplotlib Figure; its axes span 0..W and 0..H, so landmarks can be drawn on them as they are
-    "A grid of pictures, crisp and uncut, as a matplotlib Figure."
+):  # matplotlib Figure
+    """A grid of pictures, crisp and uncut; `FacelabError` for a row without pixels.
+
+    The axes span 0..W and 0..H, so landmarks can be drawn on them as they are.
+    """
     from matplotlib.figure import Figure
     from matplotlib.patches import Rectangle
 
-    cells = _rows(rows)
+    cells = _rows_of(rows)
     if not cells or not all(r and all(p.size for p in r) for r in cells):
         raise FacelabError(
             "show got nothing to show in a row: give at least one picture with pixels"
         )
-    rows = [_coloured(r, cmap, limits) for r in cells]
-    h, w = (max(1, round(zoom * max(p.shape[k] for r in rows for p in r))) for k in (0, 1))
-    titles = [] if titles is None else [titles] if isinstance(titles[0], str) else titles
-    heads = [[_fitted(t, w) for t in line] for line in titles] + [[]] * (len(rows) - len(titles))
-    sides = [_fitted(t, 160) for t in row_titles or []]
-    left = _GAP + round(max([_width(t) + 2 * _GAP for lines in sides for t in lines], default=0))
-    tops = [_GAP + _LINE * max(map(len, head), default=0) for head in heads]
-    spare = [max(0, _LINE * len(lines) - h) // 2 for lines in sides] + [0] * (
-        len(rows) - len(sides)
-    )  # room for tall row titles
-    W, H = (
-        left + max(map(len, rows)) * (w + _GAP),
-        sum(tops) + 2 * sum(spare) + len(rows) * h + _GAP,
-    )
-    fig = Figure(figsize=(W / _DPI, H / _DPI), dpi=_DPI)
-    fig.add_artist(
-        Rectangle((0, 0), 1, 1, transform=fig.transFigure, fill=False, lw=0)
-    )  # keeps the margins whole when a viewer trims
-    text = lambda x, y, lines, **kw: fig.text(
-        x / W, 1 - y / H, "\n".join(lines), fontsize=_FONT, linespacing=1.1, **kw
-    )
-    y = 0
-    for r, (row, head, top) in enumerate(zip(rows, heads, tops)):
-        y += top + spare[r]
-        if r < len(sides):
-            text(left - 2 * _GAP, y + h / 2, sides[r], ha="right", va="center")
-        for c, picture in enumerate(row):
-            x, scale = left + c * (w + _GAP), min(h / picture.shape[0], w / picture.shape[1])
-            ph, pw = round(scale * picture.shape[0]), round(scale * picture.shape[1])
-            ax = fig.add_axes([x / W, 1 - (y + ph) / H, pw / W, ph / H])
-            ax.imshow(
-                picture,
-                interpolation="nearest",
-                aspect="auto",
-                extent=(0, picture.shape[1], picture.shape[0], 0),
-            )
-            ax.set_axis_off()
-            if c < len(head):
-                text(x + w / 2, y - spare[r] - 2, head[c], ha="center", va="bottom")
-        y += h + spare[r]
-    fig._repr_png_ = lambda: _png(fig)
+    cells = [_colour_row(r, cmap, limits) for r in cells]
+    grid = _Grid(cells, titles, row_titles, zoom)
+    fig = Figure(figsize=(grid.W / _DPI, grid.H / _DPI), dpi=_DPI)
+    # keeps the margins whole when a viewer trims
+    fig.add_artist(Rectangle((0, 0), 1, 1, transform=fig.transFigure, fill=False, lw=0))
+    _draw_rows(fig, grid, cells)
+    fig._repr_png_ = lambda: png_bytes(fig)
     return fig
 
 # %% ../../nbs/0_base/01_images.ipynb #c034
-def _png(fig):
+def png_bytes(
+    fig,  # matplotlib Figure
+) -> bytes:
+    "The figure as a PNG file without the name of a software: equal figures give equal bytes."
     from io import BytesIO
 
     file = BytesIO()
@@ -343,7 +379,7 @@ def colour_labels(
     "Colour each label; label 0 is black. A label outside 0..n-1 raises `FacelabError`."
     if n > len(LABEL_COLOURS):
         raise FacelabError(
-            f"colour_labels knows {len(LABEL_COLOURS)} colours but n is {n}: merge classes first"
+            f"colour_labels has {len(LABEL_COLOURS)} colours but n is {n}: merge classes first"
         )
     if labels.ndim != 3 or labels.is_complex():
         raise FacelabError(

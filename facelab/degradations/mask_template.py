@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['LEFT', 'TOP', 'SIDE', 'surgical', 'cloth', 'n95', 'duckbill', 'SHAPES', 'FOLDS', 'KINDS', 'TEXTURES', 'VALVE',
            'CHANNELS', 'STYLES', 'LARGEST', 'HALVINGS', 'COLUMNS', 'lattice', 'soft_min', 'Shape', 'outline', 'slopes',
-           'distance', 'dome', 'face_bulge', 'Spot', 'spots', 'mottle', 'surgical_folds', 'lit', 'cloth_folds',
-           'n95_folds', 'duckbill_folds', 'weave', 'stripes', 'checks', 'dots', 'floral', 'printed', 'clip',
-           'valve_plate', 'hardware', 'curve_distance', 'skin', 'fade', 'shadow', 'fabric', 'tile', 'sheet', 'place']
+           'distance', 'dome', 'face_bulge', 'Texels', 'texels', 'mottle', 'surgical_folds', 'shade_bulge',
+           'cloth_folds', 'n95_folds', 'duckbill_folds', 'weave', 'stripes', 'checks', 'dots', 'floral',
+           'print_pattern', 'nose_clip', 'valve_plate', 'hardware', 'curve_distance', 'skin_area', 'fade', 'shadow',
+           'shared_layers', 'tile', 'mask_atlas', 'tile_position']
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c002
 from functools import lru_cache
@@ -76,7 +77,7 @@ def face_bulge(a, v):
     )
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c017
-class Spot(NamedTuple):
+class Texels(NamedTuple):
     "Every texel (n,n) of a tile, seen from the mask."
 
     u: torch.Tensor
@@ -88,11 +89,11 @@ class Spot(NamedTuple):
     inward: torch.Tensor  # distance to the side, straight in
 
 
-def spots(shape, n):
+def texels(shape, n):
     u, v = lattice(n)
     a, f = u.abs(), outline(shape, u, v)
     top, bottom = shape.top(a), shape.bottom(a)
-    return Spot(
+    return Texels(
         u, v, a, distance(f), v - top, (v - top) / (bottom - top).clamp(min=0.05), shape.side(v) - a
     )
 
@@ -130,7 +131,7 @@ def surgical_folds(s):
     return shade * (1 + 0.10 * wire) * (1 + 0.05 * gather) * (1 + 0.03 * mottle(len(s.u), 7, 1))
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c022
-def lit(shape, u, v):
+def shade_bulge(shape, u, v):
     "Light on the bulge, about 1 where it faces the lamp, and how far it faces right; both (n,n)."
     du, dv = slopes(shape.bulge(u.abs(), v))
     front = (1 + du * du + dv * dv).rsqrt()
@@ -268,7 +269,7 @@ def floral(u, v):
     return out
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c040
-def printed(kind, texture, u, v):
+def print_pattern(kind, texture, u, v):
     "Share of the second colour (n,n); fleece bears a few letters."
     if kind == "cloth":
         return dict(
@@ -289,7 +290,7 @@ def printed(kind, texture, u, v):
 VALVE = 0.33, 1.12, 0.165  # centre and half its width
 
 
-def clip(s, texel):
+def nose_clip(s, texel):
     "Coverage and shade of the nose clip."
     bar = soft_min(0.01, 0.026 - (s.below - 0.13).abs(), 0.30 - s.a)
     return 0.75 * ramp(bar, texel), 1 + 0.25 * bump(s.below - 0.12, 0.012) - 0.25 * bump(
@@ -316,7 +317,7 @@ def valve_plate(s, texel):
 def hardware(kind, valve, s, texel):
     "Coverage of plastic and metal, their shade, and the shade that the valve throws on the fabric."
     cover, gloss = (
-        clip(s, texel) if kind == "n95" else (torch.zeros_like(s.u), torch.ones_like(s.u))
+        nose_clip(s, texel) if kind == "n95" else (torch.zeros_like(s.u), torch.ones_like(s.u))
     )
     if not valve:
         return cover, gloss, torch.ones_like(s.u)
@@ -341,7 +342,7 @@ def curve_distance(curve, a, v, pieces=10):
     return best
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c050
-def skin(u, v):
+def skin_area(u, v):
     "1 where a shadow can fall."
     face = 1 - (u.abs() / 1.06) ** 2.2 - (v.clamp(min=0) / 1.72) ** 1.75
     neck = soft_min(0.035, v - 1.35, 0.62 - u.abs())
@@ -358,18 +359,18 @@ def shadow(shape, s, gap):
     return torch.maximum(
         torch.maximum(0.30 * fade(-s.edge, 0.07), 0.42 * fade(-thrown, 0.17)),
         0.25 * fade(gap - shape.thick, 0.05),
-    ) * skin(s.u, s.v)
+    ) * skin_area(s.u, s.v)
 
 # %% ../../nbs/2_degradations/05_mask_template.ipynb #c053
 CHANNELS = ("cover", "shadow", "fabric", "print", "trim", "lean", "strap")
 
 
 @lru_cache(8)
-def fabric(kind, n):
+def shared_layers(kind, n):
     "What all masks of a kind share, each (n,n): spots, coverage, light with folds and weave, bare light, how far it faces right, shadow, straps."
     shape = SHAPES[kind]
-    s = spots(shape, n)
-    light, lean = lit(shape, s.u, s.v)
+    s = texels(shape, n)
+    light, lean = shade_bulge(shape, s.u, s.v)
     gap = torch.minimum(*[curve_distance(c, s.a, s.v) for c in shape.straps])
     cover = ramp(s.edge, SIDE / n)
     return (
@@ -390,9 +391,9 @@ def tile(
     n,  # texels a side
 ):
     "A flat mask (7,n,n), see CHANNELS: coverage, share of light lost, light on three materials, how far the surface faces right, straps."
-    s, cover, shade, light, lean, dark, straps = fabric(kind, n)
+    s, cover, shade, light, lean, dark, straps = shared_layers(kind, n)
     hard, gloss, thrown = hardware(kind, valve, s, SIDE / n)
-    soft, ink = cover * (1 - hard) * shade * thrown, printed(kind, texture, s.u, s.v)
+    soft, ink = cover * (1 - hard) * shade * thrown, print_pattern(kind, texture, s.u, s.v)
     return torch.stack(
         [
             cover,
@@ -420,7 +421,7 @@ LARGEST, HALVINGS, COLUMNS = (
 
 
 @lru_cache(4)
-def sheet(device="cpu"):
+def mask_atlas(device="cpu"):
     "All tiles and their halves (1,7,4*320,4*480); the channels of a texel lie together in memory."
     page = torch.zeros(
         1, len(CHANNELS), -(-len(STYLES) // COLUMNS) * LARGEST, COLUMNS * LARGEST * 3 // 2
@@ -428,13 +429,13 @@ def sheet(device="cpu"):
     for i, style in enumerate(STYLES):
         level = tile(*style, LARGEST)[None]
         for k in range(HALVINGS + 1):
-            x, y, size = (int(q) for q in place(torch.tensor(i), torch.tensor(k)))
+            x, y, size = (int(q) for q in tile_position(torch.tensor(i), torch.tensor(k)))
             page[..., y : y + size, x : x + size] = level
             level = F.avg_pool2d(level, 2)
     return page.to(device).contiguous(memory_format=torch.channels_last)
 
 
-def place(
+def tile_position(
     style,  # (N,) which of STYLES
     level,  # (N,) how often halved
 ):

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['EYES_NOSE_MOUTH', 'REST', 'SIDEWAYS', 'DOWN', 'ANCHORS', 'JAW', 'NOSE', 'NODES', 'LOWERED', 'FABRIC', 'STRAY',
-           'SECOND', 'TRIM', 'CHEEKS', 'PIECE', 'upright', 'similar', 'mirrored', 'guessed', 'evenly', 'anchors',
-           'bending', 'thin_plate', 'bent', 'spreading', 'on_nodes', 'put_on', 'rgb', 'packed', 'chosen', 'colours',
-           'lighting', 'window', 'to_sheet', 'sampled', 'laid_on', 'FaceMask']
+           'SECOND', 'TRIM', 'CHEEKS', 'FACES_AT_ONCE', 'similarity_to_rest', 'apply_similarity', 'mirror_cheek',
+           'guess_jaw', 'resample_line', 'anchors', 'plate_kernel', 'fit_thin_plate', 'apply_thin_plate',
+           'node_weights', 'node_coordinates', 'put_on', 'unpack_rgb', 'pack_rgb', 'draw_from_palette', 'mask_colours',
+           'estimate_light', 'mask_window', 'to_atlas', 'sample_atlas', 'composite', 'FaceMask']
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c002
 import math
@@ -19,7 +20,7 @@ from facelab.degradations.degradation import (
     Degraded,
     Several,
     Span,
-    among,
+    draw_option,
     between,
     colour,
     number,
@@ -35,8 +36,8 @@ from facelab.degradations.mask_template import (
     STYLES,
     TEXTURES,
     TOP,
-    place,
-    sheet,
+    tile_position,
+    mask_atlas,
 )
 from .resample import cubic_kernel
 from ..faces.parts import five_points
@@ -45,7 +46,7 @@ from ..faces.parts import five_points
 EYES_NOSE_MOUTH = torch.tensor(((-0.5, 0), (0.5, 0), (0, 0.56), (0, 1.016)), dtype=torch.float64)
 
 
-def upright(
+def similarity_to_rest(
     five,  # (N,5,2) float64: eyes, nose, corners of the mouth
 ):
     "Complex a and b, each (N,1), of the similarity that brings eyes and mouth to rest."
@@ -58,28 +59,28 @@ def upright(
     return a, rest.mean() - a * z.mean(1, keepdim=True)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c006
-def similar(points, a, b):
+def apply_similarity(points, a, b):
     "The points (N,K,2) after z -> a z + b."
     return torch.view_as_real(a * torch.view_as_complex(points.contiguous()) + b)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c009
-def mirrored(half, u, v):
+def mirror_cheek(half, u, v):
     "Rows (7,2) of one cheek, chin and nose as (11,2): ear to ear, bridge and base of the nose; `u`, `v`: signs on the other cheek."
     half = torch.tensor(half, dtype=torch.float64)
     return torch.cat([half[:5], half[:4].flip(0) * torch.tensor([u, v]), half[5:]])
 
 
-REST = mirrored(
+REST = mirror_cheek(
     ((-1.10, -0.01), (-1.08, 0.56), (-0.90, 1.11), (-0.53, 1.54), (0, 1.74), (0, -0.01), (0, 0.75)),
     -1,
     1,
 )
-SIDEWAYS = mirrored(
+SIDEWAYS = mirror_cheek(
     ((-1.16, 0.05), (-1.03, 0.25), (-0.84, 0.39), (-0.39, 0.26), (-0.03, 0), (0.54, 0), (0.66, 0)),
     1,
     -1,
 )
-DOWN = mirrored(
+DOWN = mirror_cheek(
     (
         (-0.12, -0.53),
         (-0.10, -0.41),
@@ -95,7 +96,7 @@ DOWN = mirrored(
 ANCHORS = torch.cat([REST, EYES_NOSE_MOUTH])  # 15 points of the face at rest
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c010
-def guessed(
+def guess_jaw(
     nose,  # (N,2), the nose of the upright face
 ):
     "Jaw (9 points), bridge and base of the nose (N,11,2), from where the nose is."
@@ -107,7 +108,7 @@ JAW = {68: 17, 81: 17, 194: 41}  # how many points from ear to ear, the first on
 NOSE = {49: (10, 16), 68: (27, 33), 81: (27, 33)}  # bridge and base
 
 
-def evenly(line, count):
+def resample_line(line, count):
     "`count` points (N,count,2) at even steps along chains (N,K,2)."
     step = line.diff(dim=1)
     length = step.norm(dim=2)
@@ -128,15 +129,15 @@ def anchors(
     "ANCHORS of each face (N,15,2) after the similarity, the similarity (a, b), and how far the nose is turned (N,); FacelabError for an unknown K."
     p, k = landmarks.double(), landmarks.shape[1]
     five = five_points(p)
-    a, b = upright(five)
-    points = similar(five, a, b)
-    guess = guessed(points[:, 2])
+    a, b = similarity_to_rest(five)
+    points = apply_similarity(five, a, b)
+    guess = guess_jaw(points[:, 2])
     jaw, nose = guess[:, :9], guess[:, 9:]
     if k in JAW:
-        line, chin = similar(p[:, : JAW[k]], a, b), JAW[k] // 2
-        jaw = torch.cat([evenly(line[:, : chin + 1], 5), evenly(line[:, chin:], 5)[:, 1:]], 1)
+        line, chin = apply_similarity(p[:, : JAW[k]], a, b), JAW[k] // 2
+        jaw = torch.cat([resample_line(line[:, : chin + 1], 5), resample_line(line[:, chin:], 5)[:, 1:]], 1)
     if k in NOSE:
-        nose = similar(p[:, list(NOSE[k])], a, b)
+        nose = apply_similarity(p[:, list(NOSE[k])], a, b)
     return (
         torch.cat([jaw, nose, points[:, :3], points[:, 3:].mean(1, keepdim=True)], 1),
         (a, b),
@@ -144,18 +145,18 @@ def anchors(
     )
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c019
-def bending(r2):
+def plate_kernel(r2):
     "r^2 log r from r^2, in place."
     return r2.clamp_(min=1e-9).mul_(r2.log()).mul_(0.5)
 
 
-def thin_plate(
+def fit_thin_plate(
     source,  # (N,15,2): where ANCHORS are
     stiff=0.05,  # 0 meets every anchor
 ):
     "Weights (N,18,2) of the spline that sends them to ANCHORS."
     k = source.shape[1]
-    corner = bending((source[:, :, None] - source[:, None]).square().sum(3)) + stiff * torch.eye(
+    corner = plate_kernel((source[:, :, None] - source[:, None]).square().sum(3)) + stiff * torch.eye(
         k, dtype=source.dtype, device=source.device
     )
     affine = F.pad(source, (1, 0), value=1.0)
@@ -163,18 +164,18 @@ def thin_plate(
     return torch.linalg.solve_ex(system, F.pad(ANCHORS.to(source) - source, (0, 0, 0, 3)))[0]
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c020
-def bent(at, source, weights):
+def apply_thin_plate(at, source, weights):
     "The spline at points (N,M,2)."
     k = source.shape[1]
     r2 = at.square().sum(2, keepdim=True) + source.square().sum(2)[:, None] - 2 * at @ source.mT
-    return at + bending(r2) @ weights[:, :k] + weights[:, k : k + 1] + at @ weights[:, k + 1 :]
+    return at + plate_kernel(r2) @ weights[:, :k] + weights[:, k : k + 1] + at @ weights[:, k + 1 :]
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c023
 NODES = 20
 
 
 @lru_cache(32)
-def spreading(
+def node_weights(
     size,  # pixels
     device="cpu",
 ):
@@ -185,7 +186,7 @@ def spreading(
     ).float().to(device)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c025
-def on_nodes(
+def node_coordinates(
     h,
     w,  # the picture
     source,  # (N,15,2) anchors
@@ -193,10 +194,10 @@ def on_nodes(
     b,  # similarity
 ):
     "Coordinates u, v of the face at rest, each (N,NODES + 4,NODES + 4)."
-    y, x = (spreading(s, str(source.device))[0] for s in (h, w))
+    y, x = (node_weights(s, str(source.device))[0] for s in (h, w))
     z = torch.complex(x.expand(len(y), -1), y[:, None].expand(-1, len(x))).flatten()
     at = torch.view_as_real(a * z + b).float()
-    uv = bent(at, source.float(), thin_plate(source).float()).nan_to_num(9.0).clamp(-9, 9)
+    uv = apply_thin_plate(at, source.float(), fit_thin_plate(source).float()).nan_to_num(9.0).clamp(-9, 9)
     return uv.view(len(source), len(y), len(x), 2).unbind(3)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c030
@@ -254,38 +255,38 @@ TRIM = dict(
 )
 
 
-def rgb(colours):
+def unpack_rgb(colours):
     "(N,) whole numbers 0xrrggbb as (N,3) in [0,1]."
     return torch.stack([colours >> s & 255 for s in (16, 8, 0)], 1) / 255
 
 
-def packed(rgb):
+def pack_rgb(rgb):
     "(N,3) in [0,1] as (N,) whole numbers 0xrrggbb."
     return ((rgb.clamp(0, 1) * 255).round().long() * torch.tensor([1 << 16, 1 << 8, 1])).sum(1)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c034
-def chosen(dice, palettes, kind):
+def draw_from_palette(dice, palettes, kind):
     "(N,) one colour of each one's palette."
     longest = max(map(len, palettes))
     table = torch.tensor([(list(p) * longest)[:longest] for p in palettes])
     return table[kind, (dice.uniform() * torch.tensor(list(map(len, palettes)))[kind]).long()]
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c036
-def colours(dice, kind, fixed):
+def mask_colours(dice, kind, fixed):
     "Fabric, second colour and trim, each (N,): the second one differs from the first in brightness, dark masks have dark straps."
     d = dice.named("colour")
     stray = torch.tensor(list(STRAY.values()), dtype=torch.float64)[kind, None] * torch.stack(
         [d.uniform(-1, 1) for _ in range(3)], 1
     )
-    fabric = packed(rgb(chosen(d, list(FABRIC.values()), kind)) + stray)
+    fabric = pack_rgb(unpack_rgb(draw_from_palette(d, list(FABRIC.values()), kind)) + stray)
     if fixed != "random":
         fabric = torch.full_like(fabric, int(fixed[1:], 16))
     second, trim = (
-        chosen(dice.named("second"), [SECOND] * len(KINDS), kind),
-        chosen(dice.named("trim"), list(TRIM.values()), kind),
+        draw_from_palette(dice.named("second"), [SECOND] * len(KINDS), kind),
+        draw_from_palette(dice.named("trim"), list(TRIM.values()), kind),
     )
-    light = rgb(fabric).mean(1)
-    alike = (rgb(second).mean(1) - light).abs() < 0.25
+    light = unpack_rgb(fabric).mean(1)
+    alike = (unpack_rgb(second).mean(1) - light).abs() < 0.25
     second = torch.where(alike, torch.where(light < 0.5, 0xF0EEE8, 0x2A2C32), second)
     return fabric, second, torch.where((light < 0.3) & (kind < 3), 0x212123, trim)
 
@@ -300,10 +301,10 @@ for k, (eye, jaw, low) in enumerate(((11, 1, 2), (12, 7, 6))):
     )
 
 
-def lighting(x, source, a, b):
+def estimate_light(x, source, a, b):
     "Colour of the light (N,3), about 1 in a well exposed picture, and how far it comes from the right (N,)."
     at = (
-        similar(CHEEKS.to(source) @ source, 1 / a, -b / a)
+        apply_similarity(CHEEKS.to(source) @ source, 1 / a, -b / a)
         / torch.tensor([x.shape[3], x.shape[2]], device=x.device)
         * 2
         - 1
@@ -320,7 +321,7 @@ def lighting(x, source, a, b):
     ).clamp(-0.5, 0.5)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c041
-def window(u, v, h, w):
+def mask_window(u, v, h, w):
     "Rows and columns of pixels (top, bottom, left, right) that the batch's masks can touch; all of them on a GPU, which would have to wait for the answer."
     if u.device.type != "cpu":
         return 0, h, 0, w
@@ -335,14 +336,14 @@ def window(u, v, h, w):
     return *span(near.any(1), h), *span(near.any(0), w)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c042
-def to_sheet(uv, style, pixels, height, width):
+def to_atlas(uv, style, pixels, height, width):
     "Mask coordinates (N,2,h,w), changed in place, as grid coordinates of the sheet: in the tile of the style whose size is nearest to the face's, with `pixels` (N,) an eye distance."
     rim = 0.5 * SIDE / (LARGEST >> HALVINGS)  # tiles are empty there
     for k, low in enumerate((LEFT, TOP)):
         uv[:, k].clamp_(low + rim, low + SIDE - rim)
     left, top, size = (
         q.to(uv.dtype)[:, None, None, None]
-        for q in place(style, (LARGEST / (pixels * SIDE)).log2().round().clamp(0, HALVINGS))
+        for q in tile_position(style, (LARGEST / (pixels * SIDE)).log2().round().clamp(0, HALVINGS))
     )
     corner, scale = (
         uv.new_tensor([LEFT, TOP]).view(1, 2, 1, 1),
@@ -355,7 +356,7 @@ def to_sheet(uv, style, pixels, height, width):
 # %% ../../nbs/2_degradations/06_masks.ipynb #c044
 def _wear(mask, dice):
     "What each face wears and how: (N,) numbers by name."
-    several = lambda name, all: among(dice, name, getattr(mask, name), all)
+    several = lambda name, all: draw_option(dice, name, getattr(mask, name), all)
     kind, low, askew = (
         several("kind", KINDS),
         dice.named("lowered").chance(mask.lowered),
@@ -365,7 +366,7 @@ def _wear(mask, dice):
         several("texture", TEXTURES) * (kind == 1),
         dice.named("valve").chance(mask.valve).long() * (kind > 0),
     )
-    fabric, second, trim = colours(dice, kind, mask.colour)
+    fabric, second, trim = mask_colours(dice, kind, mask.colour)
     return dict(
         kind=kind,
         texture=texture,
@@ -383,14 +384,14 @@ def _wear(mask, dice):
     )
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c046
-def sampled(planes, style, pixels, h, w):
+def sample_atlas(planes, style, pixels, h, w):
     "CHANNELS on the pixels of the window (N,7,h,w), straps and shadow where they are seen, and the window; `planes` (N,3,...): u, v and what is seen, on the nodes."
     device = str(planes.device)
-    page = sheet(device)
-    rows, columns = (spreading(s, device)[1] for s in (h, w))
-    top, bottom, left, right = frame = window(*planes[:, :2].unbind(1), h, w)
+    page = mask_atlas(device)
+    rows, columns = (node_weights(s, device)[1] for s in (h, w))
+    top, bottom, left, right = frame = mask_window(*planes[:, :2].unbind(1), h, w)
     fine = rows[top:bottom] @ planes @ columns[left:right].T
-    grid = to_sheet(fine[:, :2], style, pixels, *page.shape[2:])
+    grid = to_atlas(fine[:, :2], style, pixels, *page.shape[2:])
     parts = F.grid_sample(
         page.expand(len(planes), -1, -1, -1), grid.permute(0, 2, 3, 1), align_corners=False
     )
@@ -400,7 +401,7 @@ def sampled(planes, style, pixels, h, w):
     return parts, frame
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c048
-def laid_on(x, parts, paint, lean, depth, out):
+def composite(x, parts, paint, lean, depth, out):
     "Fill `out`, views of the masked pictures, mask, shadow, layer and gamma; `paint` (N,3,3): colours of the materials under the light, `lean` (N,): where it comes from."
     y, mask, shadow, layer, gamma = out
     strap = parts[:, 6:]
@@ -413,7 +414,7 @@ def laid_on(x, parts, paint, lean, depth, out):
     torch.sub(y, x, out=gamma).abs_()
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c049
-PIECE = 16  # faces at once on a CPU: what they need stays in its cache
+FACES_AT_ONCE = 16  # faces at once on a CPU: what they need stays in its cache
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c049-1
 @dataclass(frozen=True)
@@ -441,14 +442,14 @@ class FaceMask(Degradation):
         n, _, h, w = x.shape
         worn = {k: q.to(x.device) for k, q in self.wear(dice).items()}
         source, (a, b), turn = anchors(labels["landmarks"].to(x.device))
-        light, lean = lighting(x, source, a, b)
+        light, lean = estimate_light(x, source, a, b)
         paint = (
-            torch.stack([rgb(worn[k]) for k in ("colour", "second", "trim")], 2).float()
+            torch.stack([unpack_rgb(worn[k]) for k in ("colour", "second", "trim")], 2).float()
             * light[:, :, None]
         )
         planes = torch.stack(
             put_on(
-                *on_nodes(h, w, source, a, b),
+                *node_coordinates(h, w, source, a, b),
                 worn["kind"].view(-1, 1, 1),
                 *(
                     q.float().view(-1, 1, 1)
@@ -457,18 +458,18 @@ class FaceMask(Degradation):
             ),
             1,
         )
-        y, step = x.clone(), PIECE if x.device.type == "cpu" else n
+        y, step = x.clone(), FACES_AT_ONCE if x.device.type == "cpu" else n
         maps = {
             k: x.new_zeros(n, c, h, w)
             for k, c in (("mask", 1), ("shadow", 1), ("layer", 3), ("gamma", 3))
         }
         for i in range(0, n, step):
             some = slice(i, i + step)
-            parts, (top, bottom, left, right) = sampled(
+            parts, (top, bottom, left, right) = sample_atlas(
                 planes[some], worn["style"][some], 1 / a.abs()[some, 0], h, w
             )
             view = lambda q: q[some, :, top:bottom, left:right]
-            laid_on(
+            composite(
                 view(x),
                 *(q.to(x.dtype) for q in (parts, paint[some], lean[some])),
                 self.shadow,

@@ -15,9 +15,9 @@ from ..degradations.resample import resize
 from ..base.weights import Unavailable, find_weights
 from ..losses.features import make_features
 from .. import FacelabError
-from .labelling import see
+from .labelling import predict_labels
 from .measures import Measure, measure, measures, register
-from .metrics import check_images
+from .metrics import check_pairs
 from ..training.models import load_model
 from ..networks.mobilefacenet import crops, load_mobilefacenet
 from ..faces.parts import five_points, parsing_11
@@ -127,7 +127,12 @@ class Judges:
         device="cpu",  # where to compute
         folder=None,  # where to look for weight files first
     ):
-        self.helpers, self.features, self.device, self.folder = Path(helpers), features, device, folder
+        self.helpers, self.features, self.device, self.folder = (
+            Path(helpers),
+            features,
+            device,
+            folder,
+        )
         self.opened, self.reasons, self.measured = {}, {}, set()
 
     def helper(self, address):
@@ -253,7 +258,7 @@ def _identity(judges, restored, target, labels, hidden):
 )
 def _landmarks(judges, restored, target, labels, hidden):
     (net, _, call), true = _opened(judges, "landmark_error"), _label(labels, "landmarks")
-    seen = see(net, restored, "landmarks", call)
+    seen = predict_labels(net, restored, "landmarks", call)
     if seen.shape != true.shape:
         raise Unavailable(
             f"the landmarker sees {seen.shape[1]} points but the face set has {true.shape[1]}"
@@ -271,7 +276,7 @@ def _landmarks(judges, restored, target, labels, hidden):
 )
 def _parsing(judges, restored, target, labels, hidden):
     (net, _, call), true = _opened(judges, "parsing_error"), _label(labels, "parsing")
-    return parsing_error(see(net, restored, "parsing", call), true)
+    return parsing_error(predict_labels(net, restored, "parsing", call), true)
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c032-1
 @measure(
@@ -292,7 +297,7 @@ def _hidden(judges, restored, target, labels, hidden):
 @torch.no_grad()
 def _judge(judges, restored, target, labels, hidden):
     "Column -> list of N floats (None for a face without), or None for the whole batch; the reason goes into the report."
-    check_images(restored, target)
+    check_pairs(restored, target)
     there = lambda x: None if x is None else x.to(judges.device)
     restored, target, hidden, labels = (
         there(restored),

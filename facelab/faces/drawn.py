@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['JAW_DEGREES', 'LIP_STATIONS', 'LIP_BORDERS', 'TEMPLATE', 'LEVELS', 'LIFTS', 'CHUNK', 'SPLIT', 'outline_points',
-           'points_of_parts', 'landmarks', 'turning_depth', 'depth_at', 'turn', 'alignment', 'framed', 'unturn',
-           'scenery', 'background', 'box', 'develop', 'paint', 'depth_map', 'draw_chunk', 'checked', 'draw_faces',
+           'points_of_parts', 'landmarks', 'turning_depth', 'depth_at', 'turn', 'alignment', 'frame_head', 'unturn',
+           'scenery', 'background', 'box', 'develop', 'paint', 'depth_map', 'draw_chunk', 'check_request', 'draw_faces',
            'draw_set']
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c002
@@ -184,7 +184,7 @@ def alignment(face, points):
     return a, b, mt[:, 0] - a * ms[:, 0] + b * ms[:, 1], mt[:, 1] - b * ms[:, 0] - a * ms[:, 1]
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c023
-def framed(face):
+def frame_head(face):
     "The 81 landmarks of the turned and framed head in picture sides (B,81,2), and the similarity that frames it."
     points = landmarks(face)
     u, v = points.unbind(2)
@@ -327,7 +327,7 @@ def depth_map(canvas):
 # %% ../../nbs/1_faces/06_drawn.ipynb #c044
 def draw_chunk(face, size):
     "A few faces at once."
-    points, move = framed(face)
+    points, move = frame_head(face)
     u, v = enlarge(unturn(face, move), size).unbind(1)
     canvas = canvas_at(face, background(face, size), u, v)
     paint(face, canvas)
@@ -340,7 +340,7 @@ def draw_chunk(face, size):
     )
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c047
-def checked(indices, size, identity):
+def check_request(indices, size, identity):
     "Whole-number arrays of indices and identities, or one sentence about what is wrong with them."
 
     def whole(x, what):
@@ -379,7 +379,7 @@ def draw_faces(
     identity=None,  # who is in each picture; by default everybody appears once: identity = index
 ) -> dict:  # image, parsing, landmarks_68, landmarks_81, depth, foreground, identity
     "Draw the pictures `indices`: each depends on (`seed`, index, identity) alone, whatever else is in the batch."
-    indices, identity = checked(indices, size, identity)
+    indices, identity = check_request(indices, size, identity)
     people = person(seed, identity)
     numbers = {**people, **picture(seed, indices, people)}
     chunk = max(1, CHUNK * 128**2 // size**2) if torch.device(device).type == "cpu" else 128

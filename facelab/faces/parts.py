@@ -4,14 +4,15 @@
 
 # %% auto #0
 __all__ = ['PART_OF', 'CLASSES_19', 'PARTS_11', 'TO_11', 'LANDMARK_SCHEMES', 'TEMPLATES', 'MIRROR_19', 'MIRROR_11', 'parts_table',
-           'parsing_11', 'Scheme', 'scheme', 'five_points', 'order_194', 'similarity', 'moved', 'align', 'mirror',
-           'right_sides', 'resize_labels', 'parsing_from_landmarks']
+           'parsing_11', 'Scheme', 'scheme', 'five_points', 'order_194', 'similarity', 'transform_landmarks',
+           'oversampling', 'align', 'mirror', 'correct_sides', 'resize_labels', 'parsing_from_landmarks']
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c002
 import math
 from dataclasses import replace
 from typing import NamedTuple
-import numpy as np, torch
+import numpy as np
+import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
 from ..base.files import markdown_table
@@ -240,7 +241,7 @@ def similarity(
     )
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c034
-def moved(
+def transform_landmarks(
     landmarks: torch.Tensor,  # (N, K, 2)
     matrices: torch.Tensor,  # (N, 2, 3)
 ) -> torch.Tensor:  # (N, K, 2) float32
@@ -249,7 +250,7 @@ def moved(
     return (landmarks.double() @ m[:, :, :2].mT + m[:, None, :, 2]).float()
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c038
-def _oversampling(scale):
+def oversampling(scale):
     "How much finer than the result to sample: at least twice, and at least as fine as the source."
     return max(2, math.ceil(1 / scale - 1e-6))
 
@@ -265,7 +266,7 @@ def align(
     inverse = torch.linalg.inv(
         torch.cat([to, torch.tensor([[[0.0, 0.0, 1.0]]], dtype=to.dtype).expand(len(to), 1, 3)], 1)
     )[:, :2].to(images)
-    k = _oversampling(to[:, :, 0].norm(dim=1).min().item())
+    k = oversampling(to[:, :, 0].norm(dim=1).min().item())
     at = (torch.arange(k * size, device=images.device, dtype=images.dtype) + 0.5) / k
     grid = torch.stack(torch.meshgrid(at, at, indexing="xy"), -1)
     source = grid.view(1, -1, 2) @ inverse[:, :, :2].mT + inverse[:, None, :, 2]
@@ -276,7 +277,7 @@ def align(
     )
     return F.interpolate(fine, size=(size, size), mode="bicubic", antialias=True).clamp(
         0, 1
-    ), moved(landmarks, to)
+    ), transform_landmarks(landmarks, to)
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c045
 def _renamed(names):
@@ -331,7 +332,7 @@ def mirror(
     return {key: one(key, value) for key, value in batch.items()}
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c053
-def right_sides(
+def correct_sides(
     labels: torch.Tensor,  # integer (N, H, W), the 19 classes
 ) -> torch.Tensor:  # the same, with each l_ part right of its r_ partner in the picture
     "Exchange the names of eyes, brows and ears that are on the wrong side of the picture."

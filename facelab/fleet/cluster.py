@@ -20,14 +20,14 @@ from pathlib import Path
 from tqdm import tqdm
 
 from facelab import FacelabError
-from facelab.base.files import answer, sha256
-from facelab.fleet.grid import fingerprint, locked, make
-from facelab.fleet.runner import arguments, asked_for, summary
+from facelab.base.files import run_command, sha256
+from facelab.fleet.grid import fingerprint, try_lock, make_recipe
+from facelab.fleet.runner import arguments, selected_recipes, describe_grid
 from facelab.fleet.sets import Job, Worker, read_file, write_file
 from facelab.faces.shards import FORMAT
 
 
-def started():
+def start_ray():
     "Ray, connected."
     try:
         import ray
@@ -40,13 +40,13 @@ def started():
 
 def make_locked(grid, name, *before):
     "A recipe on a worker; `before` are the recipes that Ray has waited for."
-    with locked(grid.lock(name), wait=True):
-        make(grid, name, progress=False)
+    with try_lock(grid.lock(name), wait=True):
+        make_recipe(grid, name, progress=False)
 
 
 def train_grid(grid, names, cpus=1, gpus=0, retries=5):
     "Make recipes, each as a task that waits for what it needs and is started again when its worker dies; what failed, and why."
-    ray, refs, failed = started(), {}, {}
+    ray, refs, failed = start_ray(), {}, {}
     task, shared = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(make_locked), ray.put(grid)
     for name in grid.order(names):
         refs[name] = task.options(name=name).remote(shared, name, *(refs[needed] for needed in grid.needs(name)))
@@ -59,7 +59,7 @@ def train_grid(grid, names, cpus=1, gpus=0, retries=5):
     return failed
 
 
-def over_shards(job, workers=None, cpus=1, gpus=0):
+def map_shards(job, workers=None, cpus=1, gpus=0):
     "Do a job to every shard of a set; what was made, one row a shard, in order."
     here = Worker(replace(job, device="cpu"))  # what cannot work is refused before anything starts
     made_from = {"what": job.what, "split": job.split, "degrade": job.degrade, "faces": fingerprint(job.source)}
@@ -71,7 +71,7 @@ def over_shards(job, workers=None, cpus=1, gpus=0):
         )
     write_file(job.out, "made_from.json", json.dumps(made_from).encode())
     n = len(here.shards)
-    started()
+    start_ray()
     from ray.data import ActorPoolStrategy, DataContext, from_items
 
     logging.getLogger("ray.data").setLevel(logging.ERROR)
@@ -112,12 +112,12 @@ def absolute(address):
 
 def restore_shards(source, model, out, workers=None, cpus=1, gpus=0, **more):
     "Restore a set of any size into shards; `more` as in `Job`."
-    return over_shards(Job("restore", *map(absolute, (source, model, out)), **more), workers, cpus, gpus)
+    return map_shards(Job("restore", *map(absolute, (source, model, out)), **more), workers, cpus, gpus)
 
 
 def score_shards(source, model, out, workers=None, cpus=1, gpus=0, split="test", **more):
     "Score a model on a set of any size, into one table a shard; `more` as in `Job`."
-    return over_shards(Job("score", *map(absolute, (source, model, out)), split, **more), workers, cpus, gpus)
+    return map_shards(Job("score", *map(absolute, (source, model, out)), split, **more), workers, cpus, gpus)
 
 
 def averages(out, made):
@@ -159,9 +159,9 @@ def main(argv=None):
 
     def run():
         if args.command == "train":
-            grid, names = asked_for(args)
+            grid, names = selected_recipes(args)
             failed = train_grid(grid, names, args.cpus, args.gpus)
-            return summary(
+            return describe_grid(
                 grid,
                 names,
                 failed,
@@ -175,7 +175,7 @@ def main(argv=None):
             args.batch,
             threads=args.cpus,
         )
-        made = over_shards(job, args.workers, args.cpus, args.gpus)
+        made = map_shards(job, args.workers, args.cpus, args.gpus)
         print(
             f"{sum(row['faces'] for row in made):,} faces in {len(made)} shards, {sum(row['new'] for row in made)} of"
             " them made now"
@@ -184,7 +184,7 @@ def main(argv=None):
             print(", ".join(f"{name} {value:.4f}" for name, value in averages(args.out, made).items()))
         return 0
 
-    return answer(run)
+    return run_command(run)
 
 
 if __name__ == "__main__":

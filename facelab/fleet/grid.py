@@ -14,9 +14,9 @@ from facelab import FacelabError
 from facelab.base.names import check_keys, near
 from facelab.base.params import load_params, merge, project_root, read_yaml
 from facelab.base.schema import check_params
-from facelab.pipeline.sources import closure, paper_sources, recipe_sources, used
-from facelab.base.files import sha256, was_made, write_record, write_text
-from facelab.training.recipes import asks_features, folder_of, load_recipes, helpers_used, resolve
+from facelab.pipeline.sources import closure, paper_sources, recipe_sources, modules_in
+from facelab.base.files import sha256, record_matches, write_record, write_text
+from facelab.training.recipes import needs_features, folder_of, load_recipes, helpers_used, resolve
 
 
 @dataclass
@@ -42,7 +42,7 @@ class Grid:
         "What has to be trained before: helpers, and the features network if a loss asks for it."
         return [
             *helpers_used(self.recipes[name]),
-            *["features"] * asks_features(resolve(name, self.recipes, self.params)),
+            *["features"] * needs_features(resolve(name, self.recipes, self.params)),
         ]
 
     def order(self, names):
@@ -90,11 +90,11 @@ class Grid:
         }
 
     def is_trained(self, name):
-        return was_made(self.record(name), self.training(name)) and (self.folder(name) / "recipe.json").exists()
+        return record_matches(self.record(name), self.training(name)) and (self.folder(name) / "recipe.json").exists()
 
     def is_done(self, name):
         row = self.recipes[name]["kind"] == "recipes"
-        return self.is_trained(name) and (not row or was_made(self.record(f"{name}.scores"), self.scoring(name)))
+        return self.is_trained(name) and (not row or record_matches(self.record(f"{name}.scores"), self.scoring(name)))
 
 
 def open_grid(faces, out, params, root=None, **more):
@@ -107,7 +107,7 @@ def open_grid(faces, out, params, root=None, **more):
     sources |= {
         f"inputs@{r['inputs']}": {
             "steps": r["degradation"],
-            "modules": closure(used(r["degradation"]) | {"facelab.evaluation.inputs"}, root),
+            "modules": closure(modules_in(r["degradation"]) | {"facelab.evaluation.inputs"}, root),
         }
         for r in recipes.values()
     }
@@ -130,24 +130,24 @@ def effective_params(root, profile=None, path=None):
     return {**params, "profile": profile or params["profile"]}
 
 
-def file_of(pack):
+def pack_file(pack):
     "The safetensors file that a face set is, or None: then it is made of shards."
-    from facelab.faces.sets import _saved
+    from facelab.faces.sets import find_set_file
 
-    return _saved(pack)
+    return find_set_file(pack)
 
 
 def fingerprint(pack):
     "What identifies a face set: the hash of its file, or of the list of its shards."
-    if file := file_of(pack):
+    if file := pack_file(pack):
         return sha256(file)
-    return hashlib.sha256(json.dumps(opened(pack).shards.rows).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(open_pack(pack).shards.rows).encode()).hexdigest()[:16]
 
 
 @lru_cache(maxsize=1)
-def opened(pack):
+def open_pack(pack):
     "The face set of a pack, opened once a process."
-    if file := file_of(pack):
+    if file := pack_file(pack):
         from facelab.faces.sets import FaceSet
 
         return FaceSet.load(file)
@@ -157,7 +157,7 @@ def opened(pack):
 
 
 @contextmanager
-def locked(path, wait=False):
+def try_lock(path, wait=False):
     "True inside `with` if the lock is ours; the system takes it from a process that dies."
     with open(path, "w") as file:
         try:
@@ -168,7 +168,7 @@ def locked(path, wait=False):
             yield True
 
 
-def make(grid, name, deadline=None, progress=True):
+def make_recipe(grid, name, deadline=None, progress=True):
     "Train one recipe and score it, as far as that is not done; False if time was up before. Nobody else may make it meanwhile."
     import torch
 
@@ -192,7 +192,7 @@ def make(grid, name, deadline=None, progress=True):
 
         run = train(
             recipe,
-            opened(grid.faces),
+            open_pack(grid.faces),
             grid.folder(name),
             grid.out / "history" / f"{name}.csv",
             grid.out / "state" / f"{name}.safetensors",
@@ -216,14 +216,14 @@ def score(grid, name):
     import torch
 
     from facelab.base.devices import pick_device
-    from facelab.evaluation.restore import Restoration, restored_anew
+    from facelab.evaluation.restore import Restoration, update_restored
     from facelab.evaluation.judges import Judges
     from facelab.evaluation.metrics import write_scores
     from facelab.evaluation.scores import score_faces
 
     recipe, faces, device, made_from = (
         grid.recipes[name],
-        opened(grid.faces).subset("test"),
+        open_pack(grid.faces).subset("test"),
         pick_device(grid.params["train"]["device"]),
         grid.scoring(name),
     )
@@ -231,10 +231,10 @@ def score(grid, name):
     what, batch, inputs = (
         Restoration(name, name, recipe["inputs"]),
         grid.params["evaluate"]["batch"],
-        degraded(grid, recipe, faces, device).parent,
+        test_inputs(grid, recipe, faces, device).parent,
     )
     restored, scores = (grid.out / folder / recipe["paper"] for folder in ("restored", "scores"))
-    restored_anew(
+    update_restored(
         what, grid.folder(name), inputs, faces.names, restored, device, batch, {"code": made_from["code"]["restore"]}
     )
     judges = Judges(grid.out / "helpers", grid.out / "models" / "features", device)
@@ -244,7 +244,7 @@ def score(grid, name):
     write_record(grid.record(f"{name}.scores"), made_from)
 
 
-def degraded(grid, recipe, faces, device):
+def test_inputs(grid, recipe, faces, device):
     "The folder of the degraded test faces of a recipe, made if need be."
     from facelab.evaluation.inputs import write_inputs
 
@@ -255,8 +255,8 @@ def degraded(grid, recipe, faces, device):
         f"inputs@{recipe['inputs']}",
         grid.inputs_from(recipe["inputs"]),
     )
-    with locked(grid.lock(what), wait=True):
-        if not (was_made(grid.record(what), made_from) and (folder / "manifest.json").exists()):
+    with try_lock(grid.lock(what), wait=True):
+        if not (record_matches(grid.record(what), made_from) and (folder / "manifest.json").exists()):
             write_inputs(folder, faces, recipe["degradation"], grid.params["seed"], device)
             write_record(grid.record(what), made_from)
     return folder

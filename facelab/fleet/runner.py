@@ -19,8 +19,8 @@ import traceback
 from facelab import FacelabError
 from facelab.base.names import near
 from facelab.base.params import project_root
-from facelab.base.files import answer, say
-from facelab.fleet.grid import effective_params, locked, make, open_grid
+from facelab.base.files import run_command, print_line
+from facelab.fleet.grid import effective_params, try_lock, make_recipe, open_grid
 
 
 def turns(grid, names, failed, deadline=None):
@@ -35,7 +35,7 @@ def turns(grid, names, failed, deadline=None):
             elif not missing and grid.is_done(name):
                 todo.remove(name)
             elif not missing:
-                with locked(grid.lock(name)) as ours:
+                with try_lock(grid.lock(name)) as ours:
                     if ours and not grid.is_done(name):
                         yield name
                         todo.remove(name)
@@ -55,7 +55,7 @@ def make_all(grid, names, deadline=None):
     while (name := agreed(next(mine, None)) if processes > 1 else next(mine, None)) is not None:
         began = time.monotonic()
         try:
-            if make(grid, name, deadline) and first:
+            if make_recipe(grid, name, deadline) and first:
                 print(f"{name}: finished in {time.monotonic() - began:.1f} s", flush=True)
         except Exception as error:
             if processes > 1:
@@ -79,7 +79,7 @@ def arguments(parser):
     return parser
 
 
-def asked_for(args):
+def selected_recipes(args):
     "The grid and the recipes that a command asks for."
     root = project_root()
     grid = open_grid(
@@ -97,7 +97,7 @@ def asked_for(args):
     return grid, args.recipes or [name for name, paper in rows.items() if paper in (args.papers or rows.values())]
 
 
-def summary(grid, names, failed, left):
+def describe_grid(grid, names, failed, left):
     "Say how far it came; the exit status."
     listed = grid.order(names)
     print(
@@ -105,7 +105,7 @@ def summary(grid, names, failed, left):
         + f"; to go on with: {', '.join(left)}" * bool(left)
     )
     for name, why in failed.items():
-        say(f"failed: {name}: {why}", sys.stderr)
+        print_line(f"failed: {name}: {why}", sys.stderr)
     return 1 if failed else 2 if left else 0
 
 
@@ -129,11 +129,11 @@ def main(argv=None):
                 "lightning_fabric, which places networks on devices, is missing on this machine: pip install"
                 " lightning-fabric"
             )
-        grid, names = asked_for(args)
+        grid, names = selected_recipes(args)
         failed, left = make_all(grid, names, args.seconds and began + args.seconds)
-        return summary(grid, names, failed, left) if int(os.environ.get("RANK", 0)) == 0 else 0
+        return describe_grid(grid, names, failed, left) if int(os.environ.get("RANK", 0)) == 0 else 0
 
-    return answer(run)
+    return run_command(run)
 
 
 if __name__ == "__main__":

@@ -12,17 +12,17 @@ from tqdm import tqdm
 
 from facelab import FacelabError
 from facelab.degradations.chain import Chain
-from facelab.degradations.degradation import wanted_labels
+from facelab.degradations.degradation import select_labels
 from facelab.base.devices import pick_device
 from facelab.base.dice import Dice
 from facelab.base.files import replacing
 from facelab.faces.sets import FaceSet
 from facelab.faces.layouts import Files
 from facelab.base.images import to_float, to_uint8
-from facelab.evaluation.inputs import packed, unpacked
+from facelab.evaluation.inputs import encode_map, decode_map
 from facelab.evaluation.metrics import score, write_scores
-from facelab.training.models import load_model, maps_taken, restore
-from facelab.faces.shards import _members_of, _write_shard, open_shards
+from facelab.training.models import load_model, extra_inputs, restore
+from facelab.faces.shards import parse_members, write_shard, open_shards
 
 
 @dataclass
@@ -70,11 +70,11 @@ class Worker:
         if not self.chain:
             return {"input": self.faces.batch(rows, device=self.device, labels=())["image"]}
         batch = self.faces.batch(
-            rows, device=self.device, labels=wanted_labels(self.chain.needs, self.faces.labels, self.recipe["name"])
+            rows, device=self.device, labels=select_labels(self.chain.needs, self.faces.labels, self.recipe["name"])
         )
         out = self.chain(batch.pop("image"), Dice(self.recipe["seed"], "test", rows.tolist()), **batch)
         maps = {
-            name: unpacked(packed(out.maps[name])).to(self.device) for name in maps_taken(self.net) if name in out.maps
+            name: decode_map(encode_map(out.maps[name])).to(self.device) for name in extra_inputs(self.net) if name in out.maps
         }
         return {**maps, "input": to_float(to_uint8(out.input))}
 
@@ -91,7 +91,7 @@ class Worker:
             self.faces.names,
             self.faces.split,
         )
-        _write_shard(path, faces, rows, None, tqdm(disable=True))
+        write_shard(path, faces, rows, None, tqdm(disable=True))
 
     def score(self, path, rows):
         "A table with one row a face."
@@ -111,7 +111,7 @@ class Worker:
         if data is None or self.job.what == "score":
             return data is not None and len(data.splitlines()) == row["faces"] + 1
         try:
-            return bool(_members_of(data, row["file"], row["faces"], ["picture", "json"]))
+            return bool(parse_members(data, row["file"], row["faces"], ["picture", "json"]))
         except FacelabError:
             return False
 

@@ -7,9 +7,9 @@ __all__ = ['Perceptual', 'gram', 'Style']
 
 # %% ../../nbs/4_losses/03_perceptual.ipynb #c003
 import torch
-from torch import nn
 from .. import FacelabError
 from .pixel import comparable, l1, mse, widen
+from torch import nn
 
 # %% ../../nbs/4_losses/03_perceptual.ipynb #c006
 class Perceptual(nn.Module):

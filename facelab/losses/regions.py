@@ -7,9 +7,9 @@ __all__ = ['masked', 'composite', 'hole', 'recomposed', 'shrunk', 'resized']
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c003
 import torch.nn.functional as F
+from .. import FacelabError
 from ..degradations.rain import recompose
 from ..degradations.resample import resize
-from .. import FacelabError
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c006
 def _fits(x, mask):

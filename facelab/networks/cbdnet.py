@@ -7,12 +7,12 @@ __all__ = ['conv_block', 'NoiseEstimator', 'DenoisingUNet', 'CBDNet']
 
 # %% ../../nbs/3_networks/30_cbdnet.ipynb #c002
 import torch
-from torch import nn
 import torch.nn.functional as F
 from .expect import expect
+from .identity_start import init_he_balanced
 from .rcan import ChannelGate
-from .identity_start import he_normal
 from .registry import network
+from torch import nn
 
 # %% ../../nbs/3_networks/30_cbdnet.ipynb #c007
 def conv_block(
@@ -40,7 +40,7 @@ class NoiseEstimator(nn.Module):
             conv_block(3, *[width] * 4, attention=attention),
             nn.Conv2d(width, 3, 3, padding=1),
         )
-        he_normal(self)
+        init_he_balanced(self)
         nn.init.normal_(self.last.weight, std=0.001), nn.init.constant_(self.last.bias, 0.1)
 
     def forward(self, I):
@@ -70,7 +70,7 @@ class DenoisingUNet(nn.Module):
         )
         self.out = nn.Conv2d(w, 3, 1)
         self.closing = ("out",)
-        he_normal(self)
+        init_he_balanced(self)
         nn.init.normal_(self.out.weight, std=0.001)
 
     def forward(self, gamma, I):

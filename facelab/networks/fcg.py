@@ -7,15 +7,16 @@ __all__ = ['COMPONENTS', 'BOXES', 'FCGGenerator', 'average_boxes', 'ComponentCri
 
 # %% ../../nbs/3_networks/54_fcg.ipynb #c002
 import math
+
 import torch
-from torch import nn
-from ..faces.parts import PARTS_11, parsing_11
 from .. import FacelabError
+from ..faces.parts import PARTS_11, parsing_11
 from .expect import expect
-from .srgan import Discriminator
-from .srresnet import SRResNet
 from .fpm import FaceParsing
 from .registry import network
+from .srgan import Discriminator
+from .srresnet import SRResNet
+from torch import nn
 
 # %% ../../nbs/3_networks/54_fcg.ipynb #c006
 @network(

@@ -7,11 +7,11 @@ __all__ = ['FaceParsing']
 
 # %% ../../nbs/3_networks/53_fpm.ipynb #c002
 import torch
-from torch import nn
 import torch.nn.functional as F
 from .expect import expect
 from .rain_removal import double_conv
 from .registry import network
+from torch import nn
 
 # %% ../../nbs/3_networks/53_fpm.ipynb #c009
 @network(

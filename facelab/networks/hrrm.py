@@ -7,9 +7,9 @@ __all__ = ['DenseLayer', 'dense_block', 'transition', 'DenseEncoder', 'DenseDeco
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c002
 import torch
-from torch import nn
 from .expect import expect
 from .registry import network
+from torch import nn
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c009
 class DenseLayer(nn.Module):

@@ -7,12 +7,12 @@ __all__ = ['ConvBNReLU', 'Block35', 'CrossBlock', 'Reduction6a', 'Reduction7a', 
 
 # %% ../../nbs/3_networks/41_inception_resnet.ipynb #c002
 import torch
-from torch import nn
 import torch.nn.functional as F
 from .. import FacelabError
 from .expect import expect
-from .lightcnn import Recogniser, spread
+from .lightcnn import Recogniser, blocks_per_stage
 from .registry import network
+from torch import nn
 
 # %% ../../nbs/3_networks/41_inception_resnet.ipynb #c005
 class ConvBNReLU(nn.Module):
@@ -141,7 +141,7 @@ class InceptionResnetV1(Recogniser):
         dropout=0.6,  # before the embedding
     ):
         super().__init__(embedding, identities)
-        w, (n35, n17, n8) = width, spread(depth, (5, 10, 5))
+        w, (n35, n17, n8) = width, blocks_per_stage(depth, (5, 10, 5))
         self.conv2d_1a, self.conv2d_2a = ConvBNReLU(3, w, 3, 2), ConvBNReLU(w, w, 3)
         self.conv2d_2b, self.maxpool_3a = ConvBNReLU(w, 2 * w, 3, padding=1), nn.MaxPool2d(3, 2)
         self.conv2d_3b, self.conv2d_4a, self.conv2d_4b = (

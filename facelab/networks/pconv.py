@@ -7,11 +7,11 @@ __all__ = ['PartialConv2d', 'PartialBlock', 'PartialUpBlock', 'PConvUNet']
 
 # %% ../../nbs/3_networks/31_pconv.ipynb #c002
 import torch
-from torch import nn
 import torch.nn.functional as F
 from .. import FacelabError
 from .expect import expect
 from .registry import network
+from torch import nn
 
 # %% ../../nbs/3_networks/31_pconv.ipynb #c005
 class PartialConv2d(nn.Conv2d):

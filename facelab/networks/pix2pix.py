@@ -7,12 +7,12 @@ __all__ = ['down', 'up', 'Pix2Pix', 'PatchGAN', 'StarGANCritic']
 
 # %% ../../nbs/3_networks/33_pix2pix.ipynb #c002
 import torch
-from torch import nn
 from .. import FacelabError
 from ..degradations.resample import resize
 from .expect import expect
-from .srresnet import doublings
 from .registry import network
+from .srresnet import count_doublings
+from torch import nn
 
 # %% ../../nbs/3_networks/33_pix2pix.ipynb #c005
 def down(
@@ -75,7 +75,7 @@ class Pix2Pix(nn.Module):
         n, self.scale, self.multiple = (
             [width * min(2**i, 8) for i in range(levels)],
             scale,
-            max(1, 2 ** (levels - doublings(scale))),
+            max(1, 2 ** (levels - count_doublings(scale))),
         )
         inner = range(1, levels)
         self.down = nn.ModuleList(

@@ -7,11 +7,12 @@ __all__ = ['ChannelAttention', 'BasicBlock', 'SRBranch', 'Hourglass', 'PriorBran
 
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c002
 from collections import OrderedDict
+
 import torch
-from torch import nn
 import torch.nn.functional as F
 from .. import FacelabError
-from .srresnet import ResidualBlock, doubling, doublings
+from .srresnet import ResidualBlock, count_doublings, doubling
+from torch import nn
 
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c009
 class ChannelAttention(nn.Module):
@@ -77,7 +78,7 @@ class SRBranch(nn.Module):
         self.conv2 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
         self.closing = ("conv2.1",)
         self.up = nn.Sequential(
-            OrderedDict((f"pixelshuffle{i + 1}", doubling(width)) for i in range(doublings(scale)))
+            OrderedDict((f"pixelshuffle{i + 1}", doubling(width)) for i in range(count_doublings(scale)))
         )
         self.conv3 = nn.Conv2d(width, 3, kernel, padding=kernel // 2)
 
@@ -131,7 +132,7 @@ class PriorBranch(nn.Module):
             ]
         )
         self.up = nn.Sequential(
-            OrderedDict((f"pixelshuffle{i + 1}", doubling(width)) for i in range(doublings(scale)))
+            OrderedDict((f"pixelshuffle{i + 1}", doubling(width)) for i in range(count_doublings(scale)))
         )
         self.conv2 = nn.Conv2d(width, parts, 3, padding=1)
         self.closing = ("conv2",)  # no maps yet in an identity start

@@ -9,13 +9,13 @@ __all__ = ['residue', 'window_mean', 'guided_filter', 'Decomposition', 'double_c
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c002
 import torch
-from torch import nn
 import torch.nn.functional as F
-from ..degradations.resample import resize
 from .. import FacelabError
+from ..degradations.resample import resize
 from .expect import expect
-from .srresnet import doublings
 from .registry import network
+from .srresnet import count_doublings
+from torch import nn
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c008
 def residue(
@@ -274,7 +274,7 @@ class HeavyRainRemoval(nn.Module):
         depth=2,  # blocks in the middle of the streak branch
     ):
         super().__init__()
-        self.scale, self.multiple = scale, max(1, 64 >> doublings(scale))
+        self.scale, self.multiple = scale, max(1, 64 >> count_doublings(scale))
         self.decomposition = Decomposition()
         self.transmission, self.light, self.streaks = (
             TransmissionBranch(width=width),

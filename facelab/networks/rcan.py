@@ -9,7 +9,7 @@ __all__ = ['SubMean', 'AddMean', 'ChannelGate', 'RCAB', 'ResidualGroup', 'plain_
 import torch
 from torch import nn
 from .expect import expect
-from .srresnet import doublings
+from .srresnet import count_doublings
 from .registry import network
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c005
@@ -128,7 +128,7 @@ class RCAN(nn.Module):
         )
         self.conv = nn.Conv2d(width, width, 3, padding=1)
         self.closing = ("conv",)
-        self.up = nn.Sequential(*[plain_doubling(width) for _ in range(doublings(scale))])
+        self.up = nn.Sequential(*[plain_doubling(width) for _ in range(count_doublings(scale))])
         self.tail = nn.Conv2d(width, 3, 3, padding=1)
 
     def forward(self, x):

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from .. import FacelabError
 from .expect import expect
 from .rcan import AddMean, SubMean
-from .rrdb import he_start
+from .rrdb import init_he
 from .registry import network
 
 # %% ../../nbs/3_networks/15_srfbn.ipynb #c005
@@ -31,7 +31,7 @@ def with_prelu(
     conv,  # an nn.Conv2d or nn.ConvTranspose2d
 ):
     "The convolution with He's weights, and a PReLU."
-    he_start(conv)
+    init_he(conv)
     return nn.Sequential(conv, nn.PReLU(init=0.2))
 
 # %% ../../nbs/3_networks/15_srfbn.ipynb #c008
@@ -93,7 +93,7 @@ class SRFBN(nn.Module):
         self.block = FeedbackBlock(scale, width, groups)
         self.out = with_prelu(nn.ConvTranspose2d(width, width, **projection(scale)))
         self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
-        he_start(self.conv_out)
+        init_he(self.conv_out)
         self.closing = ("conv_out",)  # an identity start is the bilinear picture
 
     def forward(self, x):

@@ -7,12 +7,13 @@ __all__ = ['SHARED', 'Noise', 'layer', 'FiveLayerCNN', 'Encoder', 'Decoder', 'Tw
 
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c002
 from collections import OrderedDict
+
 import torch
-from torch import nn
 from .. import FacelabError
 from .expect import expect
-from .srresnet import doublings
 from .registry import network
+from .srresnet import count_doublings
+from torch import nn
 
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c006
 class Noise(nn.Module):
@@ -64,7 +65,7 @@ class FiveLayerCNN(nn.Module):
         noise=0.0,  # strength of the noise after every convolution
     ):
         super().__init__()
-        strides = doublings(scale)
+        strides = count_doublings(scale)
         if strides > 3:
             raise FacelabError(
                 f"scale is {scale}, but three of five layers can double: give 2, 4 or 8"

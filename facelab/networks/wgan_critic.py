@@ -6,10 +6,10 @@
 __all__ = ['layer_norm', 'DownBlock', 'WGANCritic']
 
 # %% ../../nbs/3_networks/51_wgan_critic.ipynb #c002
-from torch import nn
 from .. import FacelabError
 from .expect import expect
 from .registry import network
+from torch import nn
 
 # %% ../../nbs/3_networks/51_wgan_critic.ipynb #c005
 def layer_norm(channels):

@@ -14,7 +14,7 @@ from facelab.training.recipes import load_recipes
 TAG = "navigation"  # of the cell
 
 
-def about(source, cells):
+def title_and_claim(source, cells):
     "Title and claim of a notebook: its first heading, and the quotation or the sentence below it."
     text = "\n\n".join("".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown")
     found = re.search(r"(?m)^# (.+)\n+(?:((?:>.*\n?)+)|(\w(?:.|\n(?!\n))*?[.!?])(?=\s|$))", text)
@@ -66,7 +66,7 @@ def with_navigation(root):
     "Path -> text: every notebook that people read, its last lines as they should be, and the contents."
     pages = [page for page in pages_of(root) if page.source.suffix == ".ipynb" and page.source != CONTENTS]
     books = {page.source: json.loads((root / page.source).read_text()) for page in pages}
-    known = {source: about(source, book["cells"]) for source, book in books.items()}
+    known = {source: title_and_claim(source, book["cells"]) for source, book in books.items()}
     order = [CONTENTS, *(page.source for page in pages if page.section != "pipeline")]
     titles = {CONTENTS: "Contents"} | {source: title for source, (title, _) in known.items()}
     papers, used = {source.stem: source for source in order if source.parts[1] == "papers"}, users(root)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from facelab import FacelabError
 from facelab.base.names import near
-from facelab.pipeline.sources import evaluated
+from facelab.pipeline.sources import evaluated_papers
 from facelab.base.files import write_text
 
 HEAD = """# Written by `python -m facelab.pipeline grid`; run by `make repro`.
@@ -43,7 +43,7 @@ def stale_stages(root):
         }
 
 
-def of_paper(stages, paper, papers):
+def stages_of_paper(stages, paper, papers):
     "The stages that a paper's tables, figures and drawings need."
     if paper not in papers:
         raise FacelabError(f"there is no paper {paper!r}: {near(paper, papers)}")
@@ -61,7 +61,7 @@ def needed_for(names, stages):
     return kept
 
 
-def bundled(stages, alone):
+def bundle(stages, alone):
     "Stages in bundles: those of one kind that need the same, `TOGETHER` at a time; what stands `alone` stays so."
     alike = {}
     for name, needs in stages.items():
@@ -71,13 +71,13 @@ def bundled(stages, alone):
 
 def write_grid(root, paper=None):
     "Write `build/grid.mk`, all of it or what one paper shows; returns how many stages it holds."
-    papers, stages, build = evaluated(root), stale_stages(root), Path(root) / "build"
+    papers, stages, build = evaluated_papers(root), stale_stages(root), Path(root) / "build"
     first = [
         name for name in (f"tables@{papers[0]}", f"figures@{papers[0]}") if name in stages
     ]  # something to see, while the others are made
-    stages = of_paper(stages, paper, papers) if paper else stages
+    stages = stages_of_paper(stages, paper, papers) if paper else stages
     (build / "logs").mkdir(parents=True, exist_ok=True)
-    bundles = bundled(stages, needed_for(first, stages))
+    bundles = bundle(stages, needed_for(first, stages))
     leader = {name: names[0] for names in bundles for name in names}
     rules = [
         f"{names[0]}: STAGES := {' '.join(names)}\n{names[0]}:"

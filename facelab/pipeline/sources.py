@@ -17,7 +17,7 @@ from facelab import FacelabError
 from facelab.base.params import load_params, read_yaml
 from facelab.base.names import near
 from facelab.base.files import write_text
-from facelab.training.recipes import asked_of_unseen, load_degradations, load_recipes, resolve
+from facelab.training.recipes import unseen_inputs, load_degradations, load_recipes, resolve
 
 
 def _without_docstrings(tree):
@@ -89,12 +89,12 @@ def closure(names, root):
     return dict(sorted(seen.items()))
 
 
-def used(recipe):
+def modules_in(recipe):
     "Modules that are named in `use:` fields, anywhere in a recipe."
     if isinstance(recipe, dict):  # "networks.srresnet.SRResNet" stands in facelab.networks.srresnet
         own = {"facelab." + recipe["use"].rpartition(".")[0]} if "." in str(recipe.get("use", "")) else set()
-        return own.union(*(used(value) for value in recipe.values()))
-    return set().union(*map(used, recipe)) if isinstance(recipe, list) else set()
+        return own.union(*(modules_in(value) for value in recipe.values()))
+    return set().union(*map(modules_in, recipe)) if isinstance(recipe, list) else set()
 
 
 PARAMETERS = {  # stage -> what it reads of params.yaml; of a recipe's parameters, `train` sees the result
@@ -114,7 +114,7 @@ PARAMETERS = {  # stage -> what it reads of params.yaml; of a recipe's parameter
 def stage_source(root, notebook, params, about=None):
     "What one stage depends on besides data: code, parameters, and the recipe or paper that it is `about`."
     code = notebook_code(root / "nbs" / "pipeline" / f"{notebook}.ipynb")
-    modules = closure(imports(code) | used(about) | {"facelab.pipeline.notebooks"}, root)
+    modules = closure(imports(code) | modules_in(about) | {"facelab.pipeline.notebooks"}, root)
     values = {name: reduce(getitem, name.split("."), params) for name in PARAMETERS.get(notebook, ())}
     return {"notebook": digest(code), "modules": modules, "parameters": values, "about": about}
 
@@ -142,7 +142,7 @@ def paper_sources(root, recipes, params):
     figures and drawings on what the paper reports and on the names of rows; claims on all papers."""
     papers = read_papers(root)
     labels = {name: r["label"] for name, r in recipes.items() if r["kind"] == "recipes"}
-    for paper in evaluated(root):
+    for paper in evaluated_papers(root):
         says = papers.get(paper, {})
         wanted = says.get("evaluate") or []
         names = {name for name, r in recipes.items() if r["kind"] == "recipes" and r["paper"] == paper} | {
@@ -199,7 +199,7 @@ def read_papers(root):
     return {path.stem: read_yaml(path) for path in sorted((root / "papers").glob("*.yaml"))}
 
 
-def evaluated(root):
+def evaluated_papers(root):
     "The papers whose systems are restored and scored, as dvc.yaml has them."
     return list(
         dict.fromkeys(
@@ -250,7 +250,7 @@ def write_sources(root):
         root,
         "synthesize",
         params,
-        {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": asked_of_unseen(papers)},
+        {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": unseen_inputs(papers)},
     )
     out["samples"] = stage_source(
         root, "samples", params, {paper: says.get("samples", {}) for paper, says in papers.items()}

@@ -10,7 +10,7 @@ __all__ = ['PALETTE', 'MARKS', 'RULES', 'panels', 'check_series', 'legend', 'int
 import numpy as np
 
 from .. import FacelabError
-from ..base.images import LABEL_COLOURS, _png
+from ..base.images import LABEL_COLOURS, png_bytes
 from ..evaluation.metrics import bootstrap
 from ..evaluation.measures import axis_text
 from ..evaluation.summary import label_of, summary
@@ -47,7 +47,7 @@ def panels(
     with rc_context(RULES):
         fig = Figure(figsize=(width * n, height), layout="constrained")
         axes = fig.subplots(1, n, squeeze=False, **more)[0]
-    fig._repr_png_ = lambda: _png(fig)
+    fig._repr_png_ = lambda: png_bytes(fig)
     return fig, list(axes)
 
 

@@ -21,7 +21,7 @@ from ..evaluation.identification import read_ranks
 from ..base.names import check_keys, near
 from ..base.params import read_yaml
 from ..base.files import markdown_table
-from ..base.images import _png
+from ..base.images import png_bytes
 from ..evaluation.metrics import as_convention
 from ..evaluation.measures import measure_of
 from .tables import Table, table_rows
@@ -834,5 +834,5 @@ def claims_figure(
         va="center",
         fontsize=7,
     )
-    fig._repr_png_ = lambda: _png(fig)
+    fig._repr_png_ = lambda: png_bytes(fig)
     return fig

@@ -28,9 +28,9 @@ from ..evaluation.restore import read_restored
 from ..faces.parts import parsing_11
 from ..base.images import colour_labels, show, to_float
 from ..evaluation.inputs import Inputs
-from ..evaluation.labelling import MAPS, see
+from ..evaluation.labelling import LABEL_MAPS, predict_labels
 from ..training.models import load_model
-from ..evaluation.photographs import Restorer, open_photograph, pictures, mask_of
+from ..evaluation.photographs import Restorer, open_photograph, find_pictures, read_mask
 from ..training.recipes import folder_of
 from ..evaluation.summary import face_values, find_rows, label_of, own_degradation, recipe_of
 
@@ -138,10 +138,10 @@ def parts_found(
     what, by = view["parts"], finder(view)
     if by == "labels":
         return faces.batch(indices, labels=(what,))[what]
-    name = MAPS[what][2] if by == "labelling" else by
+    name = LABEL_MAPS[what][2] if by == "labelling" else by
     net, recipe = load_model(Path(album.build) / folder_of(name, album.recipes[name]))
     with torch.inference_mode():
-        return see(net, x, what, recipe.get("call"))
+        return predict_labels(net, x, what, recipe.get("call"))
 
 
 def coloured(
@@ -498,13 +498,13 @@ def check_views(spec, album):
             )
         one_of(view.get("enlarge", "bicubic"), ("bicubic", "nearest"), "way to enlarge")
         if "parts" in view:
-            one_of(view["parts"], MAPS, "kind of parts")
+            one_of(view["parts"], LABEL_MAPS, "kind of parts")
             one_of(
                 finder(view),
                 (
                     "labels",
                     "labelling",
-                    *(n for n, r in album.recipes.items() if r["kind"] == "parts"),
+                    *(n for n, r in album.recipes.items() if r["kind"] == "helpers"),
                 ),
                 "finder of parts",
             )
@@ -522,10 +522,10 @@ def photographs(spec, album, n):
         Restorer(Path(album.build) / folder_of(name, album.recipes[name]), size=album.faces.size)
         for name in spec["systems"]
     ]
-    shots = [open_photograph(path, album.faces.size) for path in pictures([folder])[:n]]
+    shots = [open_photograph(path, album.faces.size) for path in find_pictures([folder])[:n]]
     faces = torch.stack([shot.face for shot in shots])
     hidden = (
-        torch.cat([mask_of(shot.path, folder.parent / spec["hidden"], shot) for shot in shots])
+        torch.cat([read_mask(shot.path, folder.parent / spec["hidden"], shot) for shot in shots])
         if "hidden" in spec
         else None
     )

@@ -22,7 +22,7 @@ from ..base.names import near, locate
 from ..base.files import markdown_table
 from ..training.models import load_model
 from facelab.training.recipes import (
-    asks_features,
+    needs_features,
     load_degradations,
     load_losses,
     load_recipes,
@@ -237,7 +237,7 @@ def learn(
     asked = [*recipe.get("begin", {}).values(), *recipe.get("helpers", {}).values()]
     parts = dict.fromkeys(
         ["/".join(address.partition(".")[0].split("/")[-2:]) for address in asked]
-        + ["features"] * asks_features(recipe)
+        + ["features"] * needs_features(recipe)
     )
     for part in parts:
         if not (self.workshop / part / "recipe.json").exists():

@@ -16,13 +16,13 @@ from PIL import Image
 
 from .. import FacelabError
 from ..degradations.chain import Chain
-from ..degradations.degradation import wanted_labels
+from ..degradations.degradation import select_labels
 from ..degradations.resample import resize
 from ..base.files import markdown_table, sha256, write_text
 from ..faces.sets import FaceSet, LABELS, open_faces
 from ..faces.parts import five_points
-from ..evaluation.inputs import _degraded
-from ..evaluation.labelling import see
+from ..evaluation.inputs import degrade_faces
+from ..evaluation.labelling import predict_labels
 from ..evaluation.metrics import score
 from ..training.models import load_model, read_tensors, restore, write_model
 from ..training.zoo import SHIPPED
@@ -154,7 +154,7 @@ def measured(
     rows = torch.arange(len(faces))
     if recipe["kind"] != "recipes":
         given = faces.batch(rows, labels=("landmarks",))
-        seen = torch.cat([see(net, x, "landmarks") for x in given["image"].split(batch)])
+        seen = torch.cat([predict_labels(net, x, "landmarks") for x in given["image"].split(batch)])
         five = five_points(given["landmarks"])
         away = (seen - (five if seen.shape[1] == 5 else given["landmarks"])).norm(dim=2).mean(1) / (
             five[:, 1] - five[:, 0]
@@ -167,8 +167,8 @@ def measured(
             }
         ]
     chain = Chain(recipe["degradation"])
-    out = _degraded(
-        chain, faces, rows.tolist(), 0, "cpu", wanted_labels(chain.needs, faces.labels, name)
+    out = degrade_faces(
+        chain, faces, rows.tolist(), 0, "cpu", select_labels(chain.needs, faces.labels, name)
     )
     restored = [
         restore(net, out.input[i], {k: v[i] for k, v in out.maps.items()})

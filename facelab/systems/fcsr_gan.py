@@ -13,7 +13,7 @@ from .. import FacelabError
 from ..degradations.resample import resize
 from ..losses.regions import composite
 from ..networks.expect import expect
-from ..networks.srresnet import doublings
+from ..networks.srresnet import count_doublings
 from ..networks.registry import create, find, network
 
 # %% ../../nbs/5_systems/03_fcsr_gan.ipynb #c007
@@ -56,7 +56,7 @@ class FCSRGAN(nn.Module):
             raise FacelabError(
                 f"{completion} is no completion network: it takes a {find(completion).role}'s place"
             )
-        doublings(scale)  # refuses what is no power of two
+        count_doublings(scale)  # refuses what is no power of two
         first, self.enlarge = (size // scale, 1) if variant == "paper" else (size, scale)
         channels = max(
             8,

@@ -9,7 +9,7 @@ __all__ = ['SRDeblurGAN']
 from torch import nn
 from ..networks.bicubic import Bicubic
 from ..networks.expect import expect
-from ..networks.srresnet import doublings
+from ..networks.srresnet import count_doublings
 from ..networks.two_branch import FiveLayerCNN, TwoBranchUNet
 from ..networks.registry import network
 
@@ -37,7 +37,7 @@ class SRDeblurGAN(nn.Module):
         noise=0.0,  # strength of the Gaussian noise after every convolution, also in evaluation mode (w/N: .05)
     ):
         super().__init__()
-        self.multiple = size // 2 ** doublings(scale)
+        self.multiple = size // 2 ** count_doublings(scale)
         self.five_layer_cnn = (
             FiveLayerCNN(scale, width, features, noise) if five_layer else Bicubic(scale)
         )

@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'OWN', 'KINDS', 'TRAINING', 'check_recipe', 'check_terms',
-           'over', 'load_degradations', 'asked_of_unseen', 'load_losses', 'terms_table', 'summed', 'helper_of',
-           'helpers_used', 'asks_features', 'check_helpers', 'load_recipes', 'folder_of', 'scaled', 'like_generator',
-           'stage_steps', 'features_for', 'in_sequence', 'resolve', 'sources_table', 'recipes_table', 'recipes_page']
+           'merge_fields', 'load_degradations', 'unseen_inputs', 'load_losses', 'terms_table', 'terms_of', 'helper_of',
+           'helpers_used', 'needs_features', 'check_helpers', 'load_recipes', 'folder_of', 'scale_network',
+           'fill_from_generator', 'stage_steps', 'features_for', 'sequence_fields', 'resolve', 'sources_table',
+           'recipes_table', 'recipes_page']
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c002
 import copy
@@ -85,7 +86,7 @@ def check_terms(
         check_keys(loss or {}, TERM_FIELDS, f"{where}, loss {term}")
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c009
-def over(
+def merge_fields(
     base: dict,  # what is there
     change: dict,  # what is put over it
 ) -> dict:  # a new dict
@@ -93,7 +94,7 @@ def over(
     out = copy.deepcopy(base)
     for key, value in change.items():
         both = isinstance(value, dict) and isinstance(out.get(key), dict) and "use" not in value
-        out[key] = over(out[key], value) if both else copy.deepcopy(value)
+        out[key] = merge_fields(out[key], value) if both else copy.deepcopy(value)
     return out
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c011
@@ -137,7 +138,7 @@ def _follow(name, raw, origin, seen=()):
             " stand alone"
         )
     base = {k: v for k, v in _follow(like, raw, origin, (*seen, name)).items() if k not in OWN}
-    return over(base, {k: v for k, v in recipe.items() if k != "like"})
+    return merge_fields(base, {k: v for k, v in recipe.items() if k != "like"})
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c014
 def load_degradations(
@@ -173,7 +174,7 @@ def _filled(steps, value):
     return [{k: value if v == "each" else v for k, v in step.items()} for step in steps]
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c018
-def asked_of_unseen(
+def unseen_inputs(
     papers: dict,  # paper -> papers/<paper>.yaml
 ) -> list:  # names such as "plain_x4@unseen"
     "The chains on which papers want to see faces of the second set."
@@ -232,7 +233,7 @@ def terms_table(
     )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c025
-def summed(
+def terms_of(
     losses,  # terms by name, or a list of names of weighted sums
     sums: dict,  # as `load_losses` returns them
     where,  # how a message calls the place
@@ -279,7 +280,7 @@ def helpers_used(
     return list(dict.fromkeys(helper_of(a)[0] for a in asked))
 
 
-def asks_features(
+def needs_features(
     recipe: dict,  # resolved
 ) -> bool:
     "Does a loss look through the pipeline's own parts network?"
@@ -334,7 +335,7 @@ def load_recipes(
         recipe["degradation"] = chains[recipe["inputs"]]["steps"]
         unused = set(recipe.get("without", []))
         for stage in recipe.setdefault("stages", []):
-            stage["losses"] = summed(stage["losses"], sums, f"recipe {name!r}")
+            stage["losses"] = terms_of(stage["losses"], sums, f"recipe {name!r}")
             unused -= stage["losses"].keys()
             stage["losses"] = {
                 term: loss
@@ -342,7 +343,7 @@ def load_recipes(
                 if term not in recipe.get("without", [])
             }
             stage["critics"] = {
-                critic: summed(terms, sums, f"recipe {name!r}")
+                critic: terms_of(terms, sums, f"recipe {name!r}")
                 for critic, terms in stage.get("critics", {}).items()
             }
         if unused:
@@ -366,7 +367,7 @@ def folder_of(
     }[recipe["kind"]]
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c049
-def scaled(
+def scale_network(
     spec: dict,  # a network: `use` and arguments
     train: dict,  # the `train` section of the parameters
 ) -> dict:
@@ -383,7 +384,7 @@ def scaled(
     }
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c052
-def like_generator(
+def fill_from_generator(
     critic: dict,  # `use` and arguments
     generator: dict,  # `use` and arguments
 ) -> dict:
@@ -427,7 +428,7 @@ def features_for(
     )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c061
-def in_sequence(
+def sequence_fields(
     names: list,  # of helpers, in order
     recipes: dict,  # as `load_recipes` returns them
     params: dict,  # as `facelab.base.params.load_params` returns them
@@ -476,13 +477,13 @@ def resolve(
         **params["instead"].get(name, {}),
     }
     if "sequence" in out:
-        out |= in_sequence(out.pop("sequence"), recipes, params)
+        out |= sequence_fields(out.pop("sequence"), recipes, params)
     elif (
         out["kind"] != "priors"
     ):  # these keep their size: a paper's losses should not depend on the profile's widths
-        out["generator"] = scaled(out["generator"], train)
+        out["generator"] = scale_network(out["generator"], train)
         out["critics"] = {
-            k: like_generator(scaled(v, train), out["generator"])
+            k: fill_from_generator(scale_network(v, train), out["generator"])
             for k, v in out.get("critics", {}).items()
         }
         out["batch"] = train["batch"] or out.get("batch")
