@@ -32,8 +32,9 @@ $(READY): pyproject.toml constraints.txt
 repro: $(READY)  ## from faces to every table and figure; goes on where it was stopped; JOBS=2 stages side by side; PAPER=jdsr_gan: one paper alone
 	@python -m facelab.pipeline check
 	@dvc repro -q sources
-	@set -o pipefail; stages=$$(python -m facelab.pipeline grid $(PAPER)); grid="$(MAKE) -s -k -j $(JOBS) -f build/grid.mk"; test $$stages = 0 || \
-	  { $$grid first; python -m facelab.pipeline grid $(PAPER) > /dev/null; $$grid all; } | tqdm --total $$stages --unit stage --desc "make repro" --mininterval 1 > /dev/null
+	@set -o pipefail; stages=$$(python -m facelab.pipeline schedule $(PAPER)); \
+	run="$(MAKE) -s -k -j $(JOBS) -f build/schedule.mk"; test $$stages = 0 || \
+	  { $$run first; python -m facelab.pipeline schedule $(PAPER) > /dev/null; $$run all; } | tqdm --total $$stages --unit stage --desc "make repro" --mininterval 1 > /dev/null
 	dvc repro -q $(if $(PAPER),tables@$(PAPER) figures@$(PAPER) $(if $(filter-out combined,$(PAPER)),architecture@$(PAPER)))
 	@for table in build/tables/$(or $(PAPER),*)/*.md; do echo; cat $$table; done
 	@echo; echo "Tables: build/tables   Figures: build/figures, build/samples, build/architecture   Claims: build/claims/claims.md   Executed notebooks: build/notebooks   Logs: build/logs"

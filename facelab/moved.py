@@ -18,18 +18,7 @@ MODULES = {
     "drawn_hair": "faces.drawn_hair",
     "drawn_parameters": "faces.drawn_people",
     "drawn_parts": "faces.drawn_head",
-    "engine": "base and pipeline",
-    "engine.commands": "apps.commands",
-    "engine.grid": "pipeline.schedule",
-    "engine.inventory": "pipeline.inventory",
-    "engine.navigation": "pipeline.navigation",
-    "engine.params": "base.params (near and check_keys: base.names)",
-    "engine.publish": "pipeline.publish",
-    "engine.run": "pipeline.notebooks",
-    "engine.schema": "base.schema",
-    "engine.site": "pipeline.site",
-    "engine.sources": "pipeline.sources",
-    "engine.text": "base.files",
+    "engine": "base.files, base.params, base.schema, apps.commands and pipeline.sources",
     "explorer": "apps.explorer",
     "features": "losses.features (Unavailable and find_weights: base.weights)",
     "figures": "publication.figures",
@@ -97,9 +86,9 @@ NAMES = {
         "batch_norms": "training.loop.batch_norms",
         "look": "training.loop.predict_with",
         "looking_steps": "training.loop.validation_steps",
-        "part_hashes": "training.loop.part_hashes",
+        "part_hashes": "training.loop.helper_hashes",
         "psnr": "training.loop.unrounded_psnr",
-        "resume": "training.loop.resume",
+        "resume": "training.loop.Checkpoint",
         "run_report": "training.loop.run_report",
         "run_stages": "training.loop.run_stages",
         "settled": "training.loop.averaged_weights",
@@ -230,15 +219,16 @@ NOTEBOOKS = {
 
 
 def sentence(old, new):
-    "What somebody who asks for an old module is told."
-    return f"facelab.{old} has moved; below facelab it is now {new}"
+    "What somebody who imports an old module reads."
+    return f"facelab.{old} has moved: look in facelab for {new}"
 
 
 class Moved:
-    "Answers imports of modules that were renamed; a finder of `sys.meta_path`."
+    "A finder of `sys.meta_path` that answers imports of modules that were renamed."
 
     @staticmethod
     def find_spec(name, path=None, target=None):
+        "ModuleNotFoundError with the new place for an old module; None, as it finds nothing, for all others."
         package, _, old = name.partition(".")
         if package == "facelab" and old in MODULES:
             raise ModuleNotFoundError(sentence(old, MODULES[old]), name=name)

@@ -1,4 +1,4 @@
-"""The explorer and the docs in a real browser: Chromium opens them, moves sliders by keyboard, and the pictures change."""
+"""The explorer and the docs in a real browser: Chromium opens them, and sliders that are moved change the pictures."""
 
 import base64
 import io
@@ -18,11 +18,11 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 from test_docs import small_project
 
+from facelab.base.images import astronaut, to_uint8
+from facelab.base.names import build
 from facelab.degradations.chain import Chain
 from facelab.pipeline import site
-from facelab.base.images import astronaut, to_uint8
 from facelab.training.models import write_model
-from facelab.base.names import build
 from facelab.training.recipes import load_degradations, load_recipes
 
 CHROMIUM = next(
@@ -122,27 +122,25 @@ def browser(servers):
 
 
 def open_page(browser, port, path=""):
-    "A page, and the list of everything that goes wrong on it: errors of the console, exceptions, requests to other machines."
+    "A page, and a list of what goes wrong on it: errors of the console, exceptions, requests to other machines."
     wait_until(lambda: listening(port))
     page, wrong = browser.new_page(viewport=dict(width=1280, height=1000)), []
-    # Voila's page template asks a content network for an icon font, which the explorer does not need: answered here, so that the test needs no network
+    # Voila's page template loads an icon font from a content network. The explorer does not need it, and the test
+    # needs no network.
     page.route("**/@fortawesome/**", lambda route: route.fulfill(body="", content_type="text/css"))
-    page.on(
-        "console",
-        lambda message: (
-            wrong.append(f"{message.text} ({message.location.get('url')})") if message.type == "error" else None
-        ),
-    )
+
+    def console(message):
+        if message.type == "error":
+            wrong.append(f"{message.text} ({message.location.get('url')})")
+
+    def request(request):
+        own = re.match(rf"(https?|wss?)://127\.0\.0\.1:{port}/|data:|blob:", request.url)
+        if not own and "@fortawesome" not in request.url:
+            wrong.append(request.url)
+
+    page.on("console", console)
     page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on(
-        "request",
-        lambda request: (
-            None
-            if re.match(rf"(https?|wss?)://127\.0\.0\.1:{port}/|data:|blob:", request.url)
-            or "@fortawesome" in request.url
-            else wrong.append(request.url)
-        ),
-    )
+    page.on("request", request)
     page.goto(f"http://127.0.0.1:{port}/{path}", timeout=60_000)
     return page, wrong
 
@@ -151,9 +149,12 @@ def pixels(page, name="degraded"):
     "The picture under this caption, as the browser decoded it."
     return page.evaluate(
         """name => {
-        const slot = [...document.querySelectorAll('.fl-slot')].find(s => s.querySelector('b').textContent == name), image = slot && slot.querySelector('img');
+        const slot = [...document.querySelectorAll('.fl-slot')].find(s => s.querySelector('b').textContent == name);
+        const image = slot && slot.querySelector('img');
         if (!image || !image.complete || !image.naturalWidth) return null;
-        const canvas = Object.assign(document.createElement('canvas'), {width: image.naturalWidth, height: image.naturalHeight});
+        const canvas = document.createElement('canvas');
+        canvas.width = image.naturalWidth;
+        canvas.height = image.naturalHeight;
         canvas.getContext('2d').drawImage(image, 0, 0);
         return canvas.toDataURL();
     }""",
@@ -196,11 +197,8 @@ def voila(browser, servers):
 def test_the_page_shows_the_preset_untouched(voila):
     page, wrong = voila
     page.get_by_role("button", name="Copy as recipe").click()
-    for preset in (
-        "heavy_rain_x4",
-        "sr_deblur_gan",
-        "jdsr_gan_x4",
-    ):  # a slider between two steps would be moved by the browser, and the recipe with it
+    # the browser would move a slider that is between two steps, and the recipe with it
+    for preset in ("heavy_rain_x4", "sr_deblur_gan", "jdsr_gan_x4"):
         choose(page, preset)
         chain = Chain(load_degradations(ROOT)[preset]["steps"])
         wait_until(lambda: recipe(page) == chain)
@@ -259,7 +257,8 @@ def test_tab_reaches_every_control_in_the_order_of_the_page_and_shows_where_it_i
     page.get_by_role("checkbox", name="random").uncheck()  # which makes the fields of a colour controls, too
     page.wait_for_timeout(300)
     there = page.evaluate(f"""() => {{
-        const shown = [...document.querySelectorAll("{CONTROLS}")].filter(e => !e.disabled && e.getClientRects().length);
+        const all = [...document.querySelectorAll("{CONTROLS}")];
+        const shown = all.filter(e => !e.disabled && e.getClientRects().length);
         shown.forEach((e, k) => e.dataset.number = k);
         return shown.map({NAME});
     }}""")
@@ -363,9 +362,9 @@ def test_a_narrow_page_needs_no_sideways_scrolling_and_keeps_the_pictures_in_sig
         " innerWidth + 1 && !e.closest('.fl-math, .fl-code, .noUi-target')).length"
     )
     assert page.evaluate("document.documentElement.scrollWidth") <= 360 and widths == 0
-    low = page.evaluate(
-        f"""() => [...document.querySelectorAll("{CONTROLS}")].filter(e => e.matches('button, select, .jupyter-widget-Collapse-header') && e.getClientRects().length && e.getBoundingClientRect().height < 40).map({NAME})"""
-    )
+    low = page.evaluate(f"""() => [...document.querySelectorAll("{CONTROLS}")].filter(e =>
+        e.matches('button, select, .jupyter-widget-Collapse-header') && e.getClientRects().length
+        && e.getBoundingClientRect().height < 40).map({NAME})""")
     assert low == []  # a finger needs that much
     box = page.locator(".fl-main img").first.bounding_box()
     assert 0 <= box["y"] < 150 and wrong == []

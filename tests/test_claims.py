@@ -19,9 +19,9 @@ from facelab.publication.claims import (
     claims_table,
     inequalities,
     printed_numbers,
-    published,
+    published_verdicts,
     read_claims,
-    read_scored,
+    read_all_scores,
     resampled_means,
     resamples,
     verdict,
@@ -177,7 +177,7 @@ def test_what_is_missing_is_told(scored):
     ):
         f = found(scored, entry).findings[0]
         assert f.word == "n/a" and says in f.reason and "\n" not in f.reason
-    nothing = read_scored("nowhere", "rgb")
+    nothing = read_all_scores("nowhere", "rgb")
     f = found(nothing, beats("ours", "old")).findings[0]
     assert (f.word, f.reason) == ("n/a", "there are no scores in nowhere")
     assert "one number a set" in found(scored, beats("ours", "old", measures=("fid",))).findings[0].reason
@@ -326,9 +326,9 @@ def test_published_runs_say_where_they_come_from(verdicts, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "claims.csv").write_text(claims_table(verdicts).csv())
     with pytest.raises(FacelabError, match="does not say what it came from"):
-        published(tmp_path)
+        published_verdicts(tmp_path)
     (tmp_path / "run" / "run.json").write_text(json.dumps({"profile": "real", "faces": "CelebA", "params": {}}))
-    text = published(tmp_path)
+    text = published_verdicts(tmp_path)
     assert "### run\n\nprofile real, faces CelebA.\n" in text and "| `p` | ✔ reproduced | ✘ not reproduced |" in text
 
 

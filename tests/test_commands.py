@@ -20,7 +20,7 @@ from facelab.networks.identity_start import start_as_identity
 from facelab.training.zoo import SHIPPED, find_models
 from facelab.base.names import build
 from facelab.training.recipes import load_recipes, resolve
-from facelab.publication.shipping import LIMIT, measured
+from facelab.publication.shipping import LIMIT, measure_model
 
 
 @pytest.fixture(scope="module")
@@ -287,7 +287,7 @@ def test_a_model_that_ships_is_small_has_a_card_and_does_better_than_bicubic(nam
         and run["scores"]
         and all(str(value) in card for row in run["scores"] for value in row.values())
     )
-    rows = measured(folder, draw_set(0, 0, 4, seed=70), "drawn")
+    rows = measure_model(folder, draw_set(0, 0, 4, seed=70), "drawn")
     if len(rows) == 2:
         assert float(rows[1]["PSNR, dB"]) > float(rows[0]["PSNR, dB"]) + 0.3, rows
     else:

@@ -3,6 +3,7 @@
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +18,7 @@ from facelab.base.params import read_yaml
 from facelab.training.recipes import load_recipes
 
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+pytestmark = pytest.mark.filterwarnings("ignore:.*MystReferenceResolver.app")  # MyST's own
 STARTED = {"facelab", "make", "python", "dvc", "source", "torchrun"}
 
 
@@ -40,7 +42,9 @@ def test_python_in_the_guides_runs(path, tmp_path, monkeypatch):
         (tmp_path / name).symlink_to(ROOT / name)
     monkeypatch.chdir(tmp_path)
     code = "\n".join(blocks(path, "python"))
-    done = subprocess.run([sys.executable, "-c", code], env={**ENV, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**ENV, "PYTHONPATH": str(ROOT)}, text=True, capture_output=True
+    )
     assert done.returncode == 0, done.stderr
 
 
@@ -55,50 +59,99 @@ def test_commands_in_the_guides_are_understood(command):
         makefile = (ROOT / "Makefile").read_text()
         for word in words[1:]:
             name, value, _ = word.partition("=")
-            assert re.search(rf"(?m)^{name}:.*## " if not value else rf"\$\({name}\)", makefile), f"the Makefile has no {name}"
+            assert re.search(rf"(?m)^{name}:.*## " if not value else rf"\$\({name}\)", makefile), (
+                f"the Makefile has no {name}"
+            )
     if words[:2] == ["python", "-m"] or words[0] == "torchrun":
         module = words[words.index("-m") + 1]
-        done = subprocess.run([sys.executable, "-m", module, "--help"], env=ENV, cwd=ROOT, text=True, capture_output=True)
-        assert done.returncode == 0 and all(word.partition("=")[0] in done.stdout for word in words[words.index("-m") + 2:] if word.startswith("--")), done.stdout + done.stderr
+        done = subprocess.run(
+            [sys.executable, "-m", module, "--help"], env=ENV, cwd=ROOT, text=True, capture_output=True
+        )
+        assert done.returncode == 0 and all(
+            word.partition("=")[0] in done.stdout for word in words[words.index("-m") + 2 :] if word.startswith("--")
+        ), done.stdout + done.stderr
     if words[0] == "dvc":
-        assert words[1] == "repro" and all(name.partition("@")[2] in load_recipes(ROOT) and name.partition("@")[0] in read_yaml(ROOT / "dvc.yaml")["stages"] for name in words[2:])
+        assert words[1] == "repro" and all(
+            name.partition("@")[2] in load_recipes(ROOT)
+            and name.partition("@")[0] in read_yaml(ROOT / "dvc.yaml")["stages"]
+            for name in words[2:]
+        )
     if words[0] == "source":
         assert words[1] == ".venv/bin/activate"
 
 
 def small_project(folder, text):
-    "Two pages, one with a name of the package and outputs that somebody executed."
+    "Two pages, one with names of the package and outputs that somebody executed."
     (folder / "nbs").mkdir()
     (folder / "README.md").write_text(text)
-    code = lambda source, *outputs: {"cell_type": "code", "source": source, "metadata": {}, "outputs": list(outputs), "execution_count": 1, "id": f"x{len(source)}"}
-    cells = [{"cell_type": "markdown", "source": "# Dice\nWhere $x^2$ is.", "metadata": {}, "id": "y"}, code("#| default_exp dice"), code("#| export\nprint(1 < 2)", {"output_type": "stream", "name": "stdout", "text": "True"})]
-    book = {"cells": cells, "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    cells = [
+        markdown("# Dice\nWhere $x^2$ is."),
+        code("#| default_exp base.dice"),
+        code("#| hide\nunseen = 1"),
+        code("#| export\nprint(1 < 2)", {"output_type": "stream", "name": "stdout", "text": "True"}),
+        markdown("## Words of One\n\n[there](#Words-of-One)"),
+    ]
+    language = {"name": "python", "pygments_lexer": "ipython3"}
+    book = {"cells": cells, "metadata": {"language_info": language}, "nbformat": 4, "nbformat_minor": 5}
     (folder / "nbs" / "00_dice.ipynb").write_text(json.dumps(book))
     return folder
 
 
-def test_a_site_has_pages_equations_names_and_search(tmp_path, monkeypatch):
-    root = small_project(tmp_path, "# Hello\n\nSee [dice](nbs/00_dice.ipynb) and $a<b$, not `$PATH`.\n")
+def markdown(text, *tags):
+    return {"cell_type": "markdown", "source": text, "metadata": {"tags": list(tags)}, "id": f"m{len(text)}"}
+
+
+def code(text, *outputs):
+    kept = {"outputs": list(outputs), "execution_count": 1}
+    return {"cell_type": "code", "source": text, "metadata": {}, "id": f"c{len(text)}", **kept}
+
+
+@pytest.fixture
+def as_they_are(monkeypatch):
+    "Notebooks are shown with the outputs that they have."
     monkeypatch.setattr(site, "executed", lambda root, source: json.loads((root / source).read_text()))
-    pages = site.build(root, progress=False)
+
+
+def test_a_site_has_pages_equations_names_search_and_old_addresses(tmp_path, as_they_are):
+    root = small_project(tmp_path, "# Hello\n\nSee [dice](nbs/00_dice.ipynb) and $a<b$, not `$PATH`.\n")
+    assert len(site.build(root, progress=False)) == 2
     folder = root / "build" / "site" / "html"
-    first, second = ((folder / page.target).read_text() for page in pages)
-    assert '<a href="nbs/00_dice.html">dice</a>' in first and "<math" in first and "<code>$PATH</code>" in first
-    assert 'id="name-Dice"' in second and "<msup>" in second and "default_exp" not in second and '<pre class="out">True</pre>' in second and 'href="../index.html"' in second
-    assert '["Dice", "nbs/00_dice.html#name-Dice"' in (folder / "search.js").read_text()
+    first, second = (folder / "README.html").read_text(), (folder / "nbs" / "00_dice.html").read_text()
+    assert 'href="nbs/00_dice.html"><span class="std std-doc">dice</span></a>' in first
+    assert "<math" in first and "$PATH</span>" in first
+    assert 'id="facelab.base.dice.Dice"' in second and "<msup>" in second and ">True\n</pre>" in second
+    assert "default_exp" not in second and "unseen" not in second
+    assert "#words-of-one" in second and 'href="../README.html"' in second
+    assert re.search(r'"facelab\.base\.dice":.{,200}"Dice"', (folder / "searchindex.js").read_text())
+    assert '"0_base/01_images.html"' in (folder / "nbs" / "00_images.html").read_text()
+    assert '"README.html"' in (folder / "index.html").read_text()
+    for page in (first, second):
+        assert not re.search(r'<(script|link|img)[^>]*(src|href)="(https?:)?//', page), "something comes from elsewhere"
 
 
-def test_code_in_the_guides_has_colours_and_the_sites_own_steps_are_the_only_ones():
-    assert '<span class="nb">print</span>' in site.markdown("```python\nprint(1 < 2)\n```") and "language-" not in site.markdown("```sh\nls '<x>'\n```")
-    cell = lambda text: {"cell_type": "markdown", "source": text, "metadata": {"tags": ["navigation"]}}
-    assert site.cell_html(cell("Used by [a](a.ipynb).\n\n[Contents](c.ipynb) | [b →](b.ipynb)")) == '<p>Used by <a href="a.ipynb">a</a>.</p>\n'
-    assert site.cell_html(cell("[Contents](c.ipynb) | [b →](b.ipynb)")) == ""
-
-
-def test_a_widget_is_named_and_its_code_is_not_shown():
+def test_what_is_shown_of_a_notebook():
     data = {"text/plain": "VBox(children=())", "application/vnd.jupyter.widget-view+json": {}}
-    shown = site.output({"output_type": "display_data", "data": data})
-    assert "A widget" in shown and "VBox" not in shown
+    cells = [
+        code("#| export\nx = 1"),
+        code("#|hide\nimport os"),
+        {**code("key = 1"), "metadata": {"tags": ["injected-parameters"]}},
+        code("box", {"output_type": "display_data", "metadata": {}, "data": data}),
+        code("page", {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": "[a](b.md) ![c](d)"}}),
+        markdown("Used by [a](a.ipynb).\n\n[Contents](c.ipynb) | [b →](b.ipynb)", "navigation"),
+    ]
+    shown = site.shown({"cells": cells})["cells"]
+    assert [cell["source"] for cell in shown] == ["x = 1", "box", "page", "Used by [a](a.ipynb)."]
+    outputs = [cell["outputs"][0]["data"] for cell in shown[1:3]]
+    assert outputs == [
+        {"text/markdown": "*A widget: run the notebook to use it.*"},
+        {"text/markdown": "a ![c](d)"},
+    ]
+
+
+def test_a_stage_that_failed_is_no_page():
+    error = {"output_type": "error", "ename": "ZeroDivisionError", "evalue": "division by zero"}
+    with pytest.raises(FacelabError, match="nbs/x.ipynb, executed, ends with an error: ZeroDivisionError"):
+        site.refuse_errors("nbs/x.ipynb", {"cells": [code("1/0", error)]})
 
 
 def test_words_may_be_newer_than_outputs(tmp_path):
@@ -110,30 +163,55 @@ def test_words_may_be_newer_than_outputs(tmp_path):
     book = json.loads((root / source).read_text())
     book["cells"][0]["source"] = "# Dice, corrected"
     (root / source).write_text(json.dumps(book))
-    stamp = (root / "build" / "site" / "executed" / "00_dice.ipynb").stat().st_mtime_ns
+    done = root / "build" / "site" / "executed" / "00_dice.ipynb"
+    stamp = done.stat().st_mtime_ns
     again = site.executed(root, source)
-    assert again["cells"][0]["source"] == "# Dice, corrected" and [c.get("outputs") for c in again["cells"]] == [c.get("outputs") for c in first["cells"]]
-    assert "True" in json.dumps(again["cells"][2]["outputs"]) and (root / "build" / "site" / "executed" / "00_dice.ipynb").stat().st_mtime_ns == stamp
+    outputs = [[cell.get("outputs") for cell in book["cells"]] for book in (first, again)]
+    assert again["cells"][0]["source"] == "# Dice, corrected" and outputs[0] == outputs[1]
+    assert "True" in json.dumps(outputs) and done.stat().st_mtime_ns == stamp
 
 
-@pytest.mark.parametrize("text, told", [("# Hello\n[gone](nbs/gone.ipynb)", "links to nbs/gone.ipynb, which does not exist"), ("# Hello\n[there](#nowhere)", "which is not there")])
-def test_a_dead_link_stops_the_site(tmp_path, monkeypatch, text, told):
-    monkeypatch.setattr(site, "executed", lambda root, source: json.loads((root / source).read_text()))
-    with pytest.raises(FacelabError, match=told):
-        site.build(small_project(tmp_path, text), progress=False)
+def test_a_stage_shows_its_last_run(tmp_path):
+    "With the words of today, unless its code is newer."
+    book = lambda words, *cells: json.dumps({"cells": [markdown(words), *cells], "metadata": {}})
+    (tmp_path / "nbs" / "pipeline").mkdir(parents=True)
+    (tmp_path / "build" / "notebooks").mkdir(parents=True)
+    source = Path("nbs/pipeline/train.ipynb")
+    printed = code("x", {"output_type": "stream", "name": "stdout", "text": "1"})
+    given = {**code("x = 1"), "metadata": {"tags": ["injected-parameters"]}}
+    (tmp_path / source).write_text(book("# New", code("x")))
+    assert site.executed(tmp_path, source)["cells"][1]["outputs"] == []
+    (tmp_path / "build" / "notebooks" / "train@a.ipynb").write_text(book("# Old", given, printed))
+    assert site.executed(tmp_path, source)["cells"] == [markdown("# New"), printed]
+    (tmp_path / source).write_text(book("# New", code("x + 1")))
+    assert site.executed(tmp_path, source)["cells"] == [markdown("# Old"), given, printed]
 
 
-def test_every_equation_of_the_notebooks_becomes_mathml():
-    "Every page but its outputs, and every link in it."
-    from facelab.pipeline.site import cell_html
+@pytest.mark.parametrize(
+    "link, told",
+    [
+        ("nbs/gone.ipynb", "README.md links to nbs/gone.ipynb, which is not on the site"),
+        ("#nowhere", "README.md links to nowhere, which is not on the site"),
+        ("nbs/00_dice.ipynb#Nowhere", "README.md links to Nowhere, which is not on the site"),
+        ("nbs/00_images.ipynb", "README.md links to nbs/00_images.ipynb, which is now nbs/0_base/01_images.ipynb"),
+    ],
+)
+def test_a_dead_link_stops_the_site(tmp_path, as_they_are, link, told):
+    with pytest.raises(FacelabError, match=f"^{re.escape(told)}$"):
+        site.build(small_project(tmp_path, f"# Hello\n[there]({link})"), progress=False)
 
-    seen = 0
-    for path in sorted((ROOT / "nbs").glob("**/*.ipynb")):
-        for cell in json.loads(path.read_text())["cells"]:
-            if cell["cell_type"] == "markdown":
-                shown = cell_html({**cell, "outputs": []})
-                seen += shown.count("<math")
-                left = re.findall(r"\\[a-zA-Z]+", re.sub(r"<(code|pre).*?</\1>", "", shown, flags=re.S))
-                assert not left, f"{path.name}: {left[:5]}"
-    print(f"{seen} equations")
-    assert seen > 300
+
+def test_an_equation_that_would_not_be_read_stops_the_site(tmp_path, as_they_are):
+    with pytest.raises(FacelabError, match=r"README.md.*nothing turns .nonsense into MathML"):
+        site.build(small_project(tmp_path, "# Hello\n$\\nonsense$"), progress=False)
+
+
+def test_every_page_is_written_with_its_equations_names_and_links(tmp_path, as_they_are):
+    "All but what the cells show."
+    for name in ("README.md", "docs", "nbs", "recipes", "results"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    pages = site.build(tmp_path, progress=False)
+    texts = [(tmp_path / "build/site/html" / page.source.with_suffix(".html")).read_text() for page in pages]
+    assert sum(text.count("<math") for text in texts) > 300
+    assert sum(text.count('<dt class="sig sig-object py"') for text in texts) > 300

@@ -2,9 +2,13 @@
 
 import json
 import math
+import os
 import shutil
+import struct
 import threading
+import zlib
 from dataclasses import dataclass, fields, replace
+from datetime import datetime
 from io import BytesIO
 
 import numpy as np
@@ -16,36 +20,36 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from facelab import FacelabError
 from facelab.apps import explorer as explorer_module
-from facelab.training import zoo
-from facelab.degradations.chain import Chain
-from facelab.degradations.degradation import Degradation, between, colour, number, one_of, switch
-from facelab.faces.drawn import draw_set
 from facelab.apps.explorer import (
     Source,
     State,
     astronaut_landmarks,
-    ceiling,
     degradation_classes,
+    describe_view,
     map_pictures,
     models_for,
+    nice_ceiling,
     open_face,
     preset_sheet,
     render,
     save,
-    scalar,
-    told,
-    vectors,
+    scalar_picture,
+    vector_picture,
     with_restored,
 )
-from facelab import FacelabError
+from facelab.apps.widgets import POINTS, Control, Explorer, Gallery, first_sentence, png, slider_step
 from facelab.base.images import astronaut, read_image, to_uint8
+from facelab.degradations.chain import Chain
+from facelab.degradations.degradation import Degradation, between, colour, number, one_of, switch
 from facelab.evaluation.inputs import write_inputs
 from facelab.evaluation.metrics import psnr
+from facelab.faces.drawn import draw_set
 from facelab.faces.parts import five_points
-from facelab.training.recipes import load_degradations
+from facelab.training import zoo
 from facelab.training.loop import train
-from facelab.apps.widgets import POINTS, Control, Explorer, Gallery, first_words, png, slider_step
+from facelab.training.recipes import load_degradations
 
 torch.set_num_threads(1)
 PRESETS, CLASSES = load_degradations(ROOT), degradation_classes()
@@ -100,9 +104,9 @@ def test_every_degradation_renders_by_itself_with_a_true_difference(use, source)
     assert view.error == ""
     assert torch.isfinite(view.degraded).all() and view.face.image.shape == (1, 3, 96, 96)
     assert all(p.pixels.dtype == np.uint8 and p.pixels.shape[2] == 3 for p in view.pictures.values())
-    assert first_words(CLASSES[use]).strip(".") and "(N," not in first_words(CLASSES[use])
+    assert first_sentence(CLASSES[use]).strip(".") and "(N," not in first_sentence(CLASSES[use])
     difference = view.pictures["difference"]
-    assert difference.high == ceiling((view.enlarged - view.face.image[0]).abs().mean(0).max().item())
+    assert difference.high == nice_ceiling((view.enlarged - view.face.image[0]).abs().mean(0).max().item())
 
 
 def test_equal_states_give_equal_bytes_whatever_was_looked_at_between():
@@ -121,7 +125,7 @@ def test_the_explorer_shows_what_the_pipeline_evaluates(tmp_path):
     faces.save(tmp_path / "faces.safetensors")
     inputs = write_inputs(tmp_path / "inputs", faces.subset("test"), [MASK, X4], seed=7)
     for i in range(3):
-        view = render(State(Source("set", str(tmp_path), part="test"), index=i, size=64, seed=7, steps=(MASK, X4)))
+        view = render(State(Source("set", str(tmp_path), split="test"), index=i, size=64, seed=7, steps=(MASK, X4)))
         assert torch.equal(to_uint8(view.degraded), to_uint8(inputs.images([i])[0]))
 
 
@@ -168,8 +172,6 @@ def test_pictures_of_all_modes_and_shapes():
 
 
 def test_a_changed_file_is_read_again(tmp_path):
-    import os
-
     path = tmp_path / "face.png"
     portrait().save(path)
     first = open_face(Source("picture", str(path))).image
@@ -181,8 +183,6 @@ def test_a_changed_file_is_read_again(tmp_path):
 def broken():
     whole = encoded(portrait(), "whole.jpg").content
     header = encoded(Image.new("1", (8, 8)), "huge.png").content
-    import struct, zlib
-
     ihdr = struct.pack(">IIBBBBB", 60000, 60000, 8, 2, 0, 0, 0)
     huge = (
         header[:8]
@@ -201,10 +201,12 @@ def test_broken_uploads_are_refused_by_name_in_one_sentence(name):
     assert name in error and "\n" not in error and "Traceback" not in error
 
 
-def test_what_is_missing_is_told_in_one_sentence(tmp_path):
+def test_what_is_missing_gives_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     draw_set(1, 0, 2, size=64).save(tmp_path / "faces.safetensors")
-    of_set = lambda **kwargs: State(Source("set", str(tmp_path), part=kwargs.pop("part", "")), **{"size": 64, **kwargs})
+    of_set = lambda **kwargs: State(
+        Source("set", str(tmp_path), split=kwargs.pop("split", "")), **{"size": 64, **kwargs}
+    )
     for state, words in (
         (State(Source("picture")), "no picture yet"),
         (State(Source("picture", str(tmp_path / "no.png"))), "no.png does not exist"),
@@ -213,10 +215,10 @@ def test_what_is_missing_is_told_in_one_sentence(tmp_path):
         (of_set(index=9), "from 0 to 2"),
         (of_set(index=-1), "from 0 to 2"),
         (of_set(size=32), "size=64"),
-        (of_set(part="val"), "there are no faces in the part val"),
-        (of_set(part="all"), "'all' is not known"),
-        (State(Source("webcam")), "'webcam' are not known"),
-        (State(steps=(dict(use="degradations.rain.Hail"),)), "did you mean"),
+        (of_set(split="val"), "there are no faces in the split val"),
+        (of_set(split="all"), "'all' is not known"),
+        (State(Source("webcam")), "'webcam' is not known"),
+        (State(steps=(dict(use="degradations.rain.HevyRain"),)), "did you mean"),
         (State(steps=(dict(BLOCK, share=2),)), "share"),
         (State(steps=({},)), "a step of a chain"),
     ):
@@ -224,7 +226,7 @@ def test_what_is_missing_is_told_in_one_sentence(tmp_path):
         assert words in view.error and "\n" not in view.error and view.degraded is None, view.error
 
 
-def test_a_picture_without_landmarks_asks_for_points_and_takes_five():
+def test_a_picture_without_landmarks_needs_five_points():
     source = encoded(portrait())
     assert (
         "landmarks" in render(State(source, steps=(MASK,))).error
@@ -269,11 +271,11 @@ def test_maps_of_every_shape_become_pictures():
 
 def test_colours_stand_for_the_values_they_claim():
     x = np.linspace(0, 0.5, 256, dtype=np.float32)[None].repeat(2, 0)
-    assert np.array_equal(scalar(x).pixels[0], explorer_module.palette("viridis"))
-    assert (vectors(np.zeros((2, 2)), np.zeros((2, 2))).pixels == 255).all()  # no motion is white
+    assert np.array_equal(scalar_picture(x).pixels[0], explorer_module.palette("viridis"))
+    assert (vector_picture(np.zeros((2, 2)), np.zeros((2, 2))).pixels == 255).all()  # no motion is white
     right, down = (
-        vectors(np.ones((1, 1)), np.zeros((1, 1))).pixels[0, 0],
-        vectors(np.zeros((1, 1)), np.ones((1, 1))).pixels[0, 0],
+        vector_picture(np.ones((1, 1)), np.zeros((1, 1))).pixels[0, 0],
+        vector_picture(np.zeros((1, 1)), np.ones((1, 1))).pixels[0, 0],
     )
     assert (
         right.tolist() == [255, 0, 0] and down[2] > 230 > 140 > down[0] > down[1]
@@ -282,7 +284,7 @@ def test_colours_stand_for_the_values_they_claim():
 
 @given(st.floats(1e-6, 1e6))
 def test_ceiling_is_the_next_nice_number(value):
-    high = ceiling(value)
+    high = nice_ceiling(value)
     assert value <= high * (1 + 1e-6) <= 2.5 * value * (1 + 1e-5) and f"{high:.0e}"[0] in "125"
 
 
@@ -294,7 +296,10 @@ def test_save_never_touches_an_earlier_pair_even_when_several_save_at_once(tmp_p
     first = save(view, tmp_path)
     before = {p: p.read_bytes() for p in first.rglob("*.*")}
     threads = [threading.Thread(target=save, args=(view, tmp_path)) for _ in range(4)]
-    [t.start() for t in threads], [t.join() for t in threads]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0001", "0002", "0003", "0004", "0005"]
     assert {p: p.read_bytes() for p in first.rglob("*.*")} == before
     assert {p.name: p.read_bytes() for p in (tmp_path / "0005").rglob("*.*")} == {p.name: b for p, b in before.items()}
@@ -312,12 +317,12 @@ def test_a_saved_pair_is_what_was_seen(tmp_path):
     maps = load_file(folder / "maps.safetensors")
     assert maps.keys() == view.maps.keys() and all(torch.equal(maps[k], view.maps[k]) for k in maps)
     assert (folder / "recipe.yaml").read_text() == view.recipe
-    assert json.loads((folder / "numbers.json").read_text()) == told(view)
+    assert json.loads((folder / "numbers.json").read_text()) == describe_view(view)
 
 
 def test_identical_pictures_have_no_number_for_psnr(tmp_path):
     view = render(State(index=4))
-    assert view.numbers["psnr"] == math.inf and told(view)["numbers"]["psnr"] is None
+    assert view.numbers["psnr"] == math.inf and describe_view(view)["numbers"]["psnr"] is None
     json.loads(
         (save(view, tmp_path) / "numbers.json").read_text(), parse_constant=lambda c: pytest.fail(f"{c} is no JSON")
     )
@@ -326,11 +331,12 @@ def test_identical_pictures_have_no_number_for_psnr(tmp_path):
 def test_a_pair_that_cannot_be_written_leaves_nothing(tmp_path, monkeypatch):
     view = render(State(index=4, steps=(X4,)))
     calls = []
-    monkeypatch.setattr(
-        explorer_module,
-        "told",
-        lambda view: calls.append(1) or (_ for _ in ()).throw(OSError(28, "No space left on device")),
-    )
+
+    def full_disk(view):
+        calls.append(view)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(explorer_module, "describe_view", full_disk)
     with pytest.raises(FacelabError, match="No space left"):
         save(view, tmp_path)
     assert calls and list(tmp_path.iterdir()) == []
@@ -423,8 +429,8 @@ def test_shipped_models_restore_right_after_the_install_and_yours_go_first(proje
         page = Explorer("plain_x4", index=1, size=64, root=project)
         assert (
             page.chips["z_shipped"].value
-            and "(<code>z_shipped</code>, shipped) was trained for this chain, on drawn" in page.asked.value
-            and "(<code>b_plain</code>, yours)" in page.asked.value
+            and "(<code>z_shipped</code>, shipped) was trained for this chain, on drawn" in page.about_models.value
+            and "(<code>b_plain</code>, yours)" in page.about_models.value
         )
         assert len(page.first.box.children) == 1 and "dB" in page.first.slots["restored"].children[0].value
         assert page.first.slots["restored"].children[1].value == page.restored.slots["b_plain"].children[1].value
@@ -433,7 +439,7 @@ def test_shipped_models_restore_right_after_the_install_and_yours_go_first(proje
             shutil.rmtree(shipped / name)
 
 
-def test_restorations_are_measured_and_failures_are_told(project):
+def test_restorations_are_measured_and_failures_have_a_message(project):
     view = with_restored(render(State(index=1, steps=(X4,), models=("b_plain", "c_damaged"))), project)
     good, bad = view.restored
     assert (
@@ -446,7 +452,7 @@ def test_restorations_are_measured_and_failures_are_told(project):
         and "damaged" in bad.problem
         and "\n" not in bad.problem
     )
-    assert [r["model"] for r in told(view)["restored"]] == ["b_plain"]
+    assert [r["model"] for r in describe_view(view)["restored"]] == ["b_plain"]
 
 
 # --- the widgets
@@ -468,24 +474,24 @@ class Everything(Degradation):
     soft: bool = switch(True, "soften the edge")
 
 
-def other_values(part):
+def other_values(widget):
     "Two values that a widget may be moved to."
     import ipywidgets as w
 
-    if isinstance(part, (w.Checkbox, w.ToggleButton)):
-        return [not part.value, part.value]
-    if isinstance(part, w.Dropdown):
-        return [v for _, v in part.options if v != part.value][:2] or [part.value]
-    if isinstance(part, w.ColorPicker):
+    if isinstance(widget, (w.Checkbox, w.ToggleButton)):
+        return [not widget.value, widget.value]
+    if isinstance(widget, w.Dropdown):
+        return [v for _, v in widget.options if v != widget.value][:2] or [widget.value]
+    if isinstance(widget, w.ColorPicker):
         return ["#ff0000", "#00ff00"]
-    if isinstance(part.value, tuple):
-        return [(part.min, part.max), (part.max, part.max)]
-    return [part.max, part.min]
+    if isinstance(widget.value, tuple):
+        return [(widget.min, widget.max), (widget.max, widget.max)]
+    return [widget.max, widget.min]
 
 
 def on_step(control):
     "Does a browser leave the slider where it is? It moves one that stands between steps."
-    slider = control.parts[0]
+    slider = control.widgets[0]
     if control.about["kind"] not in ("number", "between"):
         return True
     return all(
@@ -497,7 +503,7 @@ def on_step(control):
 def test_one_control_of_each_kind_gives_its_value_back():
     controls = {f.name: Control(f, getattr(Everything(), f.name)) for f in fields(Everything)}
     assert Everything(**{name: c.value for name, c in controls.items()}) == Everything()
-    assert {name: type(c.parts[0]).__name__ for name, c in controls.items()} == dict(
+    assert {name: type(c.widgets[0]).__name__ for name, c in controls.items()} == dict(
         level="FloatSlider",
         times="IntSlider",
         angle="IntRangeSlider",
@@ -511,12 +517,12 @@ def test_one_control_of_each_kind_gives_its_value_back():
     )
     assert "&lt;of&gt;" in controls["level"].box.description and "(sides)" in controls["level"].box.description
     for c in controls.values():
-        for part in c.parts:
-            for value in other_values(part):
-                part.value = value
+        for widget in c.widgets:
+            for value in other_values(widget):
+                widget.value = value
         if c.about["kind"] != "several":
             Everything(**{c.name: c.value})  # within its range
-    controls["dye"].parts[1].value = False
+    controls["dye"].widgets[1].value = False
     assert controls["dye"].value == "#00ff00"
 
 
@@ -555,11 +561,11 @@ def degraded(page):
 def test_every_control_of_every_degradation_can_be_moved(page, use):
     page.chain.steps = [dict(use=use)]
     changes, start = {}, degraded(page)
-    for control in page.chain.parts[0].controls:
-        for part in control.parts:
-            before = part.value
-            for value in other_values(part):
-                part.value = value
+    for control in page.chain.boxes[0].controls:
+        for widget in control.widgets:
+            before = widget.value
+            for value in other_values(widget):
+                widget.value = value
                 assert page.view.error == page.error.value == "" or control.about["kind"] == "several", (
                     control.name,
                     value,
@@ -569,7 +575,7 @@ def test_every_control_of_every_degradation_can_be_moved(page, use):
                     changes.setdefault(control.name, set()).add(degraded(page))
                     steps = yaml.safe_load(page.keep.code.value)["degradations"]["my_chain"]["steps"]
                     assert Chain(steps) == Chain(page.chain.steps) == page.view.chain
-            part.value = before
+            widget.value = before
         assert page.view.error == "" and degraded(page) == start, control.name
     moved = {name for name, seen in changes.items() if seen - {start}}
     assert len(moved) >= 0.5 * len(changes), f"only {moved} of {list(changes)} change the picture"
@@ -585,20 +591,20 @@ def test_steps_can_be_added_moved_and_taken_away(page):
     ] and page.chain.accordion.selected_index == 1
     assert (
         page.chain.accordion.titles == ("1  Downsample", "2  Block")
-        and page.chain.parts[1].down.disabled
-        and not page.chain.parts[1].up.disabled
+        and page.chain.boxes[1].down.disabled
+        and not page.chain.boxes[1].up.disabled
     )
     late = degraded(page)
-    page.chain.parts[1].up.click()
+    page.chain.boxes[1].up.click()
     assert [type(s).__name__ for s in page.view.chain.steps] == ["Block", "Downsample"] and degraded(page) != late
     assert "maps" not in page.view.error and [
         slot for slot in page.maps.slots if page.maps.slots[slot] in page.maps.box.children
     ] == ["M", "clean", "gamma"]
-    page.chain.parts[0].out.click()
-    page.chain.parts[0].out.click()
+    page.chain.boxes[0].remove.click()
+    page.chain.boxes[0].remove.click()
     assert (
         page.view.chain.steps == ()
-        and page.way.layout.display == "none"
+        and page.maps_title.layout.display == "none"
         and page.main.slots["degraded"].children[1].value == page.main.slots["face"].children[1].value
     )
     page.again.click()
@@ -619,7 +625,7 @@ def test_seed_face_size_and_convention_do_what_they_say(page):
     assert page.view.face.image.shape[-1] == 96 and "96×96" in page.main.slots["face"].children[0].value
     rgb = page.numbers.value
     page.convention.value = "y"
-    assert page.numbers.value != rgb and "BT.601" in page.meant.value
+    assert page.numbers.value != rgb and "BT.601" in page.about_convention.value
     page.convention.value, page.face.size.value, page.face.index.value = "rgb", 64, 1
 
 
@@ -629,7 +635,7 @@ def test_every_preset_can_be_chosen(page, name):
     page.load()
     assert page.error.value == "" and page.view.chain == Chain(PRESETS[name]["steps"])
     assert page.equation.value.count("displaystyle") == len(page.view.equation)
-    assert [c.name for part in page.chain.parts for c in part.controls if not on_step(c)] == []
+    assert [c.name for box in page.chain.boxes for c in box.controls if not on_step(c)] == []
 
 
 def test_faces_of_every_kind(page, tmp_path):
@@ -645,7 +651,7 @@ def test_faces_of_every_kind(page, tmp_path):
             "type": "image/png",
             "size": 1,
             "content": memoryview(encoded(portrait()).content),
-            "last_modified": __import__("datetime").datetime.now(),
+            "last_modified": datetime.now(),
         },
     )
     assert "point at its eyes" in page.error.value and list(page.view.pictures) == ["face"]
@@ -661,11 +667,11 @@ def test_faces_of_every_kind(page, tmp_path):
     assert (
         page.error.value == ""
         and box.index.max == 3
-        and box.part.layout.display is None
+        and box.split.layout.display is None
         and box.point.layout.display == "none"
     )
     box.index.value = 3
-    box.part.value = "test"
+    box.split.value = "test"
     assert box.index.max == 2 and page.view.error == ""
     box.path.value = str(tmp_path / "gone.png")
     assert "gone.png does not exist" in page.error.value
@@ -682,30 +688,31 @@ def test_copy_and_save(page, tmp_path):
     page.keep.folder.value = str(tmp_path)
     page.keep.save.click()
     assert (
-        "saved in" in page.keep.said.value and (tmp_path / "0001" / "recipe.yaml").read_text() == page.keep.code.value
+        "saved in" in page.keep.message.value
+        and (tmp_path / "0001" / "recipe.yaml").read_text() == page.keep.code.value
     )
     page.keep.folder.value = str(tmp_path / "0001" / "hr.png")
     page.keep.save.click()
-    assert "fl-error" in page.keep.said.value
+    assert "fl-error" in page.keep.message.value
 
 
-def test_models_are_offered_and_asked(project):
+def test_models_are_offered_and_restore(project):
     page = Explorer("fcsr_gan_x4", index=1, size=64, root=project)
-    assert "for another one" in page.asked.value and len(page.chips) == 3 and len(page.view.restored) == 1
+    assert "for another one" in page.about_models.value and len(page.chips) == 3 and len(page.view.restored) == 1
     page.chain.steps = [X4]
     assert (
         page.chips["b_plain"].value
-        and "was trained for this chain" in page.asked.value
-        and "Model C cannot restore" in page.asked.value
+        and "was trained for this chain" in page.about_models.value
+        and "Model C cannot restore" in page.about_models.value
     )
     assert list(page.restored.slots) and bytes(page.restored.box.children[-1].children[1].value).startswith(b"\x89PNG")
     page.chips["b_plain"].value = page.chips["c_damaged"].value = False
-    assert "None is asked" in page.asked.value and page.restored.box.children == ()
+    assert "No model is chosen" in page.about_models.value and page.restored.box.children == ()
     page.chain.steps = [dict(X4, scale=8)]
-    assert "No trained model" in page.asked.value and page.models.children == ()
+    assert "No trained model" in page.about_models.value and page.models.children == ()
 
 
-def test_a_preset_that_cannot_be_made_is_told(project):
+def test_a_preset_that_cannot_be_made_gives_a_message(project):
     page = Explorer("fcsr_gan_x4", root=project)
     page.presets["fcsr_gan_x4"]["steps"] = [dict(use="degradations.occlusion.Blok")]
     page.again.click()

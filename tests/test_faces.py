@@ -712,7 +712,7 @@ def test_eleven_maps():
 
 
 def run(*args):
-    return subprocess.run([sys.executable, "-m", "facelab.faces.sets", *map(str, args)], capture_output=True, text=True)
+    return subprocess.run([sys.executable, "-m", "facelab.faces", *map(str, args)], capture_output=True, text=True)
 
 
 def test_command_line(tmp_path):

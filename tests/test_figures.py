@@ -11,10 +11,10 @@ import torch
 import yaml
 
 from facelab import FacelabError
-from facelab.publication.charts import PALETTE, identified, ranks
+from facelab.publication.charts import PALETTE, identification_rates, ranks
 from facelab.degradations.resample import resize
 from facelab.faces.drawn import draw_set
-from facelab.publication.figures import Album, check_figure, make_figure, picked, save_figure, write_figure
+from facelab.publication.figures import Album, check_figure, make_figure, choose_faces, save_figure, write_figure
 from facelab.base.images import read_image, to_uint8, write_image
 from facelab.evaluation.inputs import write_inputs
 from facelab.evaluation.metrics import score
@@ -111,7 +111,7 @@ def test_the_worst_and_the_best_faces_go_by_number(album):
         .psnr_rgb.sort_values()
     )
     named = lambda how, n: [
-        album.faces.names[i] for i in picked(views("low", choose=how, by="low"), album, album.faces, n)[0]
+        album.faces.names[i] for i in choose_faces(views("low", choose=how, by="low"), album, album.faces, n)[0]
     ]
     assert named("worst", 3) == list(psnr.index[:3]) and named("best", 2) == list(psnr.index[:-3:-1])
     assert (
@@ -277,7 +277,7 @@ def test_identification_grows_with_the_rank():
     )
     lines = ranks({"series": {"true": "truth", "degraded": "degraded"}, "ranks": 5}, found, n=100).axes[0].lines
     for kind, line in zip(("true", "degraded"), lines):
-        middle, low, high = identified(found, kind, 5, n=100)
+        middle, low, high = identification_rates(found, kind, 5, n=100)
         assert (
             (np.diff(middle) >= 0).all()
             and (low <= middle).all()

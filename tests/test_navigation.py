@@ -35,7 +35,7 @@ def test_every_notebook_leads_on():
 
 def test_only_the_last_cell_is_written_and_only_once(project):
     before = {path: path.read_bytes() for path in (project / "nbs").glob("**/*.ipynb")}
-    for path in (project / "nbs" / "06_metrics.ipynb", project / "nbs" / "contents.ipynb"):
+    for path in (project / "nbs" / "7_evaluation" / "03_metrics.ipynb", project / "nbs" / "contents.ipynb"):
         path.write_text(
             json.dumps(
                 {**json.loads(path.read_text()), "cells": others(cells_of(path))},
@@ -45,7 +45,7 @@ def test_only_the_last_cell_is_written_and_only_once(project):
             )
             + "\n"
         )
-    (project / "nbs" / "networks" / "13_cbdnet.ipynb").unlink()  # its neighbours lead past it
+    (project / "nbs" / "3_networks" / "30_cbdnet.ipynb").unlink()  # its neighbours lead past it
     changed = write_navigation(project)
     assert {path.stem for path in changed} == {"06_metrics", "contents", "12_sicnn", "14_pconv"}
     assert stale(project) == [] == write_navigation(project)
@@ -54,8 +54,11 @@ def test_only_the_last_cell_is_written_and_only_once(project):
             assert path.read_bytes() == content
         elif path.exists() and path.stem != "contents":
             assert others(cells_of(path)) == others(json.loads(content)["cells"]) and cells_of(path)[-1]["id"] == TAG
-    assert before[project / "nbs" / "06_metrics.ipynb"] == (project / "nbs" / "06_metrics.ipynb").read_bytes()
-    assert "13_cbdnet" not in (project / CONTENTS).read_text() and "13_cbdnet" in before[project / CONTENTS].decode()
+    assert (
+        before[project / "nbs" / "7_evaluation" / "03_metrics.ipynb"]
+        == (project / "nbs" / "06_metrics.ipynb").read_bytes()
+    )
+    assert "30_cbdnet" not in (project / CONTENTS).read_text() and "13_cbdnet" in before[project / CONTENTS].decode()
 
 
 def test_following_next_reads_every_notebook_once():
@@ -82,7 +85,7 @@ def test_modules_name_the_papers_that_use_them():
     assert used["facelab.networks.hrrm"] == {"heavy_rain"} and used["facelab.degradations.masks"] == {"jdsr_gan"}
     assert used["facelab.networks.gfc"] == {"fcsr_gan"}  # its system imports it
     line = "".join(
-        json.loads(with_navigation(ROOT)[(CONTENTS.parent / "networks" / "23_dense.ipynb")])["cells"][-1]["source"]
+        json.loads(with_navigation(ROOT)[CONTENTS.parent / "3_networks" / "52_hrrm.ipynb"])["cells"][-1]["source"]
     )
     assert line.startswith("Used by [Son and Jeong 2022](../papers/heavy_rain.ipynb).\n\n[← ")
 

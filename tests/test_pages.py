@@ -8,7 +8,7 @@ from conftest import ROOT
 
 from facelab import FacelabError
 from facelab.publication.claims import Finding, Names, Verdict, claims_table, inequalities, read_claims
-from facelab.publication.paper_page import Page, read_verdicts, said, told
+from facelab.publication.paper_page import Page, read_verdicts, describe_value, describe_recipe
 from facelab.evaluation.measures import measure_of
 
 CLAIMS = read_claims(ROOT / "papers" / "claims.yaml")
@@ -128,8 +128,8 @@ def test_an_ablation_is_told():
         "| joint: style | 10 Style(denoised, clean; features=(source=torchvision, network=vgg16, layers=[pool1, pool2,"
         " pool3], normalise=none)) | 10 Style(" in table
     )
-    assert said({"use": "a.B", "x": 0, "y": None, "z": [1, 2]}) == "B(x=0, z=[1, 2])"
-    assert told({"stages": [], "inputs": "x4", "generator": {"use": "a.B"}, "batch": 3}) == {
+    assert describe_value({"use": "a.B", "x": 0, "y": None, "z": [1, 2]}) == "B(x=0, z=[1, 2])"
+    assert describe_recipe({"stages": [], "inputs": "x4", "generator": {"use": "a.B"}, "batch": 3}) == {
         "inputs": "x4",
         "generator": "B()",
     }

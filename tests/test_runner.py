@@ -18,7 +18,7 @@ from facelab.training.checkpoints import open_state
 from facelab.evaluation.restore import Restoration, update_restored
 from facelab.faces.sets import FaceSet
 from facelab.fleet.grid import effective_params, make_recipe, open_grid
-from facelab.fleet.runner import main, make_all, turns
+from facelab.fleet.runner import claim_recipes, main, make_all
 from facelab.evaluation.inputs import write_inputs
 from facelab.evaluation.judges import Judges
 from facelab.evaluation.metrics import write_scores
@@ -161,9 +161,9 @@ def test_what_is_finished_is_left_alone_and_what_changed_is_not(bare, pack, tmp_
     out, params = tmp_path / "out", effective_params(ROOT, path=pack / "small.yaml")
     shutil.copytree(bare[0], out)
     grid = open_grid(pack / "faces.safetensors", out, params, ROOT)
-    assert list(turns(grid, ROWS, {})) == []
+    assert list(claim_recipes(grid, ROWS, {})) == []
     grid.recipes["srresnet"]["label"] = grid.recipes["prior_guided_gan"]["label"] = "another name in a table"
-    assert list(turns(grid, ROWS, {})) == []
+    assert list(claim_recipes(grid, ROWS, {})) == []
     params["train"]["ema"] = 0.5
     changed = open_grid(pack / "faces.safetensors", out, params, ROOT)
     assert [name for name in ROWS if not changed.is_done(name)] == ROWS

@@ -217,8 +217,8 @@ def test_a_run_that_stopped_goes_on(faces, folder, tmp_path, monkeypatch):
             raise OSError("no space left")
         return real(columns, names, quality, i)
 
-    monkeypatch.setattr(S, "_members", stops)
-    monkeypatch.setattr(S, "_threads", lambda: SimpleNamespace(map=map))  # one after another
+    monkeypatch.setattr(S, "encode_members", stops)
+    monkeypatch.setattr(S, "reader_threads", lambda: SimpleNamespace(map=map))  # one after another
     with pytest.raises(OSError):
         write_shards(faces, half, per_shard=4, progress=False)
     assert sorted(p.name for p in half.iterdir()) == ["packing.json", "train-000000.tar", "train-000001.tar"]
@@ -228,7 +228,7 @@ def test_a_run_that_stopped_goes_on(faces, folder, tmp_path, monkeypatch):
         (half / "train-000001.tar").read_bytes()[:3000]
     )  # what a crash of the machine leaves
     made.clear()
-    monkeypatch.setattr(S, "_members", lambda *a: made.append(0) or real(*a))
+    monkeypatch.setattr(S, "encode_members", lambda *a: made.append(0) or real(*a))
     packed = write_shards(faces, half, per_shard=4, progress=False)
     assert len(made) == 22 - 4 and packed.shards.rows == open_shards(folder).shards.rows
     assert sorted(p.name for p in half.iterdir()) == sorted(p.name for p in folder.iterdir())

@@ -1,4 +1,4 @@
-"""The command `facelab`: restore and degrade pictures, check faces, train, evaluate, and say which models and weights there are."""
+"""The command `facelab`: restore and degrade pictures, check faces, train, evaluate, list models and weights."""
 
 import argparse
 import os
@@ -8,13 +8,13 @@ import threading
 from pathlib import Path
 
 from facelab import FacelabError, __version__
+from facelab.base.files import print_line, run_command
 from facelab.base.names import near
 from facelab.base.params import project_root
-from facelab.base.files import run_command, print_line
 
 
-def home():
-    "The project: the one we are in, else the one that this package is part of; None if there is neither."
+def find_project():
+    "Folder of the project that holds the working directory, else this package; None if there is neither."
     for start in (".", Path(__file__).resolve().parents[2]):
         try:
             return project_root(start)
@@ -23,85 +23,88 @@ def home():
     return None
 
 
-def the_project():
-    root = home()
+def required_project():
+    "Folder of the project; `FacelabError` if there is none."
+    root = find_project()
     if root is None:
         raise FacelabError("this needs the project's recipes: run it inside a clone of facelab")
     return root
 
 
 def restore(args):
+    "Restore pictures; 1 if one of them failed, else 0."
+    from facelab.apps.files import restore_files
     from facelab.base.devices import pick_device
     from facelab.evaluation.photographs import Restorer
     from facelab.training.zoo import model_folder
-    from facelab.apps.files import restore_files
 
     device = pick_device(args.device)
-    restorers = [Restorer(model_folder(name, home()), device, args.size) for name in args.system]
+    restorers = [Restorer(model_folder(name, find_project()), device, args.size) for name in args.system]
     written, failed = restore_files(
         args.pictures,
         restorers,
         args.out,
-        **where_faces_are(args),
+        face_finder(args),
         hidden=args.hidden,
         sheet=args.sheet,
         batch=args.batch,
         progress=not args.quiet,
     )
-    return told(written, failed)
+    return print_results(written, failed)
 
 
-def where_faces_are(args):
-    "Landmarks from a table, and what finds them where there are none."
+def face_finder(args):
+    "Landmarks from the table that is named, and the landmarker for pictures that it leaves out."
+    from facelab.apps.files import FaceFinder
     from facelab.faces.layouts import read_table
     from facelab.training.models import load_model
     from facelab.training.zoo import find_models, model_folder
 
     name = args.finder or ("landmarker" if args.find or "landmarker" in find_models(kind="helpers") else None)
-    return {
-        "landmarks": args.landmarks and read_table(args.landmarks),
-        "finder": name and load_model(model_folder(name, home(), "helpers"))[0],
-        "always": args.find,
-    }
+    landmarker = name and load_model(model_folder(name, find_project(), "helpers"))[0]
+    landmarks = read_table(args.landmarks) if args.landmarks else {}
+    return FaceFinder(landmarks, landmarker, args.find)
 
 
 def degrade(args):
-    from facelab.degradations.chain import Chain
+    "Degrade pictures by a chain of the recipes; 1 if one of them failed, else 0."
     from facelab.apps.files import degrade_files
+    from facelab.degradations.chain import Chain
     from facelab.training.recipes import load_degradations
 
-    chains = load_degradations(the_project())
+    chains = load_degradations(required_project())
     if args.chain not in chains:
         raise FacelabError(f"unknown chain of degradations {args.chain!r}: {near(args.chain, chains)}")
     written, failed = degrade_files(
         args.pictures,
         Chain(chains[args.chain]["steps"]),
         args.out,
-        **where_faces_are(args),
+        face_finder(args),
         seed=args.seed,
         size=args.size,
         progress=not args.quiet,
     )
-    return told(written, failed)
+    return print_results(written, failed)
 
 
-def told(written, failed):
-    "Print what was written, and sentences about what failed; the exit status."
+def print_results(written, failed):
+    "Print the paths that were written, and on stderr a line about each failure; 1 if there is one, else 0."
     for path in written:
         print_line(path)
-    for sentence in failed:
-        print_line(f"facelab: {sentence}", sys.stderr)
+    for message in failed:
+        print_line(f"facelab: {message}", sys.stderr)
     return 1 if failed else 0
 
 
 def faces(args):
+    "Check a set of faces and print what was found; the exit status."
     from facelab.faces.sets import main as check
 
     return check(["check", args.path, "--size", str(args.size), *["--all"] * args.all])
 
 
-def grid(args, recipes):
-    "What `train` and `evaluate` make: the runner's work, with the faces packed first where they are a folder of pictures."
+def run_recipes(args, recipes):
+    "Train and score recipes with the fleet's runner; a folder of pictures is packed first. The exit status."
     from facelab.faces.sets import open_faces
     from facelab.fleet.runner import main as runner
 
@@ -111,15 +114,15 @@ def grid(args, recipes):
         if not pack.exists():
             open_faces(args.faces, args.size).save(pack)
     more = [f"--{key}={getattr(args, key)}" for key in ("profile", "params", "seconds") if getattr(args, key)]
-    os.chdir(the_project())
+    os.chdir(required_project())
     return runner(["--faces", str(pack), "--out", str(args.out), *more, "--recipes", *recipes])
 
 
-def asked(args):
-    "The recipes that are asked for, by name."
+def chosen_recipes(args):
+    "Name -> recipe of those on the command line; `FacelabError` for an unknown name."
     from facelab.training.recipes import load_recipes
 
-    recipes = load_recipes(the_project())
+    recipes = load_recipes(required_project())
     for name in args.recipes:
         if name not in recipes:
             raise FacelabError(f"unknown recipe {name!r}: {near(name, recipes)}")
@@ -127,16 +130,18 @@ def asked(args):
 
 
 def train(args):
-    return grid(args, asked(args))
+    "Train recipes; the exit status."
+    return run_recipes(args, chosen_recipes(args))
 
 
 def evaluate(args):
+    "Train and score recipes and print a table of mean scores; the exit status."
     import pandas as pd
 
     from facelab.evaluation.metrics import read_scores
 
-    recipes, rows = asked(args), {}
-    status = grid(args, recipes)
+    recipes, rows = chosen_recipes(args), {}
+    status = run_recipes(args, recipes)
     for name, recipe in recipes.items():
         path = args.out / "scores" / recipe["paper"] / recipe["inputs"] / f"{name}.csv"
         if path.exists():
@@ -147,10 +152,11 @@ def evaluate(args):
 
 
 def models(args):
+    "Print a table of the trained systems."
     from facelab.base.files import markdown_table
     from facelab.training.zoo import describe_models, find_models
 
-    rows = describe_models(find_models(home()))
+    rows = describe_models(find_models(find_project()))
     print(
         markdown_table(rows, ("name", "system", "restores", "trained on", "PSNR, dB", "MB", "where"))
         if rows
@@ -160,6 +166,7 @@ def models(args):
 
 
 def weights(args):
+    "Print a table of pretrained weights of other networks, and where they are looked for."
     from facelab.base.files import markdown_table
     from facelab.training.zoo import describe_weights
 
@@ -169,70 +176,75 @@ def weights(args):
 
 
 def completion(args):
+    "Print the completion script of a shell."
     import shtab
 
     print(shtab.complete(parser(), shell=args.shell))
     return 0
 
 
-def parser():
-    main = argparse.ArgumentParser(
-        prog="facelab", description=__doc__, epilog="`facelab COMMAND --help` tells more about one of them."
+def add_command(commands, name, run, about, **more):
+    "A parser for one command, whose arguments go to `run`."
+    sub = commands.add_parser(
+        name,
+        help=about,
+        description=about[0].upper() + about[1:] + ".",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        **more,
     )
-    main.add_argument("--version", action="version", version=f"facelab {__version__}")
-    todo = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    sub.set_defaults(run=run)
+    return sub
 
-    def add(name, run, about, **more):
-        sub = todo.add_parser(
-            name,
-            help=about,
-            description=about[0].upper() + about[1:] + ".",
-            formatter_class=argparse.RawDescriptionHelpFormatter,
-            **more,
-        )
-        sub.set_defaults(run=run)
-        return sub
 
-    def place(path):
-        return Path(path).resolve()
+def full_path(text):
+    "A path that stays valid when the working directory changes."
+    return Path(text).resolve()
 
-    def positive(text):
-        if (number := int(text)) < 1:
-            raise ValueError
-        return number
 
-    def files(sub):
-        sub.add_argument(
-            "pictures",
-            nargs="+",
-            help="files, folders, patterns such as 'faces/*.jpg', or the word astronaut, an example",
-        )
-        sub.add_argument("--out", required=True, help="folder for the results")
-        sub.add_argument(
-            "--landmarks",
-            metavar="FILE",
-            help=(
-                "a table (.csv or .txt): file name, then x and y of 5, 68, 81 or 194 points; faces are cut out and"
-                " aligned by them"
-            ),
-        )
-        sub.add_argument(
-            "--find",
-            action="store_true",
-            help=(
-                "look for the face in every picture without landmarks; else only in those that are not square, as"
-                " square ones may be faces that are cut out already"
-            ),
-        )
-        sub.add_argument(
-            "--finder",
-            metavar="MODEL",
-            help="the landmarker that looks for faces, if not the one that comes with facelab",
-        )
-        sub.add_argument("--size", type=int, default=128, help="side of a face in pixels (128)")
-        sub.add_argument("--quiet", action="store_true", help="no progress bar")
+def positive(text):
+    "A whole number above 0; argparse turns the ValueError into a usage message."
+    if (number := int(text)) < 1:
+        raise ValueError
+    return number
 
-    sub = add(
+
+def add_picture_arguments(sub):
+    "What `restore` and `degrade` share: pictures, where their faces are, and the folder for the results."
+    sub.add_argument(
+        "pictures",
+        nargs="+",
+        help="files, folders, patterns such as 'faces/*.jpg', or the word astronaut, an example",
+    )
+    sub.add_argument("--out", required=True, help="folder for the results")
+    sub.add_argument(
+        "--landmarks",
+        metavar="FILE",
+        help=(
+            "a table (.csv or .txt): file name, then x and y of 5, 68, 81 or 194 points; faces are cut out and"
+            " aligned by them"
+        ),
+    )
+    sub.add_argument(
+        "--find",
+        action="store_true",
+        help=(
+            "look for the face in every picture without landmarks; else only in those that are not square, as"
+            " square ones may be faces that are cut out already"
+        ),
+    )
+    sub.add_argument(
+        "--finder",
+        metavar="MODEL",
+        help="the landmarker that looks for faces, if not the one that comes with facelab",
+    )
+    sub.add_argument("--size", type=int, default=128, help="side of a face in pixels (128)")
+    sub.add_argument("--quiet", action="store_true", help="no progress bar")
+
+
+def add_restore(commands):
+    "`facelab restore`."
+    sub = add_command(
+        commands,
         "restore",
         restore,
         "restore the faces in pictures",
@@ -241,7 +253,7 @@ def parser():
             " prior_guided_sr srresnet --out restored --sheet"
         ),
     )
-    files(sub)
+    add_picture_arguments(sub)
     sub.add_argument(
         "--system",
         nargs="+",
@@ -262,76 +274,114 @@ def parser():
     sub.add_argument("--batch", type=positive, default=8, help="pictures at once (8)")
     sub.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
 
-    sub = add("degrade", degrade, "degrade the faces in pictures, as a paper does")
-    files(sub)
+
+def add_degrade(commands):
+    "`facelab degrade`."
+    sub = add_command(commands, "degrade", degrade, "degrade the faces in pictures, as a paper does")
+    add_picture_arguments(sub)
     sub.add_argument("--chain", required=True, help="a chain of recipes/degradations.yaml, such as prior_guided_x8")
     sub.add_argument("--seed", type=int, default=0, help="of the random numbers (0)")
 
-    sub = add("faces", faces, "check a set of faces before it is used")
+
+def add_faces(commands):
+    "`facelab faces check`."
+    sub = add_command(commands, "faces", faces, "check a set of faces before it is used")
     sub.add_argument("todo", choices=["check"])
     sub.add_argument("path")
     sub.add_argument("--size", type=int, default=128, help="side of the faces wanted (128)")
     sub.add_argument("--all", action="store_true", help="read every picture, not 64 of them")
 
-    for name, run, about in (
-        ("train", train, "train recipes, and the helpers that they need"),
-        ("evaluate", evaluate, "train what is not trained yet, restore the test faces, and print mean scores"),
-    ):
-        sub = add(name, run, about)
-        sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="rows of docs/recipes.md")
-        sub.add_argument(
-            "--faces", required=True, type=place, help="a folder of pictures, of shards, or a faces.safetensors"
-        )
-        sub.add_argument(
-            "--out", required=True, type=place, help="folder for everything that is made; a second run goes on there"
-        )
-        sub.add_argument("--profile", help="demo, real or paper")
-        sub.add_argument(
-            "--params", metavar="FILE", type=place, help="a YAML file with parameters that differ from params.yaml"
-        )
-        sub.add_argument(
-            "--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint"
-        )
-        sub.add_argument("--size", type=int, default=128, help="side of the faces (128)")
 
-    add(
+def add_run(commands, name, run, about):
+    "`facelab train` or `facelab evaluate`."
+    sub = add_command(commands, name, run, about)
+    sub.add_argument("recipes", nargs="+", metavar="RECIPE", help="rows of docs/recipes.md")
+    sub.add_argument(
+        "--faces", required=True, type=full_path, help="a folder of pictures, of shards, or a faces.safetensors"
+    )
+    sub.add_argument(
+        "--out", required=True, type=full_path, help="folder for everything that is made; a second run goes on there"
+    )
+    sub.add_argument("--profile", help="demo, real or paper")
+    sub.add_argument(
+        "--params", metavar="FILE", type=full_path, help="a YAML file with parameters that differ from params.yaml"
+    )
+    sub.add_argument(
+        "--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint"
+    )
+    sub.add_argument("--size", type=int, default=128, help="side of the faces (128)")
+
+
+def add_lists(commands):
+    "`facelab models`, `facelab weights` and `facelab completion`."
+    add_command(
+        commands,
         "models",
         models,
         "list the trained systems that are here: what each restores, what it was trained on, its score",
     )
-    add("weights", weights, "list the pretrained weights of other networks: where they are looked for, what is found")
-    add(
-        "completion", completion, "print what makes the Tab key complete commands: facelab completion bash >> ~/.bashrc"
+    add_command(
+        commands,
+        "weights",
+        weights,
+        "list the pretrained weights of other networks: where they are looked for, what is found",
+    )
+    add_command(
+        commands,
+        "completion",
+        completion,
+        "print what makes the Tab key complete commands: facelab completion bash >> ~/.bashrc",
     ).add_argument("shell", choices=["bash", "zsh", "tcsh"])
+
+
+def parser():
+    "The parser of the command `facelab`; quick, as it imports no torch."
+    main = argparse.ArgumentParser(
+        prog="facelab", description=__doc__, epilog="`facelab COMMAND --help` tells more about one of them."
+    )
+    main.add_argument("--version", action="version", version=f"facelab {__version__}")
+    commands = main.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add_restore(commands)
+    add_degrade(commands)
+    add_faces(commands)
+    add_run(commands, "train", train, "train recipes, and the helpers that they need")
+    add_run(
+        commands,
+        "evaluate",
+        evaluate,
+        "train what is not trained yet, restore the test faces, and print mean scores",
+    )
+    add_lists(commands)
     return main
 
 
-def stoppable(args):
-    "What a command does; Ctrl-C ends it as such, also where a library took it for an error of its own."
-    came = []
+def interruptible(args):
+    "Run a command; Ctrl-C raises KeyboardInterrupt even where a library turns it into an error of its own."
+    interrupted = []
 
     def stop(*_):
-        came.append(True)
+        interrupted.append(True)
         raise KeyboardInterrupt
 
-    ours = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGINT, stop) if ours else None
+    main_thread = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, stop) if main_thread else None
     try:
         status = args.run(args)
     except FacelabError:
-        if not came:
+        if not interrupted:
             raise
     finally:
-        if ours:
+        if main_thread:
             signal.signal(signal.SIGINT, before)
-    if came:
+    if interrupted:
         raise KeyboardInterrupt
     return status
 
 
 def main(argv=None):
+    "Run `facelab` with these words, by default those of the command line; the exit status."
     args = parser().parse_args(argv)
-    return run_command(lambda: stoppable(args))
+    return run_command(lambda: interruptible(args))
 
 
 if __name__ == "__main__":

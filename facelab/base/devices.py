@@ -16,7 +16,7 @@ from .. import FacelabError
 def pick_device(
     device: str = "auto",  # auto, cpu or cuda
 ) -> torch.device:
-    "The device that was asked for; auto takes a GPU if there is one."
+    "The device of this name; auto takes a GPU if there is one, cuda without one is refused."
     cuda = torch.cuda.is_available()
     if device not in ("auto", "cpu", "cuda"):
         raise FacelabError(f"unknown train.device {device!r}: choose auto, cpu or cuda")
@@ -29,9 +29,10 @@ def pick_device(
 # %% ../../nbs/0_base/03_devices.ipynb #c006
 def make_fabric(
     device: str = "auto",  # auto, cpu or cuda
-    precision: str = "auto",  # auto: bf16 where a GPU has it, else float32; or "32-true", "bf16-mixed"
-):
-    "Fabric on one device, or, in a process that `torchrun` or `fabric run` started, on its share of them."
+    # auto: bf16 where a GPU has it, else float32; or "32-true", "bf16-mixed"
+    precision: str = "auto",
+):  # lightning_fabric.Fabric, launched
+    "Fabric on one device, or on this process's share of them under `torchrun` or `fabric run`."
     from lightning_fabric import Fabric
 
     kind = pick_device(device).type
@@ -41,14 +42,13 @@ def make_fabric(
         raise FacelabError(
             f"unknown train.precision {precision!r}: choose auto, 32-true or bf16-mixed"
         )
-    here, all_of_them = (
-        int(os.environ.get(name, 1)) for name in ("LOCAL_WORLD_SIZE", "WORLD_SIZE")
-    )
+    local = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
+    world = int(os.environ.get("WORLD_SIZE", 1))
     fabric = Fabric(
         accelerator=kind,
-        devices=here,
-        num_nodes=all_of_them // here,
-        strategy="ddp" if all_of_them > 1 else "auto",
+        devices=local,
+        num_nodes=world // local,
+        strategy="ddp" if world > 1 else "auto",
         precision=precision,
     )
     fabric.launch()

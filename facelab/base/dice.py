@@ -9,10 +9,13 @@ __all__ = ['GOLDEN', 'PIECE', 'mix', 'seed_of', 'Dice']
 import hashlib
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 # %% ../../nbs/0_base/02_dice.ipynb #c005
-def mix(x):
-    "Scramble unsigned 64-bit integers; neighbouring inputs give unrelated outputs (the finaliser of SplitMix64)."
+def mix(
+    x,  # uint64 array
+):  # uint64 array of the same shape
+    "Scramble 64-bit integers (SplitMix64's finaliser): neighbours give unrelated outputs."
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     return x ^ (x >> np.uint64(31))
@@ -31,7 +34,10 @@ GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 
 # %% ../../nbs/0_base/02_dice.ipynb #c012-1
 class Dice:
-    "Random columns for a list of `numbers`: row i depends on (`seed`, `stream`, `numbers[i]`) alone, never on its neighbours."
+    """Random columns for a list of `numbers`.
+
+    Row i depends on (`seed`, `stream`, `numbers[i]`) alone, never on its neighbours.
+    """
 
     def __init__(
         self,
@@ -60,34 +66,39 @@ class Dice:
         )
 
     def normal(self, mean=0.0, sd=1.0):
-        "(N,) normal numbers, cut at 2.2 standard deviations."
+        "(N,) float64 normal numbers, cut at 2.2 standard deviations."
         return mean + sd * torch.special.ndtri(self.uniform(1e-9, 1 - 1e-9)).clamp(-2.2, 2.2)
 
-    def chance(self, probability):
-        "(N,) ones with this probability, else zeros."
-        return (self.uniform() < probability).double()
+# %% ../../nbs/0_base/02_dice.ipynb #c030
+@patch
+def chance(
+    self: Dice,
+    probability,  # in [0, 1]: a number, or one for each row (N,)
+) -> torch.Tensor:  # float64 (N,)
+    "Ones with this probability, else zeros."
+    return (self.uniform() < probability).double()
 
-    def choose(self, weights):
-        "(N,) positions in `weights`: a list, or one row of weights for each number."
-        weights = torch.as_tensor(weights, dtype=torch.float64).expand(len(self.key), -1)
-        edges = weights.cumsum(1) / weights.sum(1, keepdim=True)
-        return (self.uniform()[:, None] >= edges[:, :-1]).sum(1)
 
-    def named(self, name):
-        return _named(self, name)
-
-    def even_field(self, *shape, device="cpu"):
-        return _even(self, shape, device)
-
-    def normal_field(self, *shape, device="cpu"):
-        return _normal(self, shape, device)
+@patch
+def choose(
+    self: Dice,
+    weights,  # (K,) from 0 up, or one row of weights for each number (N, K)
+) -> torch.Tensor:  # int64 (N,)
+    "Positions in `weights`, drawn in proportion to them."
+    weights = torch.as_tensor(weights, dtype=torch.float64).expand(len(self.key), -1)
+    edges = weights.cumsum(1) / weights.sum(1, keepdim=True)
+    return (self.uniform()[:, None] >= edges[:, :-1]).sum(1)
 
 # %% ../../nbs/0_base/02_dice.ipynb #c018
-def _named(dice, name):
+@patch
+def named(
+    self: Dice,
+    name: str,  # what the numbers are for
+) -> Dice:
     "Dice for one purpose: their numbers depend on the name, not on what was thrown before."
     out = Dice.__new__(Dice)
     with np.errstate(over="ignore"):
-        out.key = mix(dice.key + mix(np.array([seed_of(name)], dtype=np.uint64)))
+        out.key = mix(self.key + mix(np.array([seed_of(name)], dtype=np.uint64)))
     out.thrown = 0
     return out
 
@@ -105,22 +116,32 @@ def _hash32(x):
     return x
 
 
-def _even(dice, shape, device):
-    "(N, *shape) float32 spread evenly over [0, 1): multiples of 2^-24, the same on every device."
-    key = torch.from_numpy((dice.key >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(device)
+@patch
+def even_field(
+    self: Dice,
+    *shape: int,  # of one row
+    device="cpu",  # where the field is made and stays
+) -> torch.Tensor:  # float32 (N, *shape)
+    "Numbers spread evenly over [0, 1): multiples of 2^-24, the same on every device."
+    key = torch.from_numpy((self.key >> np.uint64(32)).astype(np.uint32).view(np.int32)).to(device)
     n = int(np.prod(shape))
     at = torch.arange(n, dtype=torch.int32, device=device)
-    rows = max(1, PIECE // max(n, 1)) if torch.device(device).type == "cpu" else len(dice)
-    out = torch.empty(len(dice), n, device=device)
-    for i in range(0, len(dice), rows):
+    rows = max(1, PIECE // max(n, 1)) if torch.device(device).type == "cpu" else len(self)
+    out = torch.empty(len(self), n, device=device)
+    for i in range(0, len(self), rows):
         bits = _hash32(key[i : i + rows, None] + at)
         torch.mul((bits >> 8) & 0xFFFFFF, 2.0**-24, out=out[i : i + rows])
-    return out.view(len(dice), *shape)
+    return out.view(len(self), *shape)
 
 # %% ../../nbs/0_base/02_dice.ipynb #c028
-def _normal(dice, shape, device):
-    "(N, *shape) float32 with mean 0 and deviation 1, uncut."
+@patch
+def normal_field(
+    self: Dice,
+    *shape: int,  # of one row
+    device="cpu",  # where the field is made and stays
+) -> torch.Tensor:  # float32 (N, *shape)
+    "Normal numbers of mean 0 and standard deviation 1, uncut."
     n = int(np.prod(shape))
-    u, v = _even(dice, (2, (n + 1) // 2), device).unbind(1)
+    u, v = self.even_field(2, (n + 1) // 2, device=device).unbind(1)
     r, turn = u.neg_().add_(1).log_().mul_(-2).sqrt_(), v.mul_(2 * torch.pi)
-    return torch.cat([r * turn.cos(), r * turn.sin()], 1)[:, :n].reshape(len(dice), *shape)
+    return torch.cat([r * turn.cos(), r * turn.sin()], 1)[:, :n].reshape(len(self), *shape)

@@ -1,4 +1,7 @@
-"""Files that are written whole or not at all, their hashes, what they were made from, what a command says, and tables in Markdown."""
+"""Files that are written whole or not at all, their hashes, and records of what they were made from.
+
+Also what every command needs: lines that any terminal shows, one exit status, tables in Markdown.
+"""
 
 import hashlib
 import json
@@ -14,7 +17,10 @@ from facelab import FacelabError
 
 @contextmanager
 def replacing(path):
-    "Write to the yielded path: it takes the place of `path` when the block succeeds, and is removed when the block fails."
+    """Write to the yielded path: it takes the place of `path` when the block succeeds.
+
+    When the block fails, what it wrote is removed, and `path` stays as it was.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem[:40]}-{uuid4().hex}{path.suffix}")  # a name has 255 bytes at most
@@ -27,7 +33,7 @@ def replacing(path):
 
 @contextmanager
 def folder_lock(folder):
-    "Whoever else claims this folder waits until the block is left; the system ends the claim of a process that dies."
+    "One process at a time: others wait until the block is left. A process that dies loses its lock."
     place = os.open(folder, os.O_RDONLY)
     try:
         with suppress(ImportError, OSError):  # a file system without locks
@@ -46,7 +52,7 @@ def write_text(path, text):
 
 
 def record_matches(record, made_from):
-    "Does the record of what something was made from say the same?"
+    "Whether the file `record` holds just this record of what something was made from."
     return Path(record).exists() and Path(record).read_text() == format_record(made_from)
 
 
@@ -56,6 +62,7 @@ def write_record(record, made_from):
 
 
 def format_record(made_from):
+    "A record as JSON text with sorted keys: equal records are equal texts."
     return json.dumps(made_from, indent=1, sort_keys=True) + "\n"
 
 
@@ -68,15 +75,18 @@ def sha256(path):
 
 
 def print_line(text, file=None):
-    "Print a line that any terminal can show: file names may hold line ends, control characters, or bytes that are no text."
+    """Print one line that any terminal can show, on stdout or `file`.
+
+    File names may hold line ends, control characters, or bytes that are no text: those are escaped.
+    """
     file = file or sys.stdout
     shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(text))
     print(shown.encode(file.encoding or "utf-8", "backslashreplace").decode(file.encoding or "utf-8"), file=file)
 
 
 def run_command(run):
-    "What a command does, and its exit status: whatever stops it is told in one line."
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged files, which are told already
+    "The exit status of a command: what `run` returns, or 1 (130 for Ctrl-C) after one line about what stopped it."
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged files, which have an error line already
     try:
         status = run()
         sys.stdout.flush()
@@ -86,23 +96,18 @@ def run_command(run):
     except KeyboardInterrupt:
         print_line("facelab: stopped; what was finished is kept", sys.stderr)
         return 130
-    except BrokenPipeError:  # whoever read what we print is gone
+    except BrokenPipeError:  # the reader of our output is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
     except OSError as error:
-        print_line(
-            "facelab: "
-            + " ".join(
-                f"{error.filename or ''} {error.strerror or error}: check the path, the permissions and the free space".split()
-            ),
-            sys.stderr,
-        )
+        what = f"{error.filename or ''} {error.strerror or error}: check the path, the permissions and the free space"
+        print_line(f"facelab: {' '.join(what.split())}", sys.stderr)
     except MemoryError:
         print_line("facelab: there is not enough memory: ask for less at once", sys.stderr)
     return 1
 
 
 def markdown_table(rows, head, align=None):
-    "A table in Markdown; numbers to the right by default, thousands with commas."
+    "Rows as a table in Markdown, a string; numbers stand right by default, thousands have commas."
     cell = lambda v: f"{v:,}" if isinstance(v, int) else " ".join(str(v).replace("|", "/").split())
     rows = [list(row) for row in rows]
     right = [bool(rows) and all(isinstance(row[i], (int, float)) for row in rows) for i in range(len(head))]

@@ -79,7 +79,7 @@ def _check_regular(path):
 
 
 def _decode(path, mode):
-    "The upright picture in `path`; ValueError for what a header announces and nobody should decode."
+    "The upright picture in `path`; ValueError for what must not or cannot be decoded."
     _check_regular(path)
     with Image.open(path) as picture:
         if picture.format == "EPS":
@@ -326,7 +326,7 @@ def _draw_rows(fig, grid, rows):
 
 # %% ../../nbs/0_base/01_images.ipynb #c033
 def show(
-    rows,  # (N, 3, H, W) or (N, 1, H, W), or a list of such rows or of single pictures; uint8 or [0, 1]
+    rows,  # (N, 1 or 3, H, W), a list of such rows, or of single pictures; uint8, or [0, 1]
     titles=None,  # one text a column, or one list of texts a row
     row_titles=None,  # one text a row
     zoom: float = 1.0,  # screen pixels an image pixel of the largest picture; whole: crisp

@@ -1,4 +1,4 @@
-"""Short names for people: a package lends names from its modules, which are imported when a name is asked for."""
+"""Short names: a package offers names of its modules, and imports a module when one of its names is used."""
 
 import importlib
 
@@ -6,7 +6,7 @@ from facelab.moved import NAMES
 
 
 def lazy_names(package, names):
-    "`__getattr__` and `__dir__` of a package; `names`: module -> the names that it lends."
+    "`__getattr__` and `__dir__` of a package; `names`: module -> the names that the package offers."
     where = {name: module for module, some in names.items() for name in some}
     moved = NAMES.get(package.partition(".")[2], {})
 

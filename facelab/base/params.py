@@ -1,4 +1,4 @@
-"""Where the project is, what its parameters are, and how a profile changes them."""
+"""Where the project is, its parameters, and how a profile changes them."""
 
 import copy
 import io
@@ -27,7 +27,7 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times as fast, whe
 
 
 def read_yaml(path):
-    "A YAML file as a dict; a missing or malformed file is told in one sentence."
+    "A YAML file as a dict; `FacelabError` for a file that is missing, malformed, or not a mapping."
     path = Path(path)
     try:
         data = yaml.load(path.read_text(), LOADER)
@@ -42,7 +42,7 @@ def read_yaml(path):
     return data
 
 
-WHOLE = ("instead",)  # a profile replaces these; other sections are put over the demo's value by value
+WHOLE = ("instead",)  # a profile replaces these; of other sections it changes single values
 
 
 def merge(base, change, where="profile"):
@@ -56,7 +56,7 @@ def merge(base, change, where="profile"):
 
 
 def load_params(root=None):
-    "The effective parameters (`params.yaml`), checked against the names that the code knows."
+    "The effective parameters (`params.yaml`), checked against `facelab.base.schema`."
     from facelab.base.schema import check_params
 
     path = Path(root or project_root()) / "params.yaml"
@@ -64,7 +64,7 @@ def load_params(root=None):
 
 
 def choose_profile(name, root=None):
-    "Write `profiles/<name>.yaml` over `params.yaml` (comments stay); `demo` is what is committed."
+    "Put `profiles/<name>.yaml` into `params.yaml` (comments stay); `demo` restores the committed file."
     from ruamel.yaml import YAML
 
     root = Path(root or project_root())

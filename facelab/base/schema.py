@@ -1,4 +1,7 @@
-"""The parameters that there are, and of which kind each is: what is refused, never what is made, so that no stage depends on it."""
+"""The names and kinds of all parameters.
+
+This decides only what is refused, never what is made, so no stage of the pipeline depends on it.
+"""
 
 import re
 
@@ -46,7 +49,10 @@ SECTIONS = {
 
 
 def check_params(params, where):
-    "The same parameters, if all that the code knows are there, no others, and each of its kind; `where` they stand is told otherwise."
+    """The same parameters, if they are complete and each is of its kind.
+
+    A missing or unknown one, or one of another kind, raises `FacelabError` that names `where` it stands.
+    """
     check_keys(params, SECTIONS, where)
     for section, known in SECTIONS.items():
         if section not in params:
@@ -64,27 +70,29 @@ def check_params(params, where):
 
 
 def check_section(values, known, where):
-    "Names and kinds of some parameters of a section."
+    "Raise `FacelabError` if a parameter of a section has an unknown name or another kind."
     check_kind(values, dict, where)
     check_keys(values, known, where)
     for name, value in values.items():
         check_kind(value, known[name], f"{where}: {name}")
 
 
+KIND_NAMES = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "text",
+    list: "a list",
+    dict: "a mapping",
+    type(None): "null",
+}
+
+
 def check_kind(value, kind, where):
-    """A value of another kind is refused: the text "false" would count as true, and YAML reads 1e-3 as text."""
+    """Refuse a value of another kind: the text "false" would count as true, and YAML reads 1e-3 as text."""
     if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
         return
-    said = {
-        bool: "true or false",
-        int: "a whole number",
-        float: "a number",
-        str: "text",
-        list: "a list",
-        dict: "a mapping",
-        type(None): "null",
-    }
     kinds = getattr(kind, "__args__", (kind,))
-    wanted = [said[k] for k in kinds if not (k is int and float in kinds)]
+    wanted = [KIND_NAMES[k] for k in kinds if not (k is int and float in kinds)]
     hint = ": write 0.001 for 1e-3" if isinstance(value, str) and re.fullmatch(r"-?\d+e-?\d+", value) else ""
     raise FacelabError(f"{where} must be {' or '.join(wanted)}, not {value!r}{hint}")

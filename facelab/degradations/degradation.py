@@ -8,13 +8,16 @@ __all__ = ['LABEL_SHAPES', 'Span', 'Several', 'FACE', 'Degraded', 'check_images'
            'face_outline', 'face_region']
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c002
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from typing import ClassVar, NamedTuple
-import re
+
 import torch
-from ..base.dice import Dice
+from fastcore.basics import patch
+
 from .. import FacelabError
+from ..base.dice import Dice
 from ..faces.parts import CLASSES_19
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c005
@@ -23,7 +26,7 @@ class Degraded(NamedTuple):
 
     input: torch.Tensor  # what the network sees
     target: torch.Tensor  # what it should restore
-    maps: dict  # name -> tensor (N,...): what happened on the way; empty when there is nothing to tell
+    maps: dict  # name -> tensor (N,...): what happened on the way; may be empty
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c007
 def check_images(
@@ -31,20 +34,21 @@ def check_images(
     name="the input",  # how the message calls it
     multiple=1,  # height and width must be multiples of it
 ):
-    "Returns x if it is float (N,3,H,W) in [0,1] with sides that are multiples of `multiple`; FacelabError otherwise."
-    if isinstance(x, (list, tuple)) and len({tuple(getattr(i, "shape", ())) for i in x}) > 1:
-        raise FacelabError(
-            f"{name} holds images of {len({tuple(getattr(i, 'shape', ())) for i in x})} sizes:"
-            " resize them to one size and stack them"
-        )
+    "Returns x if it is float (N,3,H,W) in [0,1] and `multiple` divides its sides."
+    if isinstance(x, (list, tuple)):
+        sizes = {tuple(getattr(i, "shape", ())) for i in x}
+        if len(sizes) > 1:
+            raise FacelabError(
+                f"{name} holds images of {len(sizes)} sizes: resize them to one size and stack them"
+            )
     if (
         not isinstance(x, torch.Tensor)
         or not x.is_floating_point()
         or x.dim() != 4
         or x.shape[1] != 3
     ):
-        seen = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
-        raise FacelabError(f"{name} should be a float tensor (N, 3, H, W), but is {seen}")
+        found = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, torch.Tensor) else type(x).__name__
+        raise FacelabError(f"{name} should be a float tensor (N, 3, H, W), but is {found}")
     if x.numel() == 0:
         raise FacelabError(f"{name} is an empty batch {tuple(x.shape)}: give at least one image")
     lo, hi = torch.aminmax(x.detach())
@@ -68,10 +72,10 @@ LABEL_SHAPES = dict(
 
 def select_labels(
     needs: tuple,  # such as ("landmarks", "foreground|parsing")
-    have,  # names of the labels that there are
+    have,  # names of the labels that the faces have
     who="this degradation",
 ) -> tuple:
-    "Which labels to take; FacelabError if one that is needed is missing."
+    "Names of the labels to take; `FacelabError` if one that is needed is missing."
     out = []
     for need in needs:
         found = [name for name in need.split("|") if name in have]
@@ -89,7 +93,7 @@ def check_labels(
     x,  # the images
     who="this degradation",
 ):
-    "Labels must fit the images: one row a face, maps of the same size, a face inside the picture, a foreground that is not empty."
+    "`FacelabError` unless there is a row a face, maps fit the images, and no face is missing."
     n, _, h, w = x.shape
     for name, value in labels.items():
         right = len(value) == n and (
@@ -132,14 +136,14 @@ def number(default, low, high, what, unit=""):
 
 
 def between(default, low, high, what, unit=""):
-    "A range (a, b) from which each face draws evenly; one number a means (a, a)."
+    "A range (a, b) from which each face draws evenly; a single number a means (a, a)."
     return field(
         default=default, metadata=dict(kind="between", low=low, high=high, what=what, unit=unit)
     )
 
 
 def one_of(default, options, what):
-    "One of `options`; if the default is a tuple, several, of which each face draws one."
+    "One of `options`, or several if the default is a tuple: then each face draws one of them."
     return field(
         default=default,
         metadata=dict(
@@ -151,6 +155,7 @@ def one_of(default, options, what):
 
 
 def switch(default, what):
+    "True or false."
     return field(default=default, metadata=dict(kind="switch", what=what))
 
 
@@ -159,133 +164,159 @@ def colour(default, what):
     return field(default=default, metadata=dict(kind="colour", what=what))
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c016
-def _check_parameter(who, name, value, about):
-    "The value in its plain form, or one sentence about the parameter and its range."
-    kind, is_number = (
-        about["kind"],
-        lambda v: (
-            isinstance(v, (int, float))
-            and not isinstance(v, bool)
-            and about["low"] <= v <= about["high"]
-        ),
+def _in_range(value, about):
+    "Is it a number within the bounds?"
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return is_number and about["low"] <= value <= about["high"]
+
+
+def _read_number(value, about):
+    whole = isinstance(about["default"], int)
+    if not _in_range(value, about) or whole and value != int(value):
+        kind = "whole number" if whole else "number"
+        raise ValueError(f"a {kind} in [{about['low']}, {about['high']}]")
+    return int(value) if whole else value
+
+
+def _read_range(value, about):
+    pair = (value, value) if isinstance(value, (int, float)) else value
+    good = (
+        isinstance(pair, (list, tuple))
+        and len(pair) == 2
+        and all(_in_range(v, about) for v in pair)
+        and pair[0] <= pair[1]
     )
-    refuse = lambda should: FacelabError(
-        f"{who}: {name} ({about['what']}) should be {should}, but is {value!r}"
-    )
-    if kind == "number":
-        whole = isinstance(about["default"], int)
-        if not is_number(value) or whole and value != int(value):
-            raise refuse(
-                f"a {'whole ' if whole else ''}number in [{about['low']}, {about['high']}]"
-            )
-        return int(value) if whole else value
-    if kind == "between":
-        pair = (value, value) if isinstance(value, (int, float)) else value
-        good = (
-            isinstance(pair, (list, tuple))
-            and len(pair) == 2
-            and all(map(is_number, pair))
-            and pair[0] <= pair[1]
-        )
-        if not good:
-            raise refuse(f"a number or a range [a, b] in [{about['low']}, {about['high']}]")
-        return tuple(pair)
-    if kind in ("one", "several"):
-        chosen = list(value) if isinstance(value, (list, tuple)) and kind == "several" else [value]
-        if not chosen or any(v not in about["options"] for v in chosen):
-            raise refuse(
-                f"{'one or several' if kind == 'several' else 'one'} of"
-                f" {', '.join(map(str, about['options']))}"
-            )
-        return tuple(chosen) if kind == "several" else value
-    if kind == "colour":
-        if value != "random" and not re.fullmatch("#[0-9a-fA-F]{6}", str(value)):
-            raise refuse("'random' or a colour such as '#3060a0'")
-        return value
-    if not isinstance(value, bool):
-        raise refuse("true or false")
+    if not good:
+        raise ValueError(f"a number or a range [a, b] in [{about['low']}, {about['high']}]")
+    return tuple(pair)
+
+# %% ../../nbs/2_degradations/01_degradation.ipynb #c033
+def _read_option(value, about):
+    if value not in about["options"]:
+        raise ValueError(f"one of {', '.join(map(str, about['options']))}")
     return value
+
+
+def _read_options(value, about):
+    several = tuple(value) if isinstance(value, (list, tuple)) else (value,)
+    if not several or any(v not in about["options"] for v in several):
+        raise ValueError(f"one or several of {', '.join(map(str, about['options']))}")
+    return several
+
+
+def _read_switch(value, about):
+    if not isinstance(value, bool):
+        raise ValueError("true or false")
+    return value
+
+
+def _read_colour(value, about):
+    if value != "random" and not re.fullmatch("#[0-9a-fA-F]{6}", str(value)):
+        raise ValueError("'random' or a colour such as '#3060a0'")
+    return value
+
+# %% ../../nbs/2_degradations/01_degradation.ipynb #c034
+_READERS = dict(
+    number=_read_number,
+    between=_read_range,
+    one=_read_option,
+    several=_read_options,
+    switch=_read_switch,
+    colour=_read_colour,
+)
+
+
+def _read_parameter(who, name, value, about):
+    "The value in its plain form; `FacelabError` with the parameter and its range if it is outside."
+    try:
+        return _READERS[about["kind"]](value, about)
+    except ValueError as should:
+        message = f"{who}: {name} ({about['what']}) should be {should}, but is {value!r}"
+        raise FacelabError(message) from None
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c018
 @dataclass(frozen=True)
 class Degradation:
-    "Base of all degradations: subclasses are frozen dataclasses with `degrade(x, dice, labels) -> Degraded`."
+    "Base of all degradations: a subclass is a frozen dataclass with a method `degrade`."
 
     needs: ClassVar[tuple] = ()  # labels that it must be given
     multiple: ClassVar = 1  # sides of the picture must divide by it
 
     def __post_init__(self):
         for f in fields(self):
-            value = _check_parameter(
-                type(self).__name__,
-                f.name,
-                getattr(self, f.name),
-                {**f.metadata, "default": f.default},
-            )
+            about = {**f.metadata, "default": f.default}
+            value = _read_parameter(type(self).__name__, f.name, getattr(self, f.name), about)
             object.__setattr__(self, f.name, value)
 
-    def __call__(
-        self,
-        hr,  # float (N,3,H,W) in [0,1]
-        dice=None,  # one row a face; None: seed 0, faces 0 to N-1
-        **labels,  # landmarks (N,K,2), parsing, foreground, depth (N,H,W), as `FaceSet.batch` gives them; more than needed does no harm
-    ) -> Degraded:
-        "Check images and labels, then degrade."
-        who = type(self).__name__
-        check_images(hr, f"the image given to {who}", self.multiple)
-        if dice is not None and len(dice) != len(hr):
-            raise FacelabError(
-                f"{who} got dice for {len(dice)} faces but {len(hr)} images: give one row of dice a"
-                " face"
-            )
-        take = select_labels(
-            self.needs, [k for k, v in labels.items() if v is not None and k in LABEL_SHAPES], who
-        )
-        check_labels({k: labels[k] for k in take}, hr, who)
-        self.refuse(hr, labels)
-        return self.degrade(hr, dice or Dice(0, "degrade", range(len(hr))), labels)
+    def degrade(self, x, dice, labels) -> Degraded:
+        "The work, on checked images (N,3,H,W), with one row of dice a face and a dict of labels."
+        raise NotImplementedError(f"{type(self).__name__} lacks degrade")
 
     def refuse(self, x, labels):
-        "Raise for faces that this degradation cannot handle; called before `degrade`, which itself never waits for a GPU."
-
-    def degrade(self, x, dice, labels):
-        raise NotImplementedError(f"{type(self).__name__} lacks degrade")
+        "`FacelabError` for faces that it cannot handle; `degrade` itself never waits for a GPU."
 
     def latex(self, maps, i=0):
         "A few lines of LaTeX: the equation with the numbers of face i filled in."
         return ""
 
-    @property
-    def spec(self):
-        "The degradation as a recipe writes it: what differs from the defaults."
-        plain = lambda v: list(map(plain, v)) if isinstance(v, tuple) else v
-        given = {
-            f.name: plain(getattr(self, f.name))
-            for f in fields(self)
-            if getattr(self, f.name) != f.default
-        }
-        return dict(
-            use=f"{type(self).__module__.removeprefix('facelab.')}.{type(self).__name__}", **given
+# %% ../../nbs/2_degradations/01_degradation.ipynb #c035
+@patch
+def __call__(
+    self: Degradation,
+    hr,  # float (N,3,H,W) in [0,1]
+    dice=None,  # one row a face; None: seed 0, faces 0 to N-1
+    **labels,  # as `FaceSet.batch` gives them; more than needed does no harm
+) -> Degraded:
+    "Checks images and labels, then degrades; `FacelabError` if they do not fit."
+    who = type(self).__name__
+    check_images(hr, f"the image given to {who}", self.multiple)
+    if dice is not None and len(dice) != len(hr):
+        raise FacelabError(
+            f"{who} got dice for {len(dice)} faces but {len(hr)} images: give one row of dice a"
+            " face"
         )
+    have = [k for k, v in labels.items() if v is not None and k in LABEL_SHAPES]
+    take = select_labels(self.needs, have, who)
+    check_labels({k: labels[k] for k in take}, hr, who)
+    self.refuse(hr, labels)
+    return self.degrade(hr, dice or Dice(0, "degrade", range(len(hr))), labels)
 
-    def __str__(self):
-        given = ", ".join(f"{k} {v}" for k, v in self.spec.items() if k != "use")
-        return type(self).__name__ + (f" ({given})" if given else "")
+# %% ../../nbs/2_degradations/01_degradation.ipynb #c037
+def _plain(value):
+    "Tuples as lists, as YAML holds them."
+    return list(map(_plain, value)) if isinstance(value, tuple) else value
 
-    @classmethod
-    def parameters(cls):
-        "Table of parameters: (name, default, range, unit, what)."
-        span = lambda m: (
-            f"{m['low']} to {m['high']}"
-            if "low" in m
-            else ", ".join(map(str, m["options"]))
-            if "options" in m
-            else ""
-        )
-        return [
-            (f.name, f.default, span(f.metadata), f.metadata.get("unit", ""), f.metadata["what"])
-            for f in fields(cls)
-        ]
+
+@patch(as_prop=True)
+def spec(self: Degradation):
+    "The degradation as a recipe writes it: what differs from the defaults."
+    use = f"{type(self).__module__.removeprefix('facelab.')}.{type(self).__name__}"
+    values = {f.name: getattr(self, f.name) for f in fields(self)}
+    given = {f.name: _plain(values[f.name]) for f in fields(self) if values[f.name] != f.default}
+    return dict(use=use, **given)
+
+
+@patch
+def __str__(self: Degradation):
+    given = ", ".join(f"{k} {v}" for k, v in self.spec.items() if k != "use")
+    return type(self).__name__ + (f" ({given})" if given else "")
+
+# %% ../../nbs/2_degradations/01_degradation.ipynb #c038
+def _range_text(about):
+    "The bounds or the options of a parameter, as a table shows them."
+    if "low" in about:
+        return f"{about['low']} to {about['high']}"
+    return ", ".join(map(str, about.get("options", ())))
+
+
+@patch(cls_method=True)
+def parameters(cls: Degradation):
+    "Table of parameters: (name, default, range, unit, what)."
+    described = ((f.name, f.default, f.metadata) for f in fields(cls))
+    return [
+        (name, default, _range_text(about), about.get("unit", ""), about["what"])
+        for name, default, about in described
+    ]
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c022
 def column(
@@ -300,27 +331,25 @@ def column(
 def draw_option(
     dice,  # one row a face
     name,  # of the parameter
-    options,  # what it allows
-    known,  # all that there is, in order
+    options,  # those that it allows
+    known,  # all options that exist, in order
 ):
-    "(N,) numbers: which of `known` each face gets; all options are equally likely."
-    return torch.tensor([list(known).index(o) for o in options])[
-        dice.named(name).choose([1.0] * len(options))
-    ]
+    "(N,) places in `known`: what each face draws; all options are equally likely."
+    places = torch.tensor([list(known).index(o) for o in options])
+    return places[dice.named(name).choose([1.0] * len(options))]
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c026
 def fill_polygon(
-    points,  # (N,K,2), continuous pixels, closed by itself, its sides must not cross
+    points,  # (N,K,2), continuous pixels; the last joins the first, sides must not cross
     size,  # (H, W)
-    rows=4,  # lines a pixel on which crossings are looked for
+    rows=4,  # lines a pixel on which crossings are sought
 ):
     "Coverage (N,H,W) in [0,1] of polygons: exact along each line, the mean of `rows` lines down."
     (h, w), (x0, y0) = size, (points[..., k, None] for k in (0, 1))
     x1, y1 = x0.roll(-1, 1), y0.roll(-1, 1)
     y = (torch.arange(h * rows, device=points.device) + 0.5) / rows
-    weight = (y1 <= y).to(points.dtype) - (y0 <= y).to(
-        points.dtype
-    )  # +1 upwards, -1 downwards, 0 no crossing
+    # +1 upwards, -1 downwards, 0 no crossing
+    weight = (y1 <= y).to(points.dtype) - (y0 <= y).to(points.dtype)
     x = (x0 + (x1 - x0) * (y - y0) / torch.where(y1 == y0, 1.0, y1 - y0)).clamp_(0, w)
     left = x.floor()
     at = (torch.arange(h * rows, device=points.device) // rows * (w + 2) + left.long()).flatten(1)
@@ -342,7 +371,7 @@ FACE = tuple(
 def face_outline(
     landmarks,  # (N,K,2) with 68 or 81 points
 ):
-    "The contour of the face (N,30,2): the jaw, then the hairline, or the arc that the rule of thirds puts in its place."
+    "The contour of the face (N,30,2): jaw, then hairline; `FacelabError` for other schemes."
     p = landmarks
     if p.shape[1] == 81:
         return torch.cat([p[:, :17], p[:, 68:].flip(1)], 1)
@@ -351,17 +380,13 @@ def face_outline(
             f"the outline of a face needs 68 or 81 landmarks, but there are {p.shape[1]}: use a set"
             " that has them, or one with parsing"
         )
+    # with 68 points the rule of thirds puts an arc in the hairline's place
     middle, half = (p[:, 0] + p[:, 16]) / 2, (p[:, 16] - p[:, 0]) / 2
     brow = p[:, 17:27].mean(1)
     top = brow + 0.8 * (brow - p[:, 33])
     angle = torch.linspace(0, torch.pi, 13, device=p.device, dtype=p.dtype).view(1, -1, 1)
-    return torch.cat(
-        [
-            p[:, :17],
-            middle[:, None] + angle.cos() * half[:, None] + angle.sin() * (top - middle)[:, None],
-        ],
-        1,
-    )
+    arc = middle[:, None] + angle.cos() * half[:, None] + angle.sin() * (top - middle)[:, None]
+    return torch.cat([p[:, :17], arc], 1)
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c029-1
 def face_region(
@@ -370,8 +395,7 @@ def face_region(
 ):
     "Where the face is, float (N,H,W) in [0,1]."
     if (parsing := labels.get("parsing")) is not None:
-        of_face = torch.tensor(
-            [float(k in FACE) for k in range(len(CLASSES_19))], device=parsing.device
-        )
+        is_face = [float(k in FACE) for k in range(len(CLASSES_19))]
+        of_face = torch.tensor(is_face, device=parsing.device)
         return of_face.index_select(0, parsing.flatten().int()).view_as(parsing)
     return fill_polygon(face_outline(labels["landmarks"]), size)

@@ -6,23 +6,27 @@
 __all__ = ['EYES_NOSE_MOUTH', 'REST', 'SIDEWAYS', 'DOWN', 'ANCHORS', 'JAW', 'NOSE', 'NODES', 'LOWERED', 'FABRIC', 'STRAY',
            'SECOND', 'TRIM', 'CHEEKS', 'FACES_AT_ONCE', 'similarity_to_rest', 'apply_similarity', 'mirror_cheek',
            'guess_jaw', 'resample_line', 'anchors', 'plate_kernel', 'fit_thin_plate', 'apply_thin_plate',
-           'node_weights', 'node_coordinates', 'put_on', 'unpack_rgb', 'pack_rgb', 'draw_from_palette', 'mask_colours',
-           'estimate_light', 'mask_window', 'to_atlas', 'sample_atlas', 'composite', 'FaceMask']
+           'node_weights', 'node_coordinates', 'shape_numbers', 'put_on', 'unpack_rgb', 'pack_rgb', 'draw_from_palette',
+           'mask_colours', 'estimate_light', 'mask_window', 'to_atlas', 'sample_atlas', 'composite', 'mask_planes',
+           'FaceMask']
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c002
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
+
 from facelab.degradations.degradation import (
     Degradation,
     Degraded,
     Several,
     Span,
-    draw_option,
     between,
     colour,
+    draw_option,
     number,
     one_of,
 )
@@ -36,8 +40,8 @@ from facelab.degradations.mask_template import (
     STYLES,
     TEXTURES,
     TOP,
-    tile_position,
     mask_atlas,
+    tile_position,
 )
 from .resample import cubic_kernel
 from ..faces.parts import five_points
@@ -53,19 +57,26 @@ def similarity_to_rest(
     z = torch.view_as_complex(torch.stack([five[:, 0], five[:, 1], five[:, 3:].mean(1)], 1))
     rest = torch.view_as_complex(EYES_NOSE_MOUTH[[0, 1, 3]].to(five.device))
     off = z - z.mean(1, keepdim=True)
-    a = (off.conj() * (rest - rest.mean())).sum(1, keepdim=True) / off.abs().square().sum(
-        1, keepdim=True
-    ).clamp(min=1e-9)
+    product = (off.conj() * (rest - rest.mean())).sum(1, keepdim=True)
+    a = product / off.abs().square().sum(1, keepdim=True).clamp(min=1e-9)
     return a, rest.mean() - a * z.mean(1, keepdim=True)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c006
-def apply_similarity(points, a, b):
+def apply_similarity(
+    points,  # (N,K,2) float64
+    a,  # (N,1) complex
+    b,
+):
     "The points (N,K,2) after z -> a z + b."
     return torch.view_as_real(a * torch.view_as_complex(points.contiguous()) + b)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c009
-def mirror_cheek(half, u, v):
-    "Rows (7,2) of one cheek, chin and nose as (11,2): ear to ear, bridge and base of the nose; `u`, `v`: signs on the other cheek."
+def mirror_cheek(
+    half,  # (7,2): one cheek (4), chin, bridge and base of the nose
+    u,  # sign of u on the other cheek
+    v,  # sign of v there
+):
+    "The rows with the other cheek (11,2): ear to ear, bridge and base of the nose."
     half = torch.tensor(half, dtype=torch.float64)
     return torch.cat([half[:5], half[:4].flip(0) * torch.tensor([u, v]), half[5:]])
 
@@ -99,7 +110,7 @@ ANCHORS = torch.cat([REST, EYES_NOSE_MOUTH])  # 15 points of the face at rest
 def guess_jaw(
     nose,  # (N,2), the nose of the upright face
 ):
-    "Jaw (9 points), bridge and base of the nose (N,11,2), from where the nose is."
+    "Jaw (9 points), bridge and base of the nose (N,11,2), from the place of the nose."
     s, t = (nose - EYES_NOSE_MOUTH[2].to(nose))[:, None].unbind(2)
     return REST.to(nose) + s[..., None] * SIDEWAYS.to(nose) + t[..., None] * DOWN.to(nose)
 
@@ -108,25 +119,24 @@ JAW = {68: 17, 81: 17, 194: 41}  # how many points from ear to ear, the first on
 NOSE = {49: (10, 16), 68: (27, 33), 81: (27, 33)}  # bridge and base
 
 
-def resample_line(line, count):
-    "`count` points (N,count,2) at even steps along chains (N,K,2)."
+def resample_line(
+    line,  # (N,K,2)
+    count,
+):
+    "`count` points (N,count,2) at even steps along chains of points."
     step = line.diff(dim=1)
     length = step.norm(dim=2)
     walked = F.pad(length.cumsum(1), (1, 0))
-    want = (
-        torch.linspace(0, 1, count, device=line.device, dtype=line.dtype)[:, None]
-        * walked[:, None, -1:]
-    )
-    return (
-        line[:, :1]
-        + ((want - walked[:, None, :-1]) / length[:, None].clamp(min=1e-9)).clamp(0, 1) @ step
-    )
+    even = torch.linspace(0, 1, count, device=line.device, dtype=line.dtype)
+    want = even[:, None] * walked[:, None, -1:]
+    share = (want - walked[:, None, :-1]) / length[:, None].clamp(min=1e-9)
+    return line[:, :1] + share.clamp(0, 1) @ step
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c014
 def anchors(
-    landmarks,  # (N,K,2), pixels, K in LANDMARK_SCHEMES
+    landmarks,  # (N,K,2), pixels; `FacelabError` if K is not in LANDMARK_SCHEMES
 ):
-    "ANCHORS of each face (N,15,2) after the similarity, the similarity (a, b), and how far the nose is turned (N,); FacelabError for an unknown K."
+    "Anchors of the upright face (N,15,2), its similarity (a, b), and the u of its nose (N,)."
     p, k = landmarks.double(), landmarks.shape[1]
     five = five_points(p)
     a, b = similarity_to_rest(five)
@@ -135,37 +145,38 @@ def anchors(
     jaw, nose = guess[:, :9], guess[:, 9:]
     if k in JAW:
         line, chin = apply_similarity(p[:, : JAW[k]], a, b), JAW[k] // 2
-        jaw = torch.cat([resample_line(line[:, : chin + 1], 5), resample_line(line[:, chin:], 5)[:, 1:]], 1)
+        left, right = resample_line(line[:, : chin + 1], 5), resample_line(line[:, chin:], 5)
+        jaw = torch.cat([left, right[:, 1:]], 1)
     if k in NOSE:
         nose = apply_similarity(p[:, list(NOSE[k])], a, b)
-    return (
-        torch.cat([jaw, nose, points[:, :3], points[:, 3:].mean(1, keepdim=True)], 1),
-        (a, b),
-        points[:, 2, 0],
-    )
+    mouth = points[:, 3:].mean(1, keepdim=True)
+    return torch.cat([jaw, nose, points[:, :3], mouth], 1), (a, b), points[:, 2, 0]
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c019
 def plate_kernel(r2):
-    "r^2 log r from r^2, in place."
+    "r^2 log r from r^2, in place, in any shape."
     return r2.clamp_(min=1e-9).mul_(r2.log()).mul_(0.5)
 
 
 def fit_thin_plate(
-    source,  # (N,15,2): where ANCHORS are
+    source,  # (N,15,2) of `anchors`
     stiff=0.05,  # 0 meets every anchor
 ):
-    "Weights (N,18,2) of the spline that sends them to ANCHORS."
+    "Weights (N,18,2) of the spline that sends the anchors to ANCHORS."
     k = source.shape[1]
-    corner = plate_kernel((source[:, :, None] - source[:, None]).square().sum(3)) + stiff * torch.eye(
-        k, dtype=source.dtype, device=source.device
-    )
+    r2 = (source[:, :, None] - source[:, None]).square().sum(3)
+    corner = plate_kernel(r2) + stiff * torch.eye(k, dtype=source.dtype, device=source.device)
     affine = F.pad(source, (1, 0), value=1.0)
     system = torch.cat([torch.cat([corner, affine], 2), F.pad(affine.mT, (0, 3))], 1)
     return torch.linalg.solve_ex(system, F.pad(ANCHORS.to(source) - source, (0, 0, 0, 3)))[0]
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c020
-def apply_thin_plate(at, source, weights):
-    "The spline at points (N,M,2)."
+def apply_thin_plate(
+    at,  # (N,M,2)
+    source,  # (N,15,2)
+    weights,  # (N,18,2) of `fit_thin_plate`
+):
+    "The spline at some points (N,M,2)."
     k = source.shape[1]
     r2 = at.square().sum(2, keepdim=True) + source.square().sum(2)[:, None] - 2 * at @ source.mT
     return at + plate_kernel(r2) @ weights[:, :k] + weights[:, k : k + 1] + at @ weights[:, k + 1 :]
@@ -179,53 +190,59 @@ def node_weights(
     size,  # pixels
     device="cpu",
 ):
-    "Where the nodes are along one side, in pixels, two beyond each border, and the matrix (size, NODES + 4) that interpolates between them."
+    "Places of the nodes, two beyond each border, and interpolation from them (size,NODES + 4)."
     nodes = (torch.arange(-2, NODES + 2, dtype=torch.float64) + 0.5) * size / NODES
-    return nodes.to(device), cubic_kernel(
-        (torch.arange(size)[:, None] + 0.5 - nodes) * NODES / size, -0.5
-    ).float().to(device)
+    steps = (torch.arange(size)[:, None] + 0.5 - nodes) * NODES / size
+    return nodes.to(device), cubic_kernel(steps, -0.5).float().to(device)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c025
 def node_coordinates(
-    h,
-    w,  # the picture
-    source,  # (N,15,2) anchors
-    a,
-    b,  # similarity
+    h,  # sides of the picture
+    w,
+    source,  # (N,15,2) of `anchors`
+    a,  # its similarity
+    b,
 ):
     "Coordinates u, v of the face at rest, each (N,NODES + 4,NODES + 4)."
     y, x = (node_weights(s, str(source.device))[0] for s in (h, w))
     z = torch.complex(x.expand(len(y), -1), y[:, None].expand(-1, len(x))).flatten()
-    at = torch.view_as_real(a * z + b).float()
-    uv = apply_thin_plate(at, source.float(), fit_thin_plate(source).float()).nan_to_num(9.0).clamp(-9, 9)
+    at, weights = torch.view_as_real(a * z + b).float(), fit_thin_plate(source).float()
+    uv = apply_thin_plate(at, source.float(), weights).nan_to_num(9.0).clamp(-9, 9)
     return uv.view(len(source), len(y), len(x), 2).unbind(3)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c030
 LOWERED = 1.42  # below the nose
 
 
-def put_on(u, v, kind, height, shift, tilt, turn):
-    "Mask coordinates u, v at face coordinates (N,...), and how much of straps and shadow is seen there; the other arguments are (N,1,1)."
+def shape_numbers(
+    kind,  # (N,1,1) places in KINDS
+    like,  # a tensor: type and device
+):
+    "Of each mask, (N,1,1): v of its top and bottom, half its width, and how far it stands off."
     middle, cheek = torch.zeros(()), torch.tensor(0.6)
-    top, chin, wide, out = (
-        torch.tensor(
-            [(s.top(middle), s.bottom(middle), s.side(cheek), s.out) for s in SHAPES.values()]
-        )
-        .to(u)[kind]
-        .unbind(-1)
-    )
+    numbers = [(s.top(middle), s.bottom(middle), s.side(cheek), s.out) for s in SHAPES.values()]
+    return torch.tensor(numbers).to(like)[kind].unbind(-1)
+
+
+def put_on(
+    u,  # (N,...) coordinates of the face at rest
+    v,
+    kind,  # (N,1,1), as are all that follow: place in KINDS
+    height,  # of the upper edge on the nose
+    shift,  # to the side
+    tilt,
+    turn,  # u of the nose
+):
+    "Mask coordinates u, v (N,...), and how much of straps and shadow is seen there, 0 to 1."
+    top, chin, wide, out = shape_numbers(kind, u)
     far = turn * u
     v = chin - (chin - v) * (chin - top) / (chin + 0.01 - 0.57 * height)
     u, v = u - shift - tilt * (v - 1), v + tilt * u
-    u = u * (
-        1 - (5 - 4.6 * wide).clamp(0, 0.7) * far.clamp(0, 0.25)
-    ) - 1.7 * out * turn * torch.exp(-((u / 0.7) ** 2) - ((v - 1) / 0.6) ** 2)
+    around = 1 - (5 - 4.6 * wide).clamp(0, 0.7) * far.clamp(0, 0.25)
+    u = u * around - 1.7 * out * turn * torch.exp(-((u / 0.7) ** 2) - ((v - 1) / 0.6) ** 2)
     wave = 40 * shift
-    return (
-        u + 0.012 * torch.sin(3.1 * v + wave),
-        v + 0.012 * torch.sin(3.7 * u + 2 * wave),
-        (1.5 - far / 0.08).clamp(0, 1),
-    )
+    u, v = u + 0.012 * torch.sin(3.1 * v + wave), v + 0.012 * torch.sin(3.7 * u + 2 * wave)
+    return u, v, (1.5 - far / 0.08).clamp(0, 1)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c033
 FABRIC = dict(
@@ -254,172 +271,185 @@ TRIM = dict(
     duckbill=(0xEFEFEC, 0xF2F2EE, 0xE0D6B4),
 )
 
-
-def unpack_rgb(colours):
-    "(N,) whole numbers 0xrrggbb as (N,3) in [0,1]."
+# %% ../../nbs/2_degradations/06_masks.ipynb #c067
+def unpack_rgb(
+    colours,  # (N,) whole numbers 0xrrggbb
+):
+    "As (N,3) in [0,1]."
     return torch.stack([colours >> s & 255 for s in (16, 8, 0)], 1) / 255
 
 
-def pack_rgb(rgb):
-    "(N,3) in [0,1] as (N,) whole numbers 0xrrggbb."
+def pack_rgb(
+    rgb,  # (N,3) in [0,1]
+):
+    "As (N,) whole numbers 0xrrggbb."
     return ((rgb.clamp(0, 1) * 255).round().long() * torch.tensor([1 << 16, 1 << 8, 1])).sum(1)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c034
-def draw_from_palette(dice, palettes, kind):
-    "(N,) one colour of each one's palette."
-    longest = max(map(len, palettes))
+def draw_from_palette(
+    dice,  # one row a face
+    palettes,  # lists of 0xrrggbb
+    kind,  # (N,) which palette
+):
+    "(N,) one colour of each face's palette."
+    count = torch.tensor(list(map(len, palettes)))
+    longest = int(count.max())
     table = torch.tensor([(list(p) * longest)[:longest] for p in palettes])
-    return table[kind, (dice.uniform() * torch.tensor(list(map(len, palettes)))[kind]).long()]
+    return table[kind, (dice.uniform() * count[kind]).long()]
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c036
-def mask_colours(dice, kind, fixed):
-    "Fabric, second colour and trim, each (N,): the second one differs from the first in brightness, dark masks have dark straps."
+def mask_colours(
+    dice,  # one row a face
+    kind,  # (N,) places in KINDS
+    fixed,  # "random", or the fabric's colour as "#rrggbb"
+):
+    "Fabric, second colour and trim, each (N,) as 0xrrggbb."
     d = dice.named("colour")
-    stray = torch.tensor(list(STRAY.values()), dtype=torch.float64)[kind, None] * torch.stack(
-        [d.uniform(-1, 1) for _ in range(3)], 1
-    )
-    fabric = pack_rgb(unpack_rgb(draw_from_palette(d, list(FABRIC.values()), kind)) + stray)
+    aside = torch.stack([d.uniform(-1, 1) for _ in range(3)], 1)
+    aside = torch.tensor(list(STRAY.values()), dtype=torch.float64)[kind, None] * aside
+    fabric = pack_rgb(unpack_rgb(draw_from_palette(d, list(FABRIC.values()), kind)) + aside)
     if fixed != "random":
         fabric = torch.full_like(fabric, int(fixed[1:], 16))
-    second, trim = (
-        draw_from_palette(dice.named("second"), [SECOND] * len(KINDS), kind),
-        draw_from_palette(dice.named("trim"), list(TRIM.values()), kind),
-    )
+    second = draw_from_palette(dice.named("second"), [SECOND] * len(KINDS), kind)
+    trim = draw_from_palette(dice.named("trim"), list(TRIM.values()), kind)
     light = unpack_rgb(fabric).mean(1)
     alike = (unpack_rgb(second).mean(1) - light).abs() < 0.25
     second = torch.where(alike, torch.where(light < 0.5, 0xF0EEE8, 0x2A2C32), second)
     return fabric, second, torch.where((light < 0.3) & (kind < 3), 0x212123, trim)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c038
-CHEEKS = torch.zeros(
-    4, 15, dtype=torch.float64
-)  # two spots on each cheek, as mixtures of anchors: jaw 0 to 8, eyes 11 and 12, mouth 14
-for k, (eye, jaw, low) in enumerate(((11, 1, 2), (12, 7, 6))):
-    CHEEKS[2 * k, [eye, jaw, 14]], CHEEKS[2 * k + 1, [eye, low, 14]] = (
-        torch.tensor([0.55, 0.225, 0.225]).double(),
-        torch.tensor([0.45, 0.25, 0.3]).double(),
-    )
+def _cheek_spots():
+    "Two spots on each cheek (4,15), as mixtures of anchors: jaw 0 to 8, eyes 11 and 12, mouth 14."
+    spots = torch.zeros(4, 15, dtype=torch.float64)
+    for k, (eye, jaw, low) in enumerate(((11, 1, 2), (12, 7, 6))):
+        spots[2 * k, [eye, jaw, 14]] = torch.tensor([0.55, 0.225, 0.225]).double()
+        spots[2 * k + 1, [eye, low, 14]] = torch.tensor([0.45, 0.25, 0.3]).double()
+    return spots
 
 
-def estimate_light(x, source, a, b):
-    "Colour of the light (N,3), about 1 in a well exposed picture, and how far it comes from the right (N,)."
-    at = (
-        apply_similarity(CHEEKS.to(source) @ source, 1 / a, -b / a)
-        / torch.tensor([x.shape[3], x.shape[2]], device=x.device)
-        * 2
-        - 1
-    )
+CHEEKS = _cheek_spots()
+
+
+def estimate_light(
+    x,  # float (N,3,H,W)
+    source,  # (N,15,2) of `anchors`
+    a,  # its similarity
+    b,
+):
+    "Colour of the light (N,3), 1 if well exposed, and how far it comes from the right (N,)."
+    at = apply_similarity(CHEEKS.to(source) @ source, 1 / a, -b / a)
+    at = at / torch.tensor([x.shape[3], x.shape[2]], device=x.device) * 2 - 1
     patches = F.adaptive_avg_pool2d(x, 16)
-    skin = F.grid_sample(patches, at[:, None].to(x), padding_mode="border", align_corners=False)[
-        :, :, 0
-    ].mean(1)
+    spots = F.grid_sample(patches, at[:, None].to(x), padding_mode="border", align_corners=False)
+    skin = spots[:, :, 0].mean(1)
     lamp = patches.amax((2, 3))
     lamp = 0.5 * lamp + 0.5 * lamp.mean(1, keepdim=True)
+    light = ((skin.mean(1, keepdim=True) * lamp).sqrt() / 0.72).pow(0.7).clamp(0.25, 1.12)
     left, right = skin[:, :2].mean(1), skin[:, 2:].mean(1)
-    return ((skin.mean(1, keepdim=True) * lamp).sqrt() / 0.72).pow(0.7).clamp(0.25, 1.12), 1.2 * (
-        (right - left) / (right + left + 0.1)
-    ).clamp(-0.5, 0.5)
+    return light, 1.2 * ((right - left) / (right + left + 0.1)).clamp(-0.5, 0.5)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c041
-def mask_window(u, v, h, w):
-    "Rows and columns of pixels (top, bottom, left, right) that the batch's masks can touch; all of them on a GPU, which would have to wait for the answer."
-    if u.device.type != "cpu":
+def _touched_span(line, size):
+    "First and last pixel near the nodes that are set."
+    at = line.nonzero().flatten().tolist() or [0, NODES + 3]
+    first, last = math.floor((at[0] - 3) * size / NODES), math.ceil((at[-1] - 1) * size / NODES)
+    return max(0, first), min(size, last + 1)
+
+
+def mask_window(
+    u,  # (N,...) mask coordinates on the nodes
+    v,
+    h,  # sides of the picture
+    w,
+):
+    "Top, bottom, left and right of the pixels that the batch's masks can touch."
+    if u.device.type != "cpu":  # a GPU would have to wait for the answer
         return 0, h, 0, w
     near = ((u.abs() < 1.25) & (v > -0.1) & (v < 2.2)).any(0)
-
-    def span(line, size):
-        at = line.nonzero().flatten().tolist() or [0, NODES + 3]
-        return max(0, math.floor((at[0] - 3) * size / NODES)), min(
-            size, math.ceil((at[-1] - 1) * size / NODES) + 1
-        )
-
-    return *span(near.any(1), h), *span(near.any(0), w)
+    return *_touched_span(near.any(1), h), *_touched_span(near.any(0), w)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c042
-def to_atlas(uv, style, pixels, height, width):
-    "Mask coordinates (N,2,h,w), changed in place, as grid coordinates of the sheet: in the tile of the style whose size is nearest to the face's, with `pixels` (N,) an eye distance."
+def to_atlas(
+    uv,  # (N,2,h,w) mask coordinates, changed in place
+    style,  # (N,) places in STYLES
+    pixels,  # (N,) of the eye distance
+    height,  # sides of the atlas
+    width,
+):
+    "Grid coordinates (N,2,h,w) of the tiles whose sizes are nearest to the faces'."
     rim = 0.5 * SIDE / (LARGEST >> HALVINGS)  # tiles are empty there
     for k, low in enumerate((LEFT, TOP)):
         uv[:, k].clamp_(low + rim, low + SIDE - rim)
-    left, top, size = (
-        q.to(uv.dtype)[:, None, None, None]
-        for q in tile_position(style, (LARGEST / (pixels * SIDE)).log2().round().clamp(0, HALVINGS))
-    )
-    corner, scale = (
-        uv.new_tensor([LEFT, TOP]).view(1, 2, 1, 1),
-        uv.new_tensor([2 / width, 2 / height]).view(1, 2, 1, 1),
-    )
-    return torch.addcmul(
-        (torch.cat([left, top], 1) - corner / SIDE * size) * scale - 1, uv, size / SIDE * scale
-    )
-
-# %% ../../nbs/2_degradations/06_masks.ipynb #c044
-def _wear(mask, dice):
-    "What each face wears and how: (N,) numbers by name."
-    several = lambda name, all: draw_option(dice, name, getattr(mask, name), all)
-    kind, low, askew = (
-        several("kind", KINDS),
-        dice.named("lowered").chance(mask.lowered),
-        dice.named("askew"),
-    )
-    texture, valve = (
-        several("texture", TEXTURES) * (kind == 1),
-        dice.named("valve").chance(mask.valve).long() * (kind > 0),
-    )
-    fabric, second, trim = mask_colours(dice, kind, mask.colour)
-    return dict(
-        kind=kind,
-        texture=texture,
-        valve=valve,
-        colour=fabric,
-        second=second,
-        trim=trim,
-        lowered=low,
-        style=torch.tensor([[s[0] for s in STYLES].index(k) for k in KINDS])[kind]
-        + 2 * texture
-        + valve,
-        height=dice.named("height").uniform(*mask.height) * (1 - low) + LOWERED * low,
-        shift=askew.uniform(-mask.askew, mask.askew),
-        tilt=askew.uniform(-mask.askew, mask.askew),
-    )
+    level = (LARGEST / (pixels * SIDE)).log2().round().clamp(0, HALVINGS)
+    position = [q.to(uv.dtype)[:, None, None, None] for q in tile_position(style, level)]
+    start, size = torch.cat(position[:2], 1), position[2]
+    corner = uv.new_tensor([LEFT, TOP]).view(1, 2, 1, 1)
+    scale = uv.new_tensor([2 / width, 2 / height]).view(1, 2, 1, 1)
+    return torch.addcmul((start - corner / SIDE * size) * scale - 1, uv, size / SIDE * scale)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c046
-def sample_atlas(planes, style, pixels, h, w):
-    "CHANNELS on the pixels of the window (N,7,h,w), straps and shadow where they are seen, and the window; `planes` (N,3,...): u, v and what is seen, on the nodes."
+def sample_atlas(
+    planes,  # (N,3,...): u, v and what is seen, on the nodes
+    style,  # (N,) places in STYLES
+    pixels,  # (N,) of the eye distance
+    h,  # sides of the picture
+    w,
+):
+    "CHANNELS on the pixels of the window (N,7,h,w), as far as they are seen, and the window."
     device = str(planes.device)
-    page = mask_atlas(device)
+    atlas = mask_atlas(device)
     rows, columns = (node_weights(s, device)[1] for s in (h, w))
     top, bottom, left, right = frame = mask_window(*planes[:, :2].unbind(1), h, w)
     fine = rows[top:bottom] @ planes @ columns[left:right].T
-    grid = to_atlas(fine[:, :2], style, pixels, *page.shape[2:])
-    parts = F.grid_sample(
-        page.expand(len(planes), -1, -1, -1), grid.permute(0, 2, 3, 1), align_corners=False
-    )
+    grid = to_atlas(fine[:, :2], style, pixels, *atlas.shape[2:]).permute(0, 2, 3, 1)
+    channels = F.grid_sample(atlas.expand(len(planes), -1, -1, -1), grid, align_corners=False)
     visible = fine[:, 2].clamp_(0, 1)
-    for k in (1, 6):
-        parts[:, k].mul_(visible)
-    return parts, frame
+    for k in (1, 6):  # shadow and straps
+        channels[:, k].mul_(visible)
+    return channels, frame
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c048
-def composite(x, parts, paint, lean, depth, out):
-    "Fill `out`, views of the masked pictures, mask, shadow, layer and gamma; `paint` (N,3,3): colours of the materials under the light, `lean` (N,): where it comes from."
+def composite(
+    x,  # float (N,3,h,w)
+    channels,  # (N,7,h,w) of `sample_atlas`
+    paint,  # (N,3,3): colours of the materials under the light
+    lean,  # (N,): where the light comes from
+    depth,  # of the shadow
+    out,  # views that are filled: masked faces, mask, shadow, layer, gamma
+):
+    "Lays the masks on the faces."
     y, mask, shadow, layer, gamma = out
-    strap = parts[:, 6:]
-    torch.add(parts[:, :1], strap, out=mask).clamp_(max=1)
-    torch.mul(parts[:, 1:2], depth, out=shadow)
-    parts[:, 4:5] += 0.9 * strap
-    glow = (paint @ parts[:, 2:5].flatten(2)).view_as(x)
-    torch.minimum(glow.mul_(parts[:, 5:6] * lean.view(-1, 1, 1, 1) + 1), mask, out=layer)
+    strap = channels[:, 6:]
+    torch.add(channels[:, :1], strap, out=mask).clamp_(max=1)
+    torch.mul(channels[:, 1:2], depth, out=shadow)
+    channels[:, 4:5] += 0.9 * strap
+    glow = (paint @ channels[:, 2:5].flatten(2)).view_as(x)
+    torch.minimum(glow.mul_(channels[:, 5:6] * lean.view(-1, 1, 1, 1) + 1), mask, out=layer)
     torch.addcmul(layer, x, (1 - mask) * (1 - shadow), out=y)
     torch.sub(y, x, out=gamma).abs_()
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c049
-FACES_AT_ONCE = 16  # faces at once on a CPU: what they need stays in its cache
+FACES_AT_ONCE = 16  # on a CPU: what they need stays in its cache
+
+
+def mask_planes(
+    worn,  # dict of (N,), as `FaceMask.draw_numbers` gives them
+    source,  # three of `anchors`
+    similarity,
+    turn,
+    size,  # (H, W)
+):
+    "Mask coordinates and how much of straps and shadow is seen (N,3,...), on the nodes."
+    kind, *numbers = (
+        q.view(-1, 1, 1) for q in (worn["kind"], worn["height"], worn["shift"], worn["tilt"], turn)
+    )
+    u, v = node_coordinates(*size, source, *similarity)
+    return torch.stack(put_on(u, v, kind, *(q.float() for q in numbers)), 1)
 
 # %% ../../nbs/2_degradations/06_masks.ipynb #c049-1
 @dataclass(frozen=True)
 class FaceMask(Degradation):
-    "Put a face mask on every face (jdsr_gan, Fig 5); maps `mask` and `shadow` (N,1,H,W), `layer` and `gamma` (N,3,H,W), and what was drawn."
+    "A face mask on every face (`jdsr_gan`, Fig 5)."
 
     kind: Several = one_of(KINDS, KINDS, "kind of mask")
     texture: Several = one_of(TEXTURES, TEXTURES, "print of a cloth mask")
@@ -435,65 +465,74 @@ class FaceMask(Degradation):
     shadow: float = number(1.0, 0, 2, "depth of the shadow beside the mask", "x")
     needs = ("landmarks",)
 
-    def wear(self, dice):
-        return _wear(self, dice)
-
     def degrade(self, x, dice, labels):
-        n, _, h, w = x.shape
-        worn = {k: q.to(x.device) for k, q in self.wear(dice).items()}
-        source, (a, b), turn = anchors(labels["landmarks"].to(x.device))
-        light, lean = estimate_light(x, source, a, b)
-        paint = (
-            torch.stack([unpack_rgb(worn[k]) for k in ("colour", "second", "trim")], 2).float()
-            * light[:, :, None]
-        )
-        planes = torch.stack(
-            put_on(
-                *node_coordinates(h, w, source, a, b),
-                worn["kind"].view(-1, 1, 1),
-                *(
-                    q.float().view(-1, 1, 1)
-                    for q in (worn["height"], worn["shift"], worn["tilt"], turn)
-                ),
-            ),
-            1,
-        )
-        y, step = x.clone(), FACES_AT_ONCE if x.device.type == "cpu" else n
-        maps = {
-            k: x.new_zeros(n, c, h, w)
-            for k, c in (("mask", 1), ("shadow", 1), ("layer", 3), ("gamma", 3))
-        }
-        for i in range(0, n, step):
-            some = slice(i, i + step)
-            parts, (top, bottom, left, right) = sample_atlas(
-                planes[some], worn["style"][some], 1 / a.abs()[some, 0], h, w
-            )
-            view = lambda q: q[some, :, top:bottom, left:right]
-            composite(
-                view(x),
-                *(q.to(x.dtype) for q in (parts, paint[some], lean[some])),
-                self.shadow,
-                [view(q) for q in (y, *maps.values())],
-            )
-        return Degraded(
-            y,
-            x,
-            dict(
-                **maps,
-                light=light,
-                lean=lean,
-                **{k: q.float() if q.is_floating_point() else q for k, q in worn.items()},
-            ),
-        )
+        worn = {k: q.to(x.device) for k, q in self.draw_numbers(dice).items()}
+        source, similarity, turn = anchors(labels["landmarks"].to(x.device))
+        light, lean = estimate_light(x, source, *similarity)
+        y, maps = self.wear(x, worn, (source, similarity, turn), light, lean)
+        numbers = {k: q.float() if q.is_floating_point() else q for k, q in worn.items()}
+        return Degraded(y, x, dict(**maps, light=light, lean=lean, **numbers))
 
     def latex(self, maps, i=0):
         at = lambda k: maps[k][i]
-        return "\n".join(
-            [
-                r"I_M = (1 - m)(1 - s)\,I + L, \qquad \gamma = |I_M - I|",
-                (
-                    rf"\mathrm{{{KINDS[at('kind')]}}},\ \mathrm{{upper\ edge}}\ {at('height'):.2f},\ \overline{{m}}"
-                    rf" = {at('mask').mean():.3f},\ \overline{{\gamma}} = {at('gamma').mean():.3f}"
-                ),
-            ]
+        return (
+            r"I_M = (1 - m)(1 - s)\,I + L, \qquad \gamma = |I_M - I|"
+            "\n"
+            rf"\mathrm{{{KINDS[at('kind')]}}},\ \mathrm{{upper\ edge}}\ {at('height'):.2f},\ "
+            rf"\overline{{m}} = {at('mask').mean():.3f},\ "
+            rf"\overline{{\gamma}} = {at('gamma').mean():.3f}"
         )
+
+# %% ../../nbs/2_degradations/06_masks.ipynb #c070
+@patch
+def draw_numbers(
+    self: FaceMask,
+    dice,  # one row a face
+) -> dict:
+    "What each face wears and how: (N,) numbers by name, on the CPU."
+    kind = draw_option(dice, "kind", self.kind, KINDS)
+    texture = draw_option(dice, "texture", self.texture, TEXTURES) * (kind == 1)
+    valve = dice.named("valve").chance(self.valve).long() * (kind > 0)
+    fabric, second, trim = mask_colours(dice, kind, self.colour)
+    first = torch.tensor([[s[0] for s in STYLES].index(k) for k in KINDS])  # style of each kind
+    low, askew = dice.named("lowered").chance(self.lowered), dice.named("askew")
+    return dict(
+        kind=kind,
+        texture=texture,
+        valve=valve,
+        colour=fabric,
+        second=second,
+        trim=trim,
+        lowered=low,
+        style=first[kind] + 2 * texture + valve,
+        height=dice.named("height").uniform(*self.height) * (1 - low) + LOWERED * low,
+        shift=askew.uniform(-self.askew, self.askew),
+        tilt=askew.uniform(-self.askew, self.askew),
+    )
+
+# %% ../../nbs/2_degradations/06_masks.ipynb #c071
+@patch
+def wear(
+    self: FaceMask,
+    x,  # float (N,3,H,W) in [0,1]
+    worn,  # dict of (N,), as `draw_numbers` gives them
+    pose,  # anchors, similarity and turn, as `anchors` gives them
+    light,  # (N,3) of `estimate_light`
+    lean,  # (N,) of `estimate_light`
+):
+    "The masked faces, and the maps mask, shadow, layer and gamma, some faces at a time."
+    (n, _, h, w), (a, _) = x.shape, pose[1]
+    colours = [unpack_rgb(worn[k]) for k in ("colour", "second", "trim")]
+    paint = torch.stack(colours, 2).float() * light[:, :, None]
+    planes = mask_planes(worn, *pose, (h, w))
+    y, sizes = x.clone(), dict(mask=1, shadow=1, layer=3, gamma=3)
+    maps = {name: x.new_zeros(n, c, h, w) for name, c in sizes.items()}
+    step = FACES_AT_ONCE if x.device.type == "cpu" else n
+    for some in (slice(i, i + step) for i in range(0, n, step)):
+        pixels = 1 / a.abs()[some, 0]
+        channels, window = sample_atlas(planes[some], worn["style"][some], pixels, h, w)
+        top, bottom, left, right = window
+        crop = lambda q: q[some, :, top:bottom, left:right]
+        numbers = [q.to(x.dtype) for q in (channels, paint[some], lean[some])]
+        composite(crop(x), *numbers, self.shadow, [crop(q) for q in (y, *maps.values())])
+    return y, maps

@@ -4,26 +4,30 @@
 
 # %% auto #0
 __all__ = ['FILLS', 'PARTS', 'LEFT', 'TOP', 'SPAN', 'LENSES', 'HANDS', 'STYLES', 'SKIN_SPOTS', 'box_map', 'byte_noise',
-           'fill_box', 'hide_box', 'Block', 'part_boxes', 'Part', 'drawing_coordinates', 'smoothstep', 'coverage',
-           'smooth_thrice', 'lambert', 'drawing_maps', 'sunglasses', 'scarf', 'capsule', 'round_height',
-           'along_and_across', 'finger', 'hand', 'sprite_sheet', 'face_frame', 'inverse', 'to_drawing',
-           'sample_drawing', 'skin_colour', 'hsv_to_rgb', 'occluder_colours', 'Worn']
+           'fill_box', 'hide_box', 'Block', 'part_boxes', 'quarter_box', 'scale_box', 'Part', 'drawing_coordinates',
+           'smoothstep', 'coverage', 'smooth_thrice', 'lambert', 'drawing_maps', 'reflections', 'sunglasses',
+           'scarf_relief', 'scarf', 'capsule', 'round_height', 'along_and_across', 'finger', 'hand_relief', 'hand',
+           'sprite_sheet', 'face_frame', 'inverse', 'to_drawing', 'sample_drawing', 'skin_colour', 'hsv_to_rgb',
+           'occluder_colours', 'follow_turn', 'Worn']
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c002
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
+
 from facelab.degradations.degradation import (
     Degradation,
     Degraded,
     Several,
     Span,
-    draw_option,
     between,
     colour,
     column,
+    draw_option,
     number,
     one_of,
 )
@@ -42,12 +46,12 @@ def box_map(
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c009
 def byte_noise(
-    dice,
-    h,
+    dice,  # one row a face
+    h,  # height and width of the box, pixels
     w,
     device="cpu",
 ):
-    "Even noise (N,3,h,w) in [0,1], whole bytes, from one throw of 24 bits a pixel."
+    "Even noise (N,3,h,w) in [0,1], whole bytes, from 24 random bits a pixel."
     bits = dice.even_field(h, w, device=device).mul_(256)
     out = torch.empty(len(dice), 3, h, w, device=device)
     for channel in out.unbind(1):
@@ -64,42 +68,45 @@ def fill_box(
     M,  # (N,1,H,W), 0 in the box
     box,  # (N,4): where the box is
     fill,  # one of FILLS
-    noise,  # (N,3,height,width), no smaller than a box; only looked at for that fill
-    snug,  # every box is as large as the noise
+    noise,  # (N,3,height,width), no smaller than a box; used by that fill only
+    snug,  # is every box as large as the noise?
 ):
-    "x with the box of each face filled; the rest is x itself."
+    "x (N,3,H,W) with the box of each face filled; the rest is x itself."
     if fill == "black":
         return x * M
     if fill == "mean":
         return torch.lerp(x.mean((2, 3), keepdim=True), x, M)
     (h, w), (height, width) = x.shape[2:], noise.shape[2:]
-    y = box[:, :1].clamp(max=h - height) + torch.arange(height, device=x.device)
-    at = (
-        y[:, :, None] * w
-        + box[:, 1:2, None].clamp(max=w - width)
-        + torch.arange(width, device=x.device)
-    )
-    at = at.view(len(x), 1, -1)
-    at, noise, old = at.expand(-1, 3, -1), noise.flatten(2).to(x.dtype), x.flatten(2)
+    rows = box[:, :1].clamp(max=h - height) + torch.arange(height, device=x.device)
+    columns = box[:, 1:2].clamp(max=w - width) + torch.arange(width, device=x.device)
+    at = (rows[:, :, None] * w + columns[:, None]).view(len(x), 1, -1).expand(-1, 3, -1)
+    noise, old = noise.flatten(2).to(x.dtype), x.flatten(2)
     if not snug:
         noise = torch.lerp(noise, old.gather(2, at), M.flatten(2).gather(2, at[:, :1]))
     return old.scatter(2, at, noise).view(x.shape)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c013
-def hide_box(x, box, extent, fill, dice, snug=True, **maps):
-    "What Block and Part return: no box exceeds `extent` (height, width), so no more noise is thrown."
+def hide_box(
+    x,  # float (N,3,H,W) in [0,1]
+    box,  # (N,4): top, left, bottom, right
+    extent,  # (height, width) that no box exceeds: so much noise is drawn
+    fill,  # one of FILLS
+    dice,  # one row a face
+    snug=True,  # is every box as large as `extent`?
+    **maps,  # further maps to return
+) -> Degraded:
+    "The faces with their boxes filled; maps: M, box, those given, and the noise if there is any."
     M = box_map(box, x.shape[2:]).to(x.dtype)
     noise = byte_noise(dice.named("noise"), *extent, x.device) if fill == "noise" else None
-    return Degraded(
-        fill_box(x, M, box, fill, noise, snug),
-        x,
-        dict(M=M, box=box, **maps, **({} if noise is None else dict(noise=noise))),
-    )
+    maps = dict(M=M, box=box, **maps)
+    if noise is not None:
+        maps["noise"] = noise
+    return Degraded(fill_box(x, M, box, fill, noise, snug), x, maps)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c018
 @dataclass(frozen=True)
 class Block(Degradation):
-    "A block hides part of the picture (`fcsr_gan`, Tables 3 and 4, Figs 8 and 9); maps: M (N,1,H,W), box (N,4): top, left, bottom, right, and the noise."
+    "A block hides a share of the picture (`fcsr_gan`); maps: M (N,1,H,W), box (N,4), noise."
 
     share: float = number(0.25, 0, 1, "share of the area that is hidden; a grid has its own")
     place: str = one_of(
@@ -111,29 +118,15 @@ class Block(Degradation):
     fill: str = one_of("black", FILLS, "what fills the block")
 
     def degrade(self, x, dice, labels):
-        sides, n = x.shape[2:], len(dice)
+        sides = x.shape[2:]
         grid = int(self.place[0]) if "x" in self.place else 0
         extent = [math.ceil(s / grid) if grid else round(s * self.share**0.5) for s in sides]
-        if grid:
-            places = self.cells(grid, dice)
-        elif self.place == "centre":
-            places = [torch.full((n,), 0.5, dtype=torch.float64)] * 2
-        else:
-            places = [dice.named(name).uniform() for name in ("top", "left")]
-        corner = [
-            ((s - e + (not grid and self.place == "random")) * p).floor()
-            for s, e, p in zip(sides, extent, places)
-        ]
-        box = (
-            torch.stack([*corner, *(c + e for c, e in zip(corner, extent))], 1).long().to(x.device)
-        )
+        more = self.place == "random"  # the last corner counts, too
+        places = self.places(grid, dice)
+        corner = [((s - e + more) * p).floor() for s, e, p in zip(sides, extent, places)]
+        far = [c + e for c, e in zip(corner, extent)]
+        box = torch.stack([*corner, *far], 1).long().to(x.device)
         return hide_box(x, box, extent, self.fill, dice)
-
-    def cells(self, grid, dice):
-        "Row and column of each face's cell, as shares of the way."
-        drawn = dice.named("cell").choose([1] * grid**2)
-        cell = torch.full_like(drawn, (self.cell - 1) % grid**2) if self.cell else drawn
-        return [(k / (grid - 1)).double() for k in (cell // grid, cell % grid)]
 
     def latex(self, maps, i=0):
         share = 1 - float(maps["M"][i].mean())
@@ -142,19 +135,35 @@ class Block(Degradation):
             rf" {share:.3f}"
         )
 
+# %% ../../nbs/2_degradations/04_occlusion.ipynb #c090
+@patch
+def places(
+    self: Block,
+    grid,  # cells along a side; 0: no grid
+    dice,  # one row a face
+):
+    "Where the blocks lie, down and across, as shares (N,) of the way that there is."
+    if grid:
+        drawn = dice.named("cell").choose([1] * grid**2)
+        cell = torch.full_like(drawn, (self.cell - 1) % grid**2) if self.cell else drawn
+        return [(k / (grid - 1)).double() for k in (cell // grid, cell % grid)]
+    if self.place == "centre":
+        return [torch.full((len(dice),), 0.5, dtype=torch.float64)] * 2
+    return [dice.named(name).uniform() for name in ("top", "left")]
+
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c028
-PARTS = {
+PARTS = {  # largest share of the sides, down and across
     "left eye": (0.25, 0.35),
     "right eye": (0.25, 0.35),
     "both eyes": (0.3, 0.75),
     "nose": (0.35, 0.35),
     "mouth": (0.3, 0.55),
     "quarter": (0.5, 0.5),
-}  # largest share of the sides
+}
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c029
 def part_boxes(
-    landmarks,  # (N,K,2)
+    landmarks,  # (N,K,2), any scheme
 ):
     "Boxes (N,5,4) around left eye, right eye, both eyes, nose and mouth: top, left, bottom, right."
     p = five_points(landmarks)
@@ -171,10 +180,32 @@ def part_boxes(
     ]
     return torch.stack([torch.cat([c - h, c + h], 1) for c, h in boxes], 1)[..., [1, 0, 3, 2]]
 
+# %% ../../nbs/2_degradations/04_occlusion.ipynb #c091
+def quarter_box(x, dice):
+    "A box (N,4) of half the sides of x (N,3,H,W), at a random place of each face."
+    sides = x.new_tensor(x.shape[2:])
+    half = (sides / 2).ceil()
+    places = [column(dice.named(name).uniform(), x, 0) for name in ("top", "left")]
+    corner = torch.stack(places, 1) * (sides - half)
+    return torch.cat([corner, corner + half], 1)
+
+
+def scale_box(
+    box,  # (N,4)
+    factor,  # (N,)
+    extent,  # (height, width) that no box may exceed
+    size,  # (H, W) of the picture
+):
+    "Boxes scaled about their middles, in whole pixels of the picture: (N,4) int64."
+    middle, half = (box[:, 2:] + box[:, :2]) / 2, (box[:, 2:] - box[:, :2]) / 2
+    half = torch.minimum(half * factor[:, None], box.new_tensor(extent) / 2 - 0.5)
+    box = torch.cat([middle - half, middle + half], 1).round().clamp(min=0)
+    return torch.minimum(box, box.new_tensor(size).repeat(2)).long()
+
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c030
 @dataclass(frozen=True)
 class Part(Degradation):
-    "A part of the face is hidden (`fcsr_gan`, Fig 7); maps: M (N,1,H,W), box (N,4), part (N,) which of `PARTS`, and the noise."
+    "A part of the face is hidden (`fcsr_gan`, Fig 7); maps as of `Block`, and part (N,)."
 
     needs = ("landmarks",)
     part: Several = one_of(tuple(PARTS), PARTS, "what is hidden; of several, each face draws one")
@@ -182,27 +213,19 @@ class Part(Degradation):
     fill: str = one_of("black", FILLS, "what fills the box")
 
     def degrade(self, x, dice, labels):
-        chosen = draw_option(dice, "part", self.part, PARTS).to(x.device)
-        sides, n = x.new_tensor(x.shape[2:]), len(x)
-        extent = [
-            min(s, math.ceil(s * max(self.size, 1) * max(PARTS[p][k] for p in self.part)))
-            for k, s in enumerate(x.shape[2:])
-        ]
-        corner = torch.stack(
-            [column(dice.named(name).uniform(), x, 0) for name in ("top", "left")], 1
-        ) * (sides - (sides / 2).ceil())
-        quarter = torch.cat([corner, corner + (sides / 2).ceil()], 1)[:, None]
-        box = torch.cat([part_boxes(labels["landmarks"].to(x)), quarter], 1)[
-            torch.arange(n, device=x.device), chosen
-        ]
-        middle, half = (box[:, 2:] + box[:, :2]) / 2, (box[:, 2:] - box[:, :2]) / 2
-        half = torch.minimum(
-            half * torch.where(chosen == 5, 1.0, self.size)[:, None], x.new_tensor(extent) / 2 - 0.5
-        )
-        box = torch.minimum(
-            torch.cat([middle - half, middle + half], 1).round().clamp(min=0), sides.repeat(2)
-        ).long()
-        return hide_box(x, box, extent, self.fill, dice, snug=False, part=chosen)
+        part = draw_option(dice, "part", self.part, PARTS).to(x.device)
+        boxes = part_boxes(labels["landmarks"].to(x))
+        boxes = torch.cat([boxes, quarter_box(x, dice)[:, None]], 1)
+        box = boxes[torch.arange(len(x), device=x.device), part]
+        factor = torch.where(part == list(PARTS).index("quarter"), 1.0, self.size)
+        extent = [self.largest(k, side) for k, side in enumerate(x.shape[2:])]
+        box = scale_box(box, factor, extent, x.shape[2:])
+        return hide_box(x, box, extent, self.fill, dice, snug=False, part=part)
+
+    def largest(self, axis, side):
+        "Pixels that no box exceeds along an axis (0 down, 1 across) of a picture with this side."
+        share = max(PARTS[part][axis] for part in self.part)
+        return min(side, math.ceil(side * max(self.size, 1) * share))
 
     def latex(self, maps, i=0):
         name = list(PARTS)[int(maps["part"][i])].replace(" ", r"\ ")
@@ -215,7 +238,7 @@ LEFT, TOP, SPAN = -2.4, -1.6, 4.8  # what a drawing covers, in face coordinates
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c036
 def drawing_coordinates(size):
-    "Face coordinates u, v of the pixels of a drawing, and the side of a pixel."
+    "Face coordinates u, v, each (size,size), of a drawing's pixels, and the side of a pixel."
     t = (torch.arange(size) + 0.5) / size * SPAN
     return (LEFT + t).expand(size, size), (TOP + t)[:, None].expand(size, size), SPAN / size
 
@@ -227,12 +250,12 @@ def smoothstep(x, start, end):
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c038
 def coverage(distance, px):
-    "1 where the distance to an outline is negative, 0 where it is positive, with an edge of 1.3 pixels."
+    "1 where the distance to an outline is negative, else 0, with an edge of 1.3 pixels of side px."
     return (0.5 - distance / (1.3 * px)).clamp(0, 1)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c039
 def smooth_thrice(x, width, px):
-    "Three box filters in a row: nearly a Gaussian."
+    "A map (T,T) after three box filters in a row: nearly a Gaussian of this width."
     k = 2 * round(width / px / 2) + 1
     for _ in range(3):
         x = F.avg_pool2d(F.pad(x[None, None], [k // 2] * 4, mode="replicate"), k, 1)[0, 0]
@@ -240,7 +263,7 @@ def smooth_thrice(x, width, px):
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c040
 def lambert(height, px, lamp=(-0.38, -0.58, 0.72)):
-    "Lambert's law: how much light a relief takes from a lamp at the upper left, 0 to 1."
+    "Lambert's law: light (T,T) on a relief, 0 to 1, from a lamp at the upper left."
     dy, dx = torch.gradient(height, spacing=px)
     normal = torch.stack([-dx, -dy, torch.ones_like(height)])
     return torch.tensordot(torch.tensor(lamp), normal / normal.norm(dim=0), 1).clamp(min=0)
@@ -248,43 +271,53 @@ def lambert(height, px, lamp=(-0.38, -0.58, 0.72)):
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c043
 def drawing_maps(
     cover,  # (T,T) the outline, 1 inside
-    first,
-    second,
-    white,  # (T,T) how much of each colour
-    px,
+    first,  # (T,T) how much of the first colour
+    second,  # (T,T) of the second
+    white,  # (T,T) of white
+    px,  # side of a pixel
     drop=0.06,  # how far the shadow falls
 ):
-    "The four maps (4,T,T): 1 - M, which has the shadow in it, then A, B, W; their sum never exceeds 1 - M."
+    "(4,T,T): 1 - M with the shadow in it, then A, B, W, whose sum never exceeds 1 - M."
     k = round(drop / px)
-    shadow = F.pad(
-        smooth_thrice(cover, 0.07, px)[None, None],
-        [k // 2, -(k // 2), k, -k] if k > 0 else [0, 0, k, -k],
-        mode="constant",
-    )[0, 0]
+    aside = [k // 2, -(k // 2), k, -k] if k > 0 else [0, 0, k, -k]
+    shadow = F.pad(smooth_thrice(cover, 0.07, px)[None, None], aside, mode="constant")[0, 0]
     first, second = first.clamp(0, 1), second.clamp(0, 1)
     white = torch.minimum(white, 1 - first - second).clamp(min=0)
-    return torch.stack(
-        [1 - (1 - cover) * (1 - 0.45 * shadow), cover * first, cover * second, cover * white]
-    )
+    hidden = 1 - (1 - cover) * (1 - 0.45 * shadow)
+    return torch.stack([hidden, cover * first, cover * second, cover * white])
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c045
-LENSES = dict(
+LENSES = dict(  # half width, half height, power, taper, droop
     square=(0.44, 0.33, 3.2, 0.10, 0.0),
     pilot=(0.45, 0.38, 2.3, 0.14, 0.16),
     round=(0.38, 0.38, 2.0, 0.0, 0.0),
 )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c046
+def reflections(
+    x,  # (T,T) across the lens, -1 to 1
+    y,  # (T,T) down the lens, -1 to 1
+    a,  # half its width
+    b,  # half its height
+):
+    "White light (T,T) that a glass reflects: the sky, and a window in two stripes."
+    across = x * a + 0.75 * y * b
+    broad = 0.16 * torch.exp(-(((across + 0.10) / 0.07) ** 2))
+    narrow = 0.08 * torch.exp(-(((across - 0.06) / 0.03) ** 2))
+    sky = 0.22 * smoothstep(y - 0.2 * x, 0.3, -1.0)
+    return sky + (broad + narrow) * smoothstep(y.abs(), 1.1, 0)
+
+# %% ../../nbs/2_degradations/04_occlusion.ipynb #c046-1
 def sunglasses(
     size,  # pixels a side
-    a,
-    b,
-    power,  # the superellipse
-    taper,
-    droop,  # narrower below, drooping outwards
+    a,  # half width of a lens
+    b,  # half its height
+    power,  # of the superellipse
+    taper,  # how much narrower it is below
+    droop,  # how much it droops outwards
     reach=0.0,  # how far the right arm is seen, on a turned head
 ):
-    "Four maps: the frame in the first colour, the glass in the second."
+    "Four maps (4,size,size): the frame in the first colour, the glass in the second."
     u, v, px = drawing_coordinates(size)
     x, y = u.abs() - 0.53, v - 0.09
     x, y = (x - droop * y) / (a * (1 - taper * y / b)), (y - droop * x) / b
@@ -294,38 +327,30 @@ def sunglasses(
     end = torch.where(u > 0, 1.08 + reach, 1.08)
     arm = torch.maximum((v + 0.11).abs() - 0.045, torch.maximum(0.84 - u.abs(), u.abs() - end))
     frame = torch.minimum(torch.minimum(lens - rim, bridge), arm)
-    glass, light = (
-        coverage(lens, px),
-        lambert(smooth_thrice(0.05 * smoothstep((lens - rim / 2).abs() - rim / 2, 0, -0.045), 0.02, px), px),
-    )
-    across = x * a + 0.75 * y * b
-    window = 0.16 * torch.exp(-(((across + 0.10) / 0.07) ** 2)) + 0.08 * torch.exp(
-        -(((across - 0.06) / 0.03) ** 2)
-    )
-    sky = 0.22 * smoothstep(y - 0.2 * x, 0.3, -1.0) + window * smoothstep(y.abs(), 1.1, 0)
+    relief = 0.05 * smoothstep((lens - rim / 2).abs() - rim / 2, 0, -0.045)
+    glass, light = coverage(lens, px), lambert(smooth_thrice(relief, 0.02, px), px)
     return drawing_maps(
         coverage(frame, px),
         (1 - glass) * (0.45 + 0.5 * light),
         glass * (0.38 + 0.52 * smoothstep(y, -1.0, 1.2)),
-        glass * sky + (1 - glass) * 0.55 * smoothstep(light, 0.72, 0.98),
+        glass * reflections(x, y, a, b) + (1 - glass) * 0.55 * smoothstep(light, 0.72, 0.98),
         px,
     )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c049
-def scarf(
-    size,  # pixels a side
-    pattern,  # "plain", "stripes" or "checks"
+def scarf_relief(
+    u,  # (T,T) face coordinates
+    v,  # (T,T)
+    over,  # (T,T) height above the upper edge
+    beside,  # (T,T) distance beyond the sides
 ):
-    "Four maps: cloth in the first colour, its pattern in the second."
-    u, v, px = drawing_coordinates(size)
-    top = 0.70 - 0.05 * u**2 + 0.03 * torch.sin(2.3 * u + 0.6) + 0.015 * torch.sin(5.1 * u + 1.9)
-    width = 1.08 + 0.16 * smoothstep(v, 0.6, 1.5) + 0.5 * smoothstep(v, 1.5, 2.9) + 0.02 * torch.sin(7 * v)
-    over, beside = top - v, 0.9 * (u.abs() - width)
-    edge = 0.07 * torch.logaddexp(over / 0.07, beside / 0.07)  # the larger of both, corners rounded
+    "Sagging coordinate down the cloth, depth of the large folds, and height of the cloth."
     sag = v + 0.20 * u**2 / (1 + 0.35 * u**2) + 0.05 * torch.sin(1.7 * u + 1)
-    fold = lambda n, at, tilt: torch.sin(
-        (sag - 0.7 + tilt * u) * n + at + 0.35 * torch.sin(1.9 * u + 2 * at)
-    ).abs()
+
+    def fold(n, at, tilt):
+        wave = 0.35 * torch.sin(1.9 * u + 2 * at)
+        return torch.sin((sag - 0.7 + tilt * u) * n + at + wave).abs()
+
     deep = fold(5.2, 0.4, 0.10)
     relief = (
         0.075 * deep + 0.05 * fold(8.3, 1.7, -0.16) + 0.02 * fold(14.0, 0.9, 0.05) - 0.15 * u**2
@@ -335,21 +360,46 @@ def scarf(
         - 0.10 * torch.exp(over.clamp(-1, 0) / 0.10)
         - 0.10 * torch.exp(beside.clamp(-1, 0) / 0.18)
     )
+    return sag, deep, relief
+
+# %% ../../nbs/2_degradations/04_occlusion.ipynb #c092
+def scarf(
+    size,  # pixels a side
+    pattern,  # "plain", "stripes" or "checks"
+):
+    "Four maps (4,size,size): cloth in the first colour, its pattern in the second."
+    u, v, px = drawing_coordinates(size)
+    top = 0.70 - 0.05 * u**2 + 0.03 * torch.sin(2.3 * u + 0.6) + 0.015 * torch.sin(5.1 * u + 1.9)
+    width = (
+        1.08
+        + 0.16 * smoothstep(v, 0.6, 1.5)
+        + 0.5 * smoothstep(v, 1.5, 2.9)
+        + 0.02 * torch.sin(7 * v)
+    )
+    over, beside = top - v, 0.9 * (u.abs() - width)
+    edge = 0.07 * torch.logaddexp(over / 0.07, beside / 0.07)  # the larger of both, corners rounded
+    sag, deep, relief = scarf_relief(u, v, over, beside)
     knit = 1 + 0.06 * torch.sin(70 * u) * torch.sin(55 * sag)
-    shade = (
-        (0.30 + 0.75 * lambert(smooth_thrice(relief, 0.015, px), px))
-        * (0.75 + 0.25 * smoothstep(deep, 0, 0.55))
-        * knit
-    ).clamp(0, 1)
+    light = 0.30 + 0.75 * lambert(smooth_thrice(relief, 0.015, px), px)
+    shade = (light * (0.75 + 0.25 * smoothstep(deep, 0, 0.55)) * knit).clamp(0, 1)
     band = lambda w: smoothstep(torch.sin(8.5 * w), 0.0, 0.2)
     p = dict(
         plain=0 * u, stripes=band(sag + 0.03), checks=0.5 * band(sag) + 0.5 * band(u + 0.12 * sag)
     )[pattern]
-    return drawing_maps(coverage(edge, px), shade * (1 - p), shade * p, 0.02 * shade, px, drop=-0.05)
+    return drawing_maps(
+        coverage(edge, px), shade * (1 - p), shade * p, 0.02 * shade, px, drop=-0.05
+    )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c052
-def capsule(u, v, start, end, r0, r1):
-    "Distance to a tapered capsule (negative inside), and its radius at each point."
+def capsule(
+    u,  # (T,T) face coordinates
+    v,  # (T,T)
+    start,  # (u, v) of its ends
+    end,
+    r0,  # radius at the start
+    r1,  # and at the end
+):
+    "Distance (T,T) to a tapered capsule, negative inside, and its radius at each point."
     along = torch.tensor(end) - torch.tensor(start)
     s = (((u - start[0]) * along[0] + (v - start[1]) * along[1]) / along.square().sum()).clamp(0, 1)
     r = r0 + (r1 - r0) * s
@@ -357,55 +407,50 @@ def capsule(u, v, start, end, r0, r1):
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c053
 def round_height(d, r, flat):
-    "Height of a round thing, `flat` times its radius; outside it falls away with the distance d."
+    "Height (T,T) of a capsule, `flat` times its radius r; outside it falls with the distance d."
     return torch.where(d < 0, flat * (r * r - (d + r) ** 2).clamp(min=0).sqrt(), -d)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c054
-def along_and_across(u, v, origin, start, end):
-    "Coordinates along and across the line from start to end, from `origin`."
+def along_and_across(
+    u,  # (T,T) face coordinates
+    v,  # (T,T)
+    origin,  # (u, v) where both are 0
+    start,  # (u, v) of the line's ends
+    end,
+):
+    "Coordinates along and across a line, each (T,T), from an origin."
     x, y = end[0] - start[0], end[1] - start[1]
     n = math.hypot(x, y)
-    return ((u - origin[0]) * x + (v - origin[1]) * y) / n, (
-        (v - origin[1]) * x - (u - origin[0]) * y
-    ) / n
+    along = ((u - origin[0]) * x + (v - origin[1]) * y) / n
+    across = ((v - origin[1]) * x - (u - origin[0]) * y) / n
+    return along, across
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c055
 def finger(
-    u,
-    v,
+    u,  # (T,T) face coordinates
+    v,  # (T,T)
     joints,  # four points (u, v), from the knuckle to the tip
     radii,  # at each joint
 ):
-    "Relief, distance (negative inside), creases, and distance to the nail."
-    parts = [
-        capsule(u, v, *ends, *r) for ends, r in zip(zip(joints, joints[1:]), zip(radii, radii[1:]))
-    ]
-    d = torch.stack([d for d, _ in parts]).amin(0)
-    h, crease = torch.stack([round_height(d, r, 0.8) for d, r in parts]).amax(0), 0
+    "Relief, distance (negative inside), creases, and distance to the nail, each (T,T)."
+    bones = zip(joints, joints[1:], radii, radii[1:])
+    capsules = [capsule(u, v, *bone) for bone in bones]
+    d = torch.stack([d for d, _ in capsules]).amin(0)
+    h, crease = torch.stack([round_height(d, r, 0.8) for d, r in capsules]).amax(0), 0
     for before, joint, after, r in zip(joints, joints[1:], joints[2:], radii[1:]):
         along, across = along_and_across(u, v, joint, before, after)
         for at in (-0.035, 0.03):
-            crease = crease + 0.55 * torch.exp(
-                -(((along - at + 1.2 * across**2) / 0.014) ** 2) - (across / (0.62 * r)) ** 4
-            )
+            line = ((along - at + 1.2 * across**2) / 0.014) ** 2
+            crease = crease + 0.55 * torch.exp(-line - (across / (0.62 * r)) ** 4)
         h = h + 0.016 * torch.exp(-((along / 0.07) ** 2) - (across / (0.8 * r)) ** 2)
     along, across = along_and_across(u, v, joints[-1], joints[-2], joints[-1])
     r = radii[-1]
-    nail = (
-        (
-            ((across / (0.62 * r)).abs() ** 2.6 + ((along - 0.02) / (0.8 * r)).abs() ** 2.6).clamp(
-                min=1e-9
-            )
-            ** (1 / 2.6)
-            - 1
-        )
-        * 0.7
-        * r
-    )
+    x, y = across / (0.62 * r), (along - 0.02) / (0.8 * r)
+    nail = ((x.abs() ** 2.6 + y.abs() ** 2.6).clamp(min=1e-9) ** (1 / 2.6) - 1) * 0.7 * r
     return h, d, crease, nail
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c058
-_RADII = (
+_RADII = (  # of the four fingers, at each joint
     (0.135, 0.125, 0.115, 0.10),
     (0.14, 0.13, 0.118, 0.105),
     (0.135, 0.125, 0.115, 0.10),
@@ -445,16 +490,16 @@ HANDS = dict(  # thumb and fingers as joints and radii; palm, wrist and arm as c
 )
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c059
-def hand(
-    size,  # pixels a side
-    fingers,
+def hand_relief(
+    u,  # (T,T) face coordinates
+    v,  # (T,T)
+    fingers,  # of HANDS
     palm,  # of HANDS
 ):
-    "Four maps: skin in the first colour, its shadows in the second."
-    u, v, px = drawing_coordinates(size)
-    parts = [capsule(u, v, *p) for p in palm]
-    d = torch.stack([d for d, _ in parts]).amin(0)
-    h = 0.04 * torch.stack([round_height(d, r, 0.55) / 0.04 for d, r in parts]).logsumexp(0)
+    "Height, distance (negative inside), creases, and distance to a nail, each (T,T)."
+    capsules = [capsule(u, v, *p) for p in palm]
+    d = torch.stack([d for d, _ in capsules]).amin(0)
+    h = 0.04 * torch.stack([round_height(d, r, 0.55) / 0.04 for d, r in capsules]).logsumexp(0)
     creases, nails = 0, torch.full_like(u, 9.0)
     for joints, radii in zip(fingers, ((0.165, 0.148, 0.13, 0.11), *_RADII)):
         relief, distance, crease, nail = finger(u, v, joints, radii)
@@ -463,16 +508,26 @@ def hand(
         (x, y) = joints[0]
         h = torch.maximum(h, relief) + 0.03 * torch.exp(-((u - x) ** 2 + (v - y) ** 2) / 0.011)
         d = torch.minimum(d, distance)
+    return h, d, creases, nails
+
+# %% ../../nbs/2_degradations/04_occlusion.ipynb #c093
+def hand(
+    size,  # pixels a side
+    fingers,  # of HANDS
+    palm,  # of HANDS
+):
+    "Four maps (4,size,size): skin in the first colour, its shadows in the second."
+    u, v, px = drawing_coordinates(size)
+    h, d, creases, nails = hand_relief(u, v, fingers, palm)
     light = lambert(smooth_thrice(h.clamp(min=-0.05), 0.028, px), px)
-    hollow = 4 * (smooth_thrice(h.clamp(min=0), 0.12, px) - h).clamp(
-        0, 0.25
-    )  # lower than what is around it
-    shade = ((0.42 + 0.68 * light) * (1 - 0.55 * hollow) * (1 - 0.22 * creases.clamp(max=1))).clamp(
-        0, 1
-    )
+    # lower than what is around it
+    hollow = 4 * (smooth_thrice(h.clamp(min=0), 0.12, px) - h).clamp(0, 0.25)
+    creased = 1 - 0.22 * creases.clamp(max=1)
+    shade = ((0.42 + 0.68 * light) * (1 - 0.55 * hollow) * creased).clamp(0, 1)
     nail = coverage(nails, px)
     p = (0.95 - 0.95 * light + 0.3 * creases).clamp(0, 1) * 0.75 * (1 - nail) + 0.12 * nail
-    white = 0.10 * smoothstep(light, 0.86, 1.0) + nail * (0.10 + 0.22 * smoothstep(light, 0.8, 1.0))
+    glint = 0.10 + 0.22 * smoothstep(light, 0.8, 1.0)
+    white = 0.10 * smoothstep(light, 0.86, 1.0) + nail * glint
     return drawing_maps(coverage(d, px), shade * (1 - p), shade * p, white, px)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c062
@@ -484,7 +539,7 @@ def sprite_sheet(
     size,  # side of the pictures
     device="cpu",
 ):
-    "All drawings below each other, (4, 11 T, T) with T half as large again as the pictures: in the order of STYLES, then sunglasses on turned heads."
+    "All drawings (4, 11 T, T), T = 1.5 size: as in STYLES, then sunglasses on turned heads."
     side = 3 * size // 2
     tiles = (
         [sunglasses(side, *LENSES[k]) for k in LENSES]
@@ -499,7 +554,7 @@ def face_frame(
     landmarks,  # (N,K,2) pixels
     narrowest,  # (N,) least width of the frame, in eye-mouth distances
 ):
-    "Middle between the eyes (N,2), frame (N,2,2) whose columns are the steps to the right and down, and where the nose is across (N,)."
+    "Middle of the eyes (N,2), frame (N,2,2) with columns right and down, nose across (N,)."
     p = five_points(landmarks)
     eyes = (p[:, 0] + p[:, 1]) / 2
     x, y = p[:, 1] - p[:, 0], (p[:, 3] + p[:, 4]) / 2 - eyes
@@ -509,40 +564,37 @@ def face_frame(
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c066
 def inverse(m):
-    "Of 2x2 matrices (N,2,2), without waiting for a GPU; of a matrix without one, something finite."
+    "Inverses of matrices (N,2,2), without waiting for a GPU; something finite where there is none."
     det = m[:, 0, 0] * m[:, 1, 1] - m[:, 0, 1] * m[:, 1, 0]
     (a, b), (c, d) = m[:, 0].unbind(1), m[:, 1].unbind(1)
-    return (
-        torch.stack([d, -b, -c, a], 1).view(-1, 2, 2)
-        / torch.where(det.abs() < 1, 1.0, det)[:, None, None]
-    )
+    adjugate = torch.stack([d, -b, -c, a], 1).view(-1, 2, 2)
+    return adjugate / torch.where(det.abs() < 1, 1.0, det)[:, None, None]
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c069
 def to_drawing(
-    eyes,
+    eyes,  # three of `face_frame`
     frame,
-    nose,  # of `face_frame`
-    numbers,  # dict of (N,): size, tilt (degrees), lower, depth (share of the nose's way), mirror (1 or -1)
+    nose,
+    numbers,  # dict of (N,), as `Worn.draw_numbers` gives them
     size,  # (H, W)
 ):
     "Affine maps (N,2,3) from grid_sample's picture coordinates to face coordinates."
     back, tilt, mirror = inverse(frame), torch.deg2rad(numbers["tilt"]), numbers["mirror"]
-    turn = (
-        torch.stack([tilt.cos() * mirror, tilt.sin() * mirror, -tilt.sin(), tilt.cos()], 1).view(
-            -1, 2, 2
-        )
-        / numbers["size"][:, None, None]
-    )
+    turn = torch.stack([tilt.cos() * mirror, tilt.sin() * mirror, -tilt.sin(), tilt.cos()], 1)
+    turn = turn.view(-1, 2, 2) / numbers["size"][:, None, None]
     half = eyes.new_tensor([size[1] / 2, size[0] / 2])
-    origin = (
-        back @ (half - eyes)[:, :, None]
-        - torch.stack([numbers["depth"] * nose, numbers["lower"]], 1)[:, :, None]
-    )
+    aside = torch.stack([numbers["depth"] * nose, numbers["lower"]], 1)[:, :, None]
+    origin = back @ (half - eyes)[:, :, None] - aside
     return torch.cat([turn @ back * half, turn @ origin], 2)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c072
-def sample_drawing(maps, matrix, tile, size):
-    "Resample drawing `tile` (N,) of a sheet by (N,2,3) matrices: (N,4,H,W); beyond a drawing its border goes on."
+def sample_drawing(
+    maps,  # of `sprite_sheet`
+    matrix,  # (N,2,3) of `to_drawing`
+    tile,  # (N,) which drawing
+    size,  # (H, W)
+):
+    "The drawings on the faces (N,4,H,W); beyond a drawing its border is repeated."
     side, (h, w) = maps.shape[2], size
     y, x = ((2 * torch.arange(s, device=maps.device) + 1) / s - 1 for s in size)
     grid = torch.empty(len(tile), h, w, 2, device=maps.device)
@@ -555,14 +607,14 @@ def sample_drawing(maps, matrix, tile, size):
     return F.grid_sample(maps.expand(len(tile), -1, -1, -1), grid, align_corners=False)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c074
-SKIN_SPOTS = (
+SKIN_SPOTS = (  # in face coordinates
     (0.0, 0.35),
     (-0.4, 0.55),
     (0.4, 0.55),
     (-0.6, 0.4),
     (0.6, 0.4),
     (0.0, -0.45),
-)  # face coordinates
+)
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c075
 def skin_colour(
@@ -571,9 +623,8 @@ def skin_colour(
 ):
     "Mean colour (N,3) of a few places on nose, cheeks and forehead."
     eyes, frame, _ = face_frame(landmarks, landmarks.new_zeros(len(x)))
-    at = (eyes[:, None] + eyes.new_tensor(SKIN_SPOTS) @ frame.mT) / eyes.new_tensor(
-        [x.shape[3], x.shape[2]]
-    ) * 2 - 1
+    spots = eyes[:, None] + eyes.new_tensor(SKIN_SPOTS) @ frame.mT
+    at = spots / eyes.new_tensor([x.shape[3], x.shape[2]]) * 2 - 1
     return F.grid_sample(x, at[:, None], padding_mode="border", align_corners=False).mean((2, 3))
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c076
@@ -585,39 +636,41 @@ def hsv_to_rgb(hue, saturation, value):
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c078
 def occluder_colours(
     kind,  # (N,) places in STYLES
-    skin,  # (N,3)
+    skin,  # (N,3) of `skin_colour`
     dye,  # "random", or the first colour as "#rrggbb"
-    dice,
+    dice,  # one row a face
 ):
-    "(N,3,3): columns are first and second colour, and white; a hand has the face's own, glasses are dark."
-    throw = lambda name, low, high: (low + (high - low) * dice.named(name).uniform()).float()
-    glasses = (kind == 0).float()
-    first = hsv_to_rgb(
-        throw("hue", 0, 1),
-        throw("saturation", 0.1, 0.75),
-        throw("value", 0.2, 0.8) * (1 - 0.75 * glasses),
-    )
-    second = hsv_to_rgb(
-        throw("second hue", 0, 1),
-        throw("second saturation", 0, 0.45),
-        throw("second value", 0.55, 0.95) * (1 - 0.82 * glasses),
-    )
+    "(N,3,3) with columns first colour, second, white; a hand has the face's own, glasses are dark."
+    draw = lambda name, low, high: (low + (high - low) * dice.named(name).uniform()).float()
+    glasses, is_hand = (kind == 0).float(), (kind == 1)[:, None].to(skin)
+    value = draw("value", 0.2, 0.8) * (1 - 0.75 * glasses)
+    first = hsv_to_rgb(draw("hue", 0, 1), draw("saturation", 0.1, 0.75), value)
+    value = draw("second value", 0.55, 0.95) * (1 - 0.82 * glasses)
+    second = hsv_to_rgb(draw("second hue", 0, 1), draw("second saturation", 0, 0.45), value)
     if dye != "random":
         first = torch.tensor([int(dye[k : k + 2], 16) / 255 for k in (1, 3, 5)]).expand_as(first)
-    first, second, is_hand, brighter = (
-        v.to(skin) for v in (first, second, (kind == 1)[:, None], throw("own", 1.12, 1.28)[:, None])
-    )
-    own = (skin * brighter).clamp(max=1)
-    first, second = (
-        torch.lerp(first, own, is_hand),
-        torch.lerp(second, own * own.new_tensor([0.80, 0.56, 0.48]), is_hand),
-    )
+    own = (skin * draw("own", 1.12, 1.28)[:, None].to(skin)).clamp(max=1)
+    first = torch.lerp(first.to(skin), own, is_hand)
+    shaded = own * own.new_tensor([0.80, 0.56, 0.48])
+    second = torch.lerp(second.to(skin), shaded, is_hand)
     return torch.stack([first, second, torch.ones_like(first)], 2)
+
+# %% ../../nbs/2_degradations/04_occlusion.ipynb #c095
+def follow_turn(
+    numbers,  # dict of (N,) floats, as `Worn.draw_numbers` gives them; changed in place
+    nose,  # (N,) of `face_frame`
+):
+    "Mirrors hands, and takes sunglasses with a long arm, where the nose is off the middle."
+    turned = (nose.abs() > 0.2) & (numbers["kind"] < 2)
+    near = torch.where(nose > 0, -1.0, 1.0)
+    numbers["mirror"] = torch.where(turned, near, numbers["mirror"])
+    # the sheet has eight drawings before those for turned heads
+    numbers["tile"] = numbers["tile"] + 8.0 * (turned & (numbers["kind"] == 0))
 
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c080
 @dataclass(frozen=True)
 class Worn(Degradation):
-    "Sunglasses, a hand or a scarf before the face (`fcsr_gan`, Fig 13); maps: M (N,1,H,W), occluder (N,3,H,W), its colours C (N,3,3), and the drawn numbers."
+    "Sunglasses, a hand or a scarf before the face (`fcsr_gan`, Fig 13)."
 
     needs = ("landmarks",)
     kind: Several = one_of(
@@ -634,53 +687,50 @@ class Worn(Degradation):
     )
 
     def degrade(self, x, dice, labels):
-        drawn, p, size = self.numbers(dice), labels["landmarks"].to(x.device).float(), x.shape[2:]
+        drawn, size = self.draw_numbers(dice), x.shape[2:]
+        landmarks = labels["landmarks"].to(x.device).float()
         own = {k: v.float().to(x.device, non_blocking=True) for k, v in drawn.items()}
-        kind, (eyes, frame, nose) = (
-            own["kind"],
-            face_frame(p, torch.where(own["kind"] == 0, 0.6, 0.9)),
-        )
-        turned = (nose.abs() > 0.2) & (
-            kind < 2
-        )  # hand and arm are on the near side, the nose on the other
-        own["mirror"] = torch.where(turned, torch.where(nose > 0, -1.0, 1.0), own["mirror"])
-        own["tile"] = own["tile"] + 8.0 * (turned & (kind == 0))
-        maps = sample_drawing(
-            sprite_sheet(max(size), str(x.device)),
-            to_drawing(eyes, frame, nose, own, size),
-            own["tile"],
-            size,
-        ).to(x.dtype)
-        C = occluder_colours(drawn["kind"], skin_colour(x, p.to(x.dtype)), self.dye, dice)
+        frame = face_frame(landmarks, torch.where(own["kind"] == 0, 0.6, 0.9))
+        follow_turn(own, nose=frame[2])
+        sprites, matrix = sprite_sheet(max(size), str(x.device)), to_drawing(*frame, own, size)
+        maps = sample_drawing(sprites, matrix, own["tile"], size).to(x.dtype)
+        skin = skin_colour(x, landmarks.to(x.dtype))
+        C = occluder_colours(drawn["kind"], skin, self.dye, dice)
         M, thing = 1 - maps[:, :1], torch.bmm(C, maps[:, 1:].flatten(2)).view(x.shape)
         if self.fill == "black":
             M, thing = (M > 0.9).to(x.dtype), torch.zeros_like(x)
-        return Degraded(
-            torch.addcmul(thing, M, x).clamp_(0, 1), x, dict(M=M, occluder=thing, C=C, **own)
-        )
+        occluded = torch.addcmul(thing, M, x).clamp_(0, 1)
+        return Degraded(occluded, x, dict(M=M, occluder=thing, C=C, **own))
 
-    def numbers(self, dice):
-        "Drawn numbers, (N,) each; kind counts in STYLES, tile in the sheet, depth is the share of the nose's way."
-        throw = lambda name, low=0.0, high=1.0: dice.named(name).uniform(low, high)
-        counts = torch.tensor([len(s) for s in STYLES.values()])
-        kind = draw_option(dice, "kind", self.kind, STYLES)
-        tile = (counts.cumsum(0) - counts)[kind] + (throw("style") * counts[kind]).floor()
-        mirror = torch.where(kind == 1, 1 - 2 * dice.named("side").chance(0.5), 1.0)
-        return dict(
-            kind=kind,
-            tile=tile,
-            depth=torch.tensor([0.12, 0.2, -0.25])[kind],
-            mirror=mirror,
-            **{name: throw(name, *getattr(self, name)) for name in ("size", "tilt", "lower")},
-        )
+# %% ../../nbs/2_degradations/04_occlusion.ipynb #c097
+@patch
+def draw_numbers(
+    self: Worn,
+    dice,  # one row a face
+) -> dict:
+    "What is worn and how: (N,) numbers by name, on the CPU."
+    draw = lambda name, low=0.0, high=1.0: dice.named(name).uniform(low, high)
+    counts = torch.tensor([len(s) for s in STYLES.values()])
+    kind = draw_option(dice, "kind", self.kind, STYLES)
+    tile = (counts.cumsum(0) - counts)[kind] + (draw("style") * counts[kind]).floor()
+    mirror = torch.where(kind == 1, 1 - 2 * dice.named("side").chance(0.5), 1.0)
+    return dict(
+        kind=kind,
+        tile=tile,
+        depth=torch.tensor([0.12, 0.2, -0.25])[kind],
+        mirror=mirror,
+        **{name: draw(name, *getattr(self, name)) for name in ("size", "tilt", "lower")},
+    )
 
-    def latex(self, maps, i=0):
-        names = [name for name in STYLES for _ in STYLES[name]] + 3 * ["sunglasses"]
-        colours = r" + C\,[A\ B\ W]^\top" if self.fill == "thing" else ""
-        return "\n".join(
-            [
-                r"I = M \odot H" + colours,
-                rf"\mathrm{{{names[int(maps['tile'][i])]}}},\quad "
-                rf"\mathrm{{size}}\ {maps['size'][i]:.2f},\ \mathrm{{tilt}}\ {maps['tilt'][i]:.1f}^\circ",
-            ]
-        )
+
+@patch
+def latex(self: Worn, maps, i=0):
+    "The equation with the numbers of face i filled in."
+    names = [name for name in STYLES for _ in STYLES[name]] + 3 * ["sunglasses"]
+    colours = r" + C\,[A\ B\ W]^\top" if self.fill == "thing" else ""
+    return (
+        rf"I = M \odot H{colours}"
+        "\n"
+        rf"\mathrm{{{names[int(maps['tile'][i])]}}},\quad \mathrm{{size}}\ {maps['size'][i]:.2f},"
+        rf"\ \mathrm{{tilt}}\ {maps['tilt'][i]:.1f}^\circ"
+    )

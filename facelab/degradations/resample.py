@@ -7,8 +7,10 @@ __all__ = ['cubic_kernel', 'resize', 'Downsample']
 
 # %% ../../nbs/2_degradations/02_resample.ipynb #c002
 from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+
 from .degradation import Degradation, Degraded, number, switch
 
 # %% ../../nbs/2_degradations/02_resample.ipynb #c005
@@ -16,7 +18,7 @@ def cubic_kernel(
     t,  # tensor of distances in pixels
     a,  # -.5 (MATLAB, PIL) or -.75 (OpenCV)
 ):
-    "Keys' cubic convolution kernel (1981) at distances t."
+    "Keys' cubic convolution kernel (1981) at distances t: its values, in the shape of t."
     t = t.abs()
     near, far = (a + 2) * t**3 - (a + 3) * t**2 + 1, a * t**3 - 5 * a * t**2 + 8 * a * t - 4 * a
     return torch.where(t <= 1, near, torch.where(t < 2, far, torch.zeros_like(t)))
@@ -27,14 +29,14 @@ def resize(
     size,  # (height, width), or one number for both
     antialias=True,  # True: as MATLAB and PIL; False: as OpenCV
 ):
-    "Bicubic resampling, half-pixel centres, not clamped."
+    "Bicubic resampling (N,C,height,width), half-pixel centres, not clamped."
     size = (size, size) if isinstance(size, int) else tuple(size)
     return F.interpolate(x, size=size, mode="bicubic", align_corners=False, antialias=antialias)
 
 # %% ../../nbs/2_degradations/02_resample.ipynb #c025
 @dataclass(frozen=True)
 class Downsample(Degradation):
-    "Bicubic down by `scale`, clamped: hr (N,3,H,W) in [0,1] -> `Degraded`; FacelabError if H or W does not divide by scale."
+    "Bicubic down by `scale`, clamped; `FacelabError` if `scale` does not divide H and W."
 
     scale: int = number(8, 1, 32, "how many times smaller", "x")
     antialias: bool = switch(True, "True: as MATLAB and PIL; False: as OpenCV")
@@ -47,13 +49,11 @@ class Downsample(Degradation):
         return Degraded(self.shrink(x), x, {})
 
     def shrink(self, x):
-        "The small picture."
+        "The small pictures (N,3,H/scale,W/scale) in [0,1]."
+        if self.scale == 1:
+            return x
         h, w = x.shape[-2:]
-        return (
-            x
-            if self.scale == 1
-            else resize(x, (h // self.scale, w // self.scale), self.antialias).clamp(0, 1)
-        )
+        return resize(x, (h // self.scale, w // self.scale), self.antialias).clamp(0, 1)
 
     def latex(self, maps, i=0):
         return rf"I_{{LR}} = H\downarrow_{{{self.scale}}}"

@@ -17,16 +17,16 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..base.weights import Unavailable, find_weights, load_weights
 from .. import FacelabError
 from ..base.files import replacing
 from ..base.images import to_uint8
-from .measures import measure, measure_in
+from ..base.weights import Unavailable, find_weights, load_weights
+from .measures import measure, measure_in, measures
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c006
 @dataclass(frozen=True)
 class Convention:
-    "How PSNR and SSIM are measured; `str()` is the line that tables print"
+    "How PSNR and SSIM are measured; `str()` is the line that tables print."
 
     name: str  # as columns and messages call it
     colour: str = "RGB"  # "RGB", or "Y": luma of BT.601 in studio range, as MATLAB's rgb2ycbcr
@@ -36,9 +36,8 @@ class Convention:
     sigma: float | None = 1.5  # of the Gaussian window; None: all weights equal
     k1: float = 0.01  # SSIM's constants, for the means ...
     k2: float = 0.03  # ... and the variances
-    average: str = (
-        "per image"  # or "pooled error": one PSNR from the mean squared error of all images
-    )
+    # or "pooled error": one PSNR from the mean squared error of all images
+    average: str = "per image"
 
     def __post_init__(self):
         if (
@@ -90,7 +89,7 @@ CONVENTIONS = {
 def as_convention(
     convention,  # a name or a `Convention`
 ):
-    "The `Convention` of a name, or the argument itself if it is one; `FacelabError` for an unknown name"
+    "The `Convention` of a name, or the argument if it is one; `FacelabError` for an unknown name."
     if isinstance(convention, Convention):
         return convention
     if convention in CONVENTIONS:
@@ -104,7 +103,7 @@ def check_pairs(
     x,  # restored
     y,  # true
 ):
-    "`FacelabError` unless both are float images (N,3,H,W) of one shape with all values in [0,1]"
+    "`FacelabError` unless both are float images (N,3,H,W) of one shape, all values in [0,1]."
     if x.shape != y.shape or x.ndim != 4 or x.shape[1] != 3 or not x.numel():
         raise FacelabError(
             f"Metrics compare images (N,3,H,W) of one shape, but got {tuple(x.shape)} and"
@@ -127,7 +126,7 @@ def check_pairs(
 def luma(
     x,  # RGB
 ):
-    "Y of images (N,3,H,W) in [0,1]: (N,1,H,W) in [16/255, 235/255] (ITU-R BT.601 as in MATLAB's rgb2ycbcr)"
+    "BT.601 luma as MATLAB's rgb2ycbcr, (N,3,H,W) in [0,1] -> (N,1,H,W) in [16/255, 235/255]."
     return _weighted_sum(x) + 16 / 255
 
 
@@ -141,7 +140,7 @@ def prepare(
     y,  # the same shape
     convention,  # a `Convention` or its name
 ):
-    "Both images in float64, rounded, cut and converted as the convention says: (N,3|1,h,w)"
+    "Both images in float64, rounded, cut and converted as the convention says: (N,3|1,h,w)."
     check_pairs(x, y)
     c = as_convention(convention)
     h, w = _inner_size(x, c)
@@ -152,7 +151,7 @@ def prepare(
 
 
 def _inner_size(x, c):
-    "Height and width that the convention leaves of images"
+    "Height and width that the convention leaves of images."
     h, w = (side - 2 * c.border for side in x.shape[-2:])
     if min(h, w) < c.window:
         raise FacelabError(
@@ -163,7 +162,7 @@ def _inner_size(x, c):
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c022
 def _sum_and_difference(x, y, quantise):
-    "x + y and x - y in grey levels (2,N,3,H,W): whole numbers if rounded"
+    "x + y and x - y in grey levels (2,N,3,H,W): whole numbers if rounded."
     dtype = torch.float32 if x.device.type == "cpu" else torch.float64
     x, y = (i.to(dtype) * 255 for i in (x, y))
     if quantise:
@@ -174,7 +173,7 @@ def _sum_and_difference(x, y, quantise):
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c023
 def _apply_convention(both, c):
-    "Sum and difference cut and converted as the convention says: (2,N,3|1,h,w)"
+    "Sum and difference, cut and converted as the convention says: (2,N,3|1,h,w)."
     h, w = _inner_size(both, c)
     both = both[..., c.border : c.border + h, c.border : c.border + w]
     if c.colour == "RGB":
@@ -184,16 +183,15 @@ def _apply_convention(both, c):
     return both
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c025
-PIXELS_AT_ONCE = dict(
-    cpu=2**18, cuda=2**24
-)  # pixels at once: what a CPU's cache holds, what keeps a GPU busy
+# at once: what a CPU's cache holds, what keeps a GPU busy
+PIXELS_AT_ONCE = dict(cpu=2**18, cuda=2**24)
 
 
 @torch.no_grad()
 def _by_pieces(x, y, conventions, metrics):
-    "Functions of (sum and difference, convention) under several conventions: {metric_convention: (N,)}"
+    "Functions of (sum and difference, convention), by name: {name_convention: (N,)}."
     check_pairs(x, y)
-    conventions, parts = [as_convention(c) for c in conventions], []
+    conventions, pieces = [as_convention(c) for c in conventions], []
     n = max(1, PIXELS_AT_ONCE.get(x.device.type, 2**24) // x[0, 0].numel())
     with torch.autocast(x.device.type, enabled=False):
         for a, b in zip(x.split(n), y.split(n)):
@@ -201,15 +199,15 @@ def _by_pieces(x, y, conventions, metrics):
                 quantise: _sum_and_difference(a, b, quantise)
                 for quantise in {c.quantise for c in conventions}
             }
-            seen = {c: _apply_convention(both[c.quantise], c) for c in conventions}
-            parts.append(
+            converted = {c: _apply_convention(both[c.quantise], c) for c in conventions}
+            pieces.append(
                 {
-                    f"{name}_{c.name}": metric(seen[c], c)
+                    f"{name}_{c.name}": metric(converted[c], c)
                     for c in conventions
                     for name, metric in metrics.items()
                 }
             )
-    return {column: torch.cat([part[column] for part in parts]) for column in parts[0]}
+    return {column: torch.cat([piece[column] for piece in pieces]) for column in pieces[0]}
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c026
 @measure(
@@ -233,16 +231,16 @@ def psnr(
     y: torch.Tensor,  # true images, the same shape
     convention: Convention | str,  # or its name
 ) -> torch.Tensor:
-    "PSNR in dB of each image (N,), float64; infinite for identical images (Liu 2023, Eq 4.2)"
+    "PSNR in dB of each image (N,), float64; infinite for identical images (Liu 2023, Eq 4.2)."
     return _by_pieces(x, y, [convention], dict(psnr=_psnr)).popitem()[1]
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c030
 def sliding_window(
     n,  # pixels in a row
     window,  # side of the window, odd
-    sigma,  # of the Gaussian, or None
+    sigma,  # of the Gaussian; None: all weights equal
 ):
-    "Matrix (n-window+1, n), float64, each row the window moved by one; Gaussian, or uniform if sigma is None"
+    "Matrix (n-window+1, n), float64: the window in each row, one pixel further than in the last."
     t = torch.arange(window, dtype=torch.float64) - window // 2
     weights = torch.exp(-(t**2) / (2 * sigma**2)) if sigma else torch.ones_like(t)
     return torch.stack(
@@ -252,7 +250,7 @@ def sliding_window(
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c033
 @functools.lru_cache(maxsize=64)
 def _windows(k, window, sigma, dtype, device):
-    "The window for k channels: one down the columns, one along the rows"
+    "The window for k channels: one down the columns, one along the rows."
     taps = sliding_window(window, window, sigma)[0].to(dtype)
     taps[window // 2] += 1 - taps.double().sum()
     return [
@@ -261,26 +259,28 @@ def _windows(k, window, sigma, dtype, device):
 
 
 def _local_means(planes, c):
-    "Means in the window around each pixel: (B,K,H,W) -> (B,K,h,w)"
+    "Means in the window around each pixel: (B,K,H,W) -> (B,K,h,w)."
     for weights in _windows(planes.shape[1], c.window, c.sigma, planes.dtype, planes.device):
         planes = F.conv2d(planes, weights, groups=planes.shape[1])
     return planes
 
-
-def _side_by_side(images, less=0.0):
-    "The planes of all images as channels of one, pixel by pixel, `less` a number each: (B,N,C,H,W) -> (B,K,H,W), K the next multiple of 8, with empty planes at the end"
+# %% ../../nbs/7_evaluation/03_metrics.ipynb #c012
+def _side_by_side(
+    images,  # (B,N,C,H,W)
+    less=0.0,  # a number that is subtracted, or one for each plane
+):  # (B,K,H,W), K the next multiple of 8; the planes at the end are empty
+    "The planes of all images as channels of one, pixel by pixel."
     planes = images.flatten(3).flatten(1, 2)
     b, k, n = planes.shape
-    apart = planes.new_zeros(
-        b, k + -k % 8, n + 16
-    )  # planes 2**14 pixels apart would fall on the same lines of the cache
+    # planes 2**14 pixels apart would fall on the same lines of the cache
+    apart = planes.new_zeros(b, k + -k % 8, n + 16)
     torch.sub(planes, less if isinstance(less, float) else less.view(b, k, 1), out=apart[:, :k, :n])
     together = planes.new_empty(b, n, apart.shape[1]).copy_(apart[..., :n].transpose(1, 2))
     return together.view(b, *images.shape[-2:], -1).permute(0, 3, 1, 2)
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c036
 def _moments(x, c):
-    "Local means and variances of planes (B,N,C,H,W): two of (B,K,h,w)"
+    "Local means and variances of planes (B,N,C,H,W): two of (B,K,h,w)."
     centre = x.mean((-2, -1), keepdim=True).round_()
     planes = _side_by_side(x, less=centre)
     mean, square = _local_means(planes, c), _local_means(planes.square_(), c)
@@ -304,7 +304,7 @@ def ssim(
     y: torch.Tensor,  # true images, the same shape
     convention: Convention | str,  # or its name
 ) -> torch.Tensor:
-    "SSIM of each image (N,), float64, mean over full windows and channels (Wang et al. 2004; Liu 2023, Eq 4.6)"
+    "SSIM of each image (N,), float64: mean over full windows and channels (Liu 2023, Eq 4.6)."
     return _by_pieces(x, y, [convention], dict(ssim=_ssim)).popitem()[1]
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c046
@@ -312,7 +312,7 @@ def pool(
     values,  # PSNR of each image, in dB, on the last axis (array)
     convention,  # a `Convention` or its name
 ):
-    "One PSNR for many images, averaged as the convention says, over the last axis"
+    "One PSNR for many images, averaged as the convention says, over the last axis."
     values = np.asarray(values, float)
     if as_convention(convention).average == "per image":
         return values.mean(-1)
@@ -325,7 +325,7 @@ def psnr_ssim(
     y: torch.Tensor,  # true images, the same shape
     conventions=("rgb", "y"),  # names or `Convention`s
 ) -> dict[str, torch.Tensor]:
-    "{psnr_rgb: (N,), ssim_rgb: (N,), ...}, float64: what `psnr` and `ssim` give one at a time"
+    "{psnr_rgb: (N,), ssim_rgb: (N,), ...}, float64: what `psnr` and `ssim` give one at a time."
     return _by_pieces(x, y, conventions, dict(psnr=_psnr, ssim=_ssim))
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c055
@@ -335,7 +335,7 @@ ALEXNET = "alexnet-owt-7be5be79.pth"
 def lpips_network(
     trunk,  # state dict of torchvision's AlexNet (only features.* is read)
 ):
-    "LPIPS-Alex in float64, ready to measure: the package's linear weights on the given trunk; no network access"
+    "LPIPS-Alex in float64 on the given trunk, with the package's linear weights; no downloads."
     try:
         import lpips
     except ImportError:
@@ -343,10 +343,8 @@ def lpips_network(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the package calls torchvision in a deprecated way
         network = lpips.LPIPS(net="alex", pnet_rand=True, verbose=False)
-    for (
-        name,
-        parameter,
-    ) in network.net.named_parameters():  # slice3.6.weight is torchvision's features.6.weight
+    for name, parameter in network.net.named_parameters():
+        # slice3.6.weight is torchvision's features.6.weight
         parameter.copy_(trunk["features." + name.split(".", 1)[1]])
     return network.double().requires_grad_(False).eval()
 
@@ -355,7 +353,7 @@ def lpips_network(
 def open_lpips(
     folder=None,  # where to look for AlexNet's file first
 ):
-    "The LPIPS network from AlexNet's file in `folder`, in $FACELAB_WEIGHTS or among torch's downloads; else `Unavailable`"
+    "The LPIPS network; `Unavailable` where `find_weights` does not find AlexNet's file."
     try:
         path = find_weights(ALEXNET, folder)
     except Unavailable:
@@ -379,7 +377,7 @@ def lpips_alex(
     y,  # true images, the same shape
     folder=None,  # where to look for AlexNet's file first
 ):
-    "LPIPS (AlexNet, version 0.1) of each pair (N,), float64; `Unavailable` when the weights are not at hand"
+    "LPIPS (AlexNet, version 0.1) of each pair (N,), float64; `Unavailable` without the weights."
     check_pairs(x, y)
     network = open_lpips(folder).to(x.device)
     with torch.no_grad():
@@ -389,7 +387,7 @@ def lpips_alex(
 def lpips_unavailable(
     folder=None,  # where to look for AlexNet's file first
 ):
-    "Empty when LPIPS can be measured here, else the reason, for a table's footnote"
+    "Empty when LPIPS can be measured here, else the reason, for a table's footnote."
     try:
         open_lpips(folder)
     except Unavailable as e:
@@ -406,15 +404,14 @@ def score(
     lpips=True,  # measure LPIPS if its weights are at hand
     folder=None,  # where to look for them first
 ):
-    "Rows (dicts) of system, image, psnr_*, ssim_*, lpips_alex; the last is None when not available"
+    "Rows (dicts) of system, image, psnr_*, ssim_*, lpips_alex; the last is None without weights."
     if len(names) != len(restored):
         raise FacelabError(
             f"{len(restored)} images were restored by {system!r} but {len(names)} names were given."
         )
-    columns = {
-        column: values.tolist()
-        for column, values in psnr_ssim(restored, target, conventions).items()
-    }
+    metrics = {name: m.compute for name, m in measures(conventions=True).items()}
+    values = _by_pieces(restored, target, conventions, metrics)
+    columns = {column: x.tolist() for column, x in values.items()}
     missing = not lpips or lpips_unavailable(folder)
     columns["lpips_alex"] = (
         [None] * len(names) if missing else lpips_alex(restored, target, folder).tolist()
@@ -429,30 +426,28 @@ def write_scores(
     path,  # CSV file; replaced as a whole
     rows,  # from `score`, of one or several systems and batches
 ):
-    "Write rows as CSV with fixed digits: equal scores, equal bytes"
+    "Write rows as CSV with fixed digits: equal scores, equal bytes."
     if not rows or any(r.keys() != rows[0].keys() for r in rows):
         raise FacelabError(
             f"The rows for {path} are empty or do not share the same columns; nothing was written."
         )
+    digits = {column: m.stored if (m := measure_in(column)) else 6 for column in rows[0]}
     with replacing(path) as temporary, open(temporary, "w", newline="", encoding="utf-8") as f:
         table = csv.writer(f, lineterminator="\n")
-        table.writerow(rows[0])
-        table.writerows([_format_value(column, value) for column, value in row.items()] for row in rows)
+        table.writerow(digits)
+        table.writerows([_format_value(r[c], n) for c, n in digits.items()] for r in rows)
 
 
-def _format_value(column, value):
+def _format_value(value, digits):
     if value is None or value != value:
         return ""
-    if isinstance(value, str):
-        return value
-    known = measure_in(column)
-    return f"{value:.{known.stored if known else 6}f}"
+    return value if isinstance(value, str) else f"{value:.{digits}f}"
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c066
 def read_scores(
     path,  # CSV file from `write_scores`
 ):
-    "The scores of a file as a pandas DataFrame; names stay text (000123, NA), an empty field is NaN"
+    "The scores of a file as a DataFrame: names stay text (000123, NA), an empty field is NaN."
     import pandas as pd
 
     try:
@@ -476,7 +471,7 @@ def bootstrap(
     n=1000,  # how many times to resample
     average=np.mean,  # of an array over its last axis
 ):
-    "Mean and 95 % bootstrap interval: (mean, low, high); NaN without values"
+    "Mean and 95 % bootstrap interval: (mean, low, high); NaN without values."
     values = np.asarray(values, float)
     if not len(values):
         return (np.nan,) * 3
@@ -494,7 +489,7 @@ def summarise(
     seed=0,  # of the resampling
     n=1000,  # how many times to resample
 ):
-    "Measure -> (mean, half of the 95 % bootstrap interval) over images; (nan, nan) for what is not available"
+    "Measure -> (mean, half of the 95 % bootstrap interval) over images; NaN where not available."
     import pandas as pd
 
     scores = pd.DataFrame(scores).sort_values("image", kind="stable")
@@ -519,8 +514,9 @@ def summarise(
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c074
 def _average(column):
-    "How a column is averaged: PSNR as its convention says, all else by the mean"
-    known, (_, _, name) = measure_in(column), column.partition("_")
+    "How a column is averaged: PSNR as its convention says, all else by the mean."
+    known = measure_in(column)
     if known is None or known.average is None:
         return np.mean
-    return lambda values, axis: known.average(values, name)
+    convention = column.removeprefix(f"{known.name}_")
+    return lambda values, axis: known.average(values, convention)

@@ -15,20 +15,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from fastcore.basics import chunked
+from fastcore.basics import chunked, patch
 from PIL import Image
 
 from .. import FacelabError
+from ..base.images import MAX_PIXELS, open_image, tensor_of, to_float, to_uint8
 from ..degradations.chain import Chain
 from ..degradations.degradation import check_images
 from ..degradations.resample import resize
-from ..faces.layouts import SUFFIXES, centre_square, align_picture
-from ..base.images import MAX_PIXELS, open_image, tensor_of, to_float, to_uint8
-from ..faces.heatmaps import points
 from .labelling import predict_maps
+from ..faces.heatmaps import points
+from ..faces.layouts import SUFFIXES, centre_square, align_picture
+from ..faces.parts import similarity
 from ..training.models import call_network, load_model, extra_inputs
 from ..training.zoo import downscaling
-from ..faces.parts import similarity
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c005
 @dataclass
@@ -38,48 +38,43 @@ class Photograph:
     path: Path
     picture: Image.Image  # as it was read
     face: torch.Tensor  # float (3, size, size), [0, 1], upright
-    matrix: np.ndarray = (
-        None  # (2, 3), pixels of the picture to those of the face; None: the middle square
-    )
+    matrix: np.ndarray = None  # (2, 3), pixels of picture to face; None: the middle square
 
     @property
-    def side(self):
-        "Pixels that the face had in the picture."
-        return (
-            min(self.picture.size)
-            if self.matrix is None
-            else self.face.shape[-1] / np.hypot(*self.matrix[:, 0])
-        )
+    def side(self) -> float:
+        "Pixels that the side of the face has in the picture."
+        if self.matrix is None:
+            return min(self.picture.size)
+        return self.face.shape[-1] / np.hypot(*self.matrix[:, 0])
 
-
+# %% ../../nbs/7_evaluation/09_photographs.ipynb #c030
 def open_photograph(
     path,  # of any image file
     size=128,  # side of the face
-    landmarks=None,  # (K, 2) in pixels of the picture, K in `LANDMARK_SCHEMES`; None: the picture is a face
+    landmarks=None,  # (K, 2) in pixels of the picture, K in `LANDMARK_SCHEMES`; None: it is a face
+    picture=None,  # what `open_image` gives of the file, where that was read already
 ) -> Photograph:
     "Read a photograph and cut its face out; `FacelabError` for what cannot be read."
-    picture = open_image(path)
+    picture = picture or open_image(path)
     if landmarks is None:
-        return Photograph(Path(path), picture, to_float(tensor_of(centre_square(picture, size))))
-    matrix = similarity(torch.as_tensor(landmarks)[None], size)[0].numpy()
-    return Photograph(
-        Path(path), picture, to_float(tensor_of(align_picture(picture, matrix, size))), matrix
-    )
+        matrix, face = None, centre_square(picture, size)
+    else:
+        matrix = similarity(torch.as_tensor(landmarks)[None], size)[0].numpy()
+        face = align_picture(picture, matrix, size)
+    return Photograph(Path(path), picture, to_float(tensor_of(face)), matrix)
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c009
 LONG = 8  # times as long as wide: longer pictures are not looked through
-PLAIN, SURE = (
-    0.6,
-    0.5,
-)  # mean peak of the heat maps above which smaller squares are not asked, and below which there is no face
+PLAIN = 0.6  # mean peak of the heat maps above which no smaller squares are looked at ...
+SURE = 0.5  # ... and below which there is no face
 
-
+# %% ../../nbs/7_evaluation/09_photographs.ipynb #c031
 def covering_squares(
     width,
     height,  # of a picture
     share=1,  # side, as a share of the shorter side of the picture
-) -> list:  # (left, top, side)
-    "Squares that cover a picture."
+) -> list:  # (left, top, side), in pixels
+    "Squares that cover a picture, each half over its neighbours."
     side = share * min(width, height)
     across, down = (
         np.linspace(0, length - side, math.ceil(2 * length / side) - 1)
@@ -95,58 +90,54 @@ def find_points(
     matrices,  # picture to square, (2, 3) each
     size=128,  # side of the squares
 ):  # points (N, K, 2) in pixels of the picture, mean peaks (N,)
-    "What a landmarker sees in squares of a picture, and how sure it is."
-    maps = torch.cat(
-        [
-            predict_maps(
-                net,
-                to_float(torch.stack([tensor_of(align_picture(picture, m, size)) for m in some])),
-                "landmarks",
-            )
-            for some in chunked(matrices, 64)
-        ]
-    )
-    turns = torch.from_numpy(np.stack(matrices))
-    found = (points(maps, size).double() - turns[:, None, :, 2]) @ torch.linalg.inv(
-        turns[:, :, :2]
-    ).mT
-    return found, maps.amax((2, 3)).mean(1)
+    "The points that a landmarker finds in squares of a picture, and how sure it is."
+    maps = []
+    for some in chunked(matrices, 64):
+        faces = torch.stack([tensor_of(align_picture(picture, m, size)) for m in some])
+        maps.append(predict_maps(net, to_float(faces), "landmarks"))
+    maps, turns = torch.cat(maps), torch.from_numpy(np.stack(matrices))
+    found = points(maps, size).double() - turns[:, None, :, 2]
+    return found @ torch.linalg.inv(turns[:, :, :2]).mT, maps.amax((2, 3)).mean(1)
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c012-1
 def find_landmarks(
     path,  # of any image file
     net,  # a landmarker: `load_model` of the recipe `landmarker`
     size=128,  # side of the faces that it learned from
-):  # (K, 2) in pixels of the picture
-    "The points of the face in a picture; of several, those of the plainest."
-    picture, best, peak = open_image(path), None, 0
+    picture=None,  # what `open_image` gives of the file, where that was read already
+) -> torch.Tensor:  # (K, 2) in pixels of the picture
+    "The points of the face in a picture, of several the plainest; `FacelabError` without any."
+    picture = picture or open_image(path)
     if max(picture.size) > LONG * min(picture.size):
         raise FacelabError(
             f"{path} is {picture.width}x{picture.height}, too narrow to look for a face in it: cut"
             " the face out"
         )
-    for share in (1, 1 / 2, 1 / 4):
-        found, sure = find_points(
-            picture,
-            net,
-            [
-                np.array([[size / s, 0, -x * size / s], [0, size / s, -y * size / s]])
-                for x, y, s in covering_squares(*picture.size, share)
-            ],
-            size,
-        )
-        if sure.max() > peak:
-            best, peak = found[sure.argmax()][None], sure.max()
-        if peak > PLAIN:
-            break
-    for looked in range(3):
+    best, peak = _search_squares(picture, net, size)
+    for more in (True, True, False):
         if not (peak > SURE and best.isfinite().all()):
             raise FacelabError(
                 f"no face was found in {path}: give its landmarks, or cut the face out"
             )
-        if looked < 2:
+        if more:  # in the picture turned upright
             best, peak = find_points(picture, net, similarity(best, size).numpy(), size)
     return best[0]
+
+
+def _search_squares(picture, net, size):
+    "The points (1, K, 2) of the surest square, and how sure it is; large squares first."
+    best, peak = None, 0
+    for share in (1, 1 / 2, 1 / 4):
+        matrices = [
+            np.array([[size / s, 0, -x * size / s], [0, size / s, -y * size / s]])
+            for x, y, s in covering_squares(*picture.size, share)
+        ]
+        found, sure = find_points(picture, net, matrices, size)
+        if sure.max() > peak:
+            best, peak = found[sure.argmax()][None], sure.max()
+        if peak > PLAIN:
+            break
+    return best, peak
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c017
 class Restorer:
@@ -164,11 +155,8 @@ class Restorer:
                 f"{folder} holds {self.recipe['name']!r}, which restores nothing: give a system"
             )
         self.folder, self.device, self.size = Path(folder), device, size
-        self.name, self.label, self.scale = (
-            self.recipe["name"],
-            self.recipe["label"],
-            downscaling(Chain(self.recipe["degradation"])),
-        )
+        self.name, self.label = self.recipe["name"], self.recipe["label"]
+        self.scale = downscaling(Chain(self.recipe["degradation"]))
         if not 0 < size <= 2**12 or size % self.scale:
             raise FacelabError(
                 f"{self.label} restores faces whose side is a multiple of {self.scale} up to"
@@ -176,54 +164,64 @@ class Restorer:
             )
 
     @property
-    def takes(self):
-        "Side of its input."
+    def takes(self) -> int:
+        "Side of its input in pixels."
         return self.size // self.scale
 
-    def own(self, photo):
-        "The face of a photograph (1,3,S,S): the very pixels of a picture that is as small as the system takes it."
-        whole = photo.matrix is None and photo.picture.size == (self.takes, self.takes)
-        return (to_float(tensor_of(photo.picture)) if whole else photo.face)[None]
+# %% ../../nbs/7_evaluation/09_photographs.ipynb #c032
+@patch
+def own(
+    self: Restorer,
+    photo: Photograph,
+) -> torch.Tensor:  # float (1,3,S,S), [0, 1]
+    "The face of a photograph; a picture of just the size that the system takes, pixel by pixel."
+    whole = photo.matrix is None and photo.picture.size == (self.takes, self.takes)
+    return (to_float(tensor_of(photo.picture)) if whole else photo.face)[None]
 
-    def inputs(self, faces):
-        "Faces (N,3,S,S) as small as it takes them."
-        return faces if faces.shape[-1] == self.takes else resize(faces, self.takes).clamp(0, 1)
 
-    @torch.inference_mode()
-    def __call__(
-        self,
-        faces,  # float (N,3,S,S), [0, 1]
-        hidden=None,  # (N,1,S,S), 1 where something is in front of the face; None: nothing is known
-    ) -> torch.Tensor:  # (N,3,size,size)
-        "Restored faces."
-        x = self.inputs(check_images(faces).to(self.device).float())
-        M = (
-            torch.ones_like(x[:, :1])
-            if hidden is None
-            else 1 - resize(hidden.to(x), x.shape[-1]).clamp(0, 1).round()
+@patch
+def inputs(
+    self: Restorer,
+    faces,  # (N,3,S,S), [0, 1]
+) -> torch.Tensor:  # (N,3,takes,takes)
+    "Faces as small as the system takes them."
+    return faces if faces.shape[-1] == self.takes else resize(faces, self.takes).clamp(0, 1)
+
+# %% ../../nbs/7_evaluation/09_photographs.ipynb #c033
+@patch
+@torch.inference_mode()
+def __call__(
+    self: Restorer,
+    faces,  # float (N,3,S,S), [0, 1]
+    hidden=None,  # (N,1,S,S), 1 where something is in front of the face; None: nothing is known
+) -> torch.Tensor:  # (N,3,size,size), [0, 1], on the CPU
+    "Restored faces; `FacelabError` for a size that the system was not made for."
+    x, call = self.inputs(check_images(faces).to(self.device).float()), self.recipe.get("call")
+    M = torch.ones_like(x[:, :1])
+    if hidden is not None:
+        M = 1 - resize(hidden.to(x), x.shape[-1]).clamp(0, 1).round()
+    if "M" in extra_inputs(self.net, call):
+        x = x * M
+    try:
+        out = call_network(self.net, {"input": x, "M": M}, call)
+    except RuntimeError as error:
+        raise FacelabError(
+            f"{self.label} cannot restore faces of {self.size} pixels"
+            f" ({str(error).splitlines()[0]}): choose the size that it was trained with"
+        ) from None
+    if "restored" not in out:
+        raise FacelabError(
+            f"{self.label} gives {', '.join(out)} and no restored face: give a system"
         )
-        if "M" in extra_inputs(self.net, self.recipe.get("call")):
-            x = x * M
-        try:
-            out = call_network(self.net, {"input": x, "M": M}, self.recipe.get("call"))
-        except RuntimeError as error:
-            raise FacelabError(
-                f"{self.label} cannot restore faces of {self.size} pixels"
-                f" ({str(error).splitlines()[0]}): choose the size that it was trained with"
-            ) from None
-        if "restored" not in out:
-            raise FacelabError(
-                f"{self.label} gives {', '.join(out)} and no restored face: give a system"
-            )
-        return out["restored"].float().clamp(0, 1).cpu()
+    return out["restored"].float().clamp(0, 1).cpu()
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c021
 def put_back(
     photo: Photograph,
-    restored,  # (3, S, S)
+    restored,  # (3, S, S), float in [0, 1]
     border=0.08,  # share of the side over which the face blends into the picture
 ) -> torch.Tensor:  # float (3, H, W)
-    "The picture, as much larger as its face has become, with the restored face in it."
+    "The picture, enlarged as much as its face, with the restored face in it."
     size = restored.shape[-1]
     if photo.matrix is None:
         return restored
@@ -251,8 +249,8 @@ def put_back(
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c025
 def find_pictures(
     given,  # files, folders, patterns with * and ?, or "astronaut", an example
-) -> list:
-    "The image files that are meant, each once."
+) -> list:  # of paths
+    "The image files that are meant, each once; `FacelabError` for an item that means none."
     found = {}
     for item in map(str, given):
         path = Path(item)
@@ -261,18 +259,7 @@ def find_pictures(
         elif path.is_dir():
             some = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
         elif any(c in item for c in "*?[") and not path.exists():
-            try:
-                some = sorted(
-                    p
-                    for p in Path(path.anchor or ".").glob(
-                        str(path.relative_to(path.anchor) if path.anchor else path)
-                    )
-                    if p.is_file()
-                )
-            except ValueError as error:
-                raise FacelabError(
-                    f"{item} is no pattern ({error}): write one such as 'faces/*.jpg'"
-                ) from None
+            some = _matching_files(path)
         else:
             some = [path]
         if not some:
@@ -283,19 +270,30 @@ def find_pictures(
         found |= dict.fromkeys(some)
     return list(found)
 
+
+def _matching_files(pattern):
+    root = Path(pattern.anchor or ".")
+    try:
+        found = root.glob(str(pattern.relative_to(pattern.anchor) if pattern.anchor else pattern))
+        return sorted(p for p in found if p.is_file())
+    except ValueError as error:
+        raise FacelabError(
+            f"{pattern} is no pattern ({error}): write one such as 'faces/*.jpg'"
+        ) from None
+
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c028
-def read_mask(path, folder, photo):
-    "What hides the face, (1,1,S,S), from the mask of the same name."
-    size = photo.face.shape[-1]
-    found = [
-        p
-        for p in sorted(Path(folder).glob(f"{escape(Path(path).stem)}.*"))
-        if p.stem == Path(path).stem
-    ]
+def read_mask(
+    path,  # of the picture
+    folder,  # of masks
+    photo: Photograph,  # the picture, opened
+) -> torch.Tensor:  # float (1,1,S,S), 1 where something is in front of the face
+    "What hides a face, from the mask that is named as its picture; `FacelabError` without one."
+    size, stem = photo.face.shape[-1], Path(path).stem
+    found = [p for p in sorted(Path(folder).glob(f"{escape(stem)}.*")) if p.stem == stem]
     if not found:
         raise FacelabError(
-            f"{folder} has no mask for {path}: add {Path(path).stem}.png, white where something is"
-            " in front of the face"
+            f"{folder} has no mask for {path}: add {stem}.png, white where something is in"
+            " front of the face"
         )
     mask = open_image(found[0], "L")
     if mask.size != photo.picture.size:

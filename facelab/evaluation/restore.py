@@ -15,9 +15,9 @@ import torch
 
 from .. import FacelabError
 from ..base.dice import seed_of
-from ..base.names import check_keys, near
 from ..base.files import sha256, record_matches, write_record
 from ..base.images import read_image, to_uint8, write_image
+from ..base.names import check_keys, near
 from .inputs import Inputs
 from ..training.models import call_network, load_model, extra_inputs
 
@@ -26,7 +26,7 @@ from ..training.models import call_network, load_model, extra_inputs
 class Restoration:
     "One system on one set of degraded faces."
 
-    system: str  # how scores and figures call it
+    system: str  # its name in scores and figures
     recipe: str  # whose weights
     on: str  # the folder of inputs: a chain, or chain@unseen
     output: str = "restored"  # which output of the network; a network without it gives `restored`
@@ -35,11 +35,12 @@ class Restoration:
     faces: int = None  # how many, the first ones; None: all
 
     @property
-    def where(self):
+    def where(self) -> str:
+        "Its place below the folder of restored faces, and of scores."
         return f"{self.on}/{self.system}"
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c006
-SETS = ("test", "unseen")  # the test part of the face set, and a set that nothing was trained on
+SETS = ("test", "unseen")  # the test split, and a set that nothing was trained on
 FIELDS = ("systems", "on", "output", "truth", "draws")
 
 
@@ -50,7 +51,7 @@ def restorations(
     chains,  # names of degradations
     more=None,  # how many faces are enough for what `evaluate` adds; None: all
 ) -> list:  # of `Restoration`, each once
-    "What the tables and figures of a paper are made from."
+    "What the tables and figures of a paper are made from; `FacelabError` for unknown names."
     found = [
         Restoration(name, name, r["inputs"])
         for name, r in recipes.items()
@@ -72,18 +73,16 @@ def restorations(
                     f"papers/{paper}.yaml evaluates {r.recipe!r} on {r.on!r}, but there is no"
                     f" {name!r}: {near(name, known)}"
                 )
-    return list({r.where: r for r in reversed(found)}.values())[
-        ::-1
-    ]  # the first of two that differ in their number of faces
+    # of two that differ in their number of faces only, the first
+    first = {r.where: r for r in reversed(found)}
+    return list(first.values())[::-1]
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c006-1
 def _restorations_of(system, on, entry):
+    "One system on one degradation: an output of its network, its draws, or its restored face."
     if "output" in entry:
-        return [
-            Restoration(
-                f"{system}.{entry['output']}", system, on, entry["output"], entry.get("truth")
-            )
-        ]
+        name, output = f"{system}.{entry['output']}", entry["output"]
+        return [Restoration(name, system, on, output, entry.get("truth"))]
     if "draws" in entry:
         return [Restoration(f"{system}~{k}", system, on, draw=k) for k in range(entry["draws"])]
     return [Restoration(system, system, on)]
@@ -101,34 +100,29 @@ def restore_set(
     call=None,  # its method; None: forward
     faces=None,  # how many, the first ones; None: all
 ):
-    "Restore the faces of `inputs` and write them as 8-bit PNG; maps that the network takes come from the inputs, and where nothing is said to be hidden, M is 1."
-    taken = extra_inputs(net, call)
-    there = [name for name in taken if name in inputs.maps_there]
+    "Restore the faces of `inputs`, with the maps that the network takes, into 8-bit PNG files."
+    available = [name for name in extra_inputs(net, call) if name in inputs.maps_there]
     wanted = range(len(inputs))[:faces]
     with ThreadPoolExecutor(4) as pool:
         for first in wanted[::batch]:
             index = wanted[first : first + batch]
             torch.manual_seed(seed_of(0, "restore", draw or 0, first))
             x = inputs.images(index).to(device)
-            given = {"input": x, "M": torch.ones_like(x[:, :1])} | (
-                {k: v.to(device) for k, v in inputs.maps(index, *there).items()} if there else {}
-            )
+            given = {"input": x, "M": torch.ones_like(x[:, :1])}  # M: nothing is hidden, unless ...
+            if available:  # ... the inputs say what is
+                maps = inputs.maps(index, *available)
+                given |= {name: v.to(device) for name, v in maps.items()}
             out = call_network(net, given, call)
-            pictures = to_uint8(out.get(output, out.get("restored")).float().clamp(0, 1)).cpu()
-            list(
-                pool.map(
-                    write_image,
-                    [Path(folder) / f"{Path(inputs.names[i]).stem}.png" for i in index],
-                    pictures,
-                )
-            )
+            restored = out.get(output, out.get("restored")).float().clamp(0, 1)
+            paths = [Path(folder) / f"{Path(inputs.names[i]).stem}.png" for i in index]
+            list(pool.map(write_image, paths, to_uint8(restored).cpu()))
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c013
 def read_restored(
     folder,  # of PNG files
     names,  # of the faces
 ) -> torch.Tensor:  # uint8 (N, 3, H, W)
-    "The restored faces of a folder."
+    "The restored faces of a folder; `FacelabError` if any is missing."
     paths = [Path(folder) / f"{Path(name).stem}.png" for name in names]
     missing = [p for p in paths if not p.exists()]
     if missing:
@@ -145,8 +139,8 @@ def update_restored(
     inputs,  # folder of all inputs
     names,  # of the faces that they must be of
     restored,  # folder of all restored faces of the paper
-    device="cpu",
-    batch=16,
+    device="cpu",  # where to compute
+    batch=16,  # faces at a time
     about={},  # what else the result depends on, such as fingerprints of code
 ) -> bool:  # False: they were there already
     "Restore the test faces, unless that has been done from the same weights, inputs and code."
@@ -183,7 +177,7 @@ def leave_only(
     wanted,  # folders or files, relative
     folder,  # where they are: two levels deep
 ):
-    "Remove what systems and chains left behind that are no more."
+    "Remove what is left of systems and chains that no longer exist."
     keep = set(map(str, wanted))
     for path in sorted(Path(folder).glob("*/*")):
         if str(path.relative_to(folder)) not in keep:

@@ -13,9 +13,9 @@ from unittest import mock
 import numpy as np
 import torch
 
-from ..base.weights import Unavailable, find_weights, load_weights
 from .. import FacelabError
-from .measures import Measure, measure, measures, register
+from ..base.weights import Unavailable, find_weights, load_weights
+from .measures import measure, measures
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c005
 def _check_features(a, b):
@@ -37,8 +37,8 @@ def _check_features(a, b):
 def frechet_distance(
     features_a,  # (N,D)
     features_b,  # (M,D)
-):
-    "Squared Frechet distance of two normal distributions fitted to features, float64; 0 for equal sets (Heusel et al. 2017, Eq 6)."
+) -> float:
+    "Squared Frechet distance of two normal distributions fitted to features; 0 for equal sets."
     a, b = _check_features(features_a, features_b)
     apart = np.square(a.mean(0) - b.mean(0)).sum()
     a, b = ((x - x.mean(0)) / np.sqrt(len(x) - 1) for x in (a, b))
@@ -62,7 +62,7 @@ def small_set_caution(
     numbers,  # features of each
     wanted,  # faces that it takes
 ):
-    "What must be said beside a Frechet distance of so few faces; empty for enough."
+    "What must be said beside a Frechet distance of so few faces; empty if they are enough."
     if n >= wanted:
         return ""
     singular = f"; the covariance of {numbers} numbers is singular" if n <= numbers else ""
@@ -73,7 +73,7 @@ def small_set_caution(
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c017
 def _mmd(a, b):
-    "Unbiased squared maximum mean discrepancy of equally many features"
+    "Unbiased squared maximum mean discrepancy of equally many features."
     m, kernel = len(a), lambda x, y: (x @ y.T / x.shape[1] + 1) ** 3
     within = sum(k.sum() - np.trace(k) for k in (kernel(a, a), kernel(b, b)))
     return within / (m * (m - 1)) - 2 * kernel(a, b).mean()
@@ -85,8 +85,8 @@ def kid(
     subsets=100,  # how many
     size=1000,  # of each; at most what the smaller set has
     seed=0,  # of the choice
-):
-    "Kernel inception distance, float64: MMD^2 with a cubic kernel, mean over random subsets; about 0, also below, for equal distributions (Bińkowski et al. 2018)."
+) -> float:
+    "Kernel inception distance: mean MMD^2 of subsets; about 0, also below, for equal clouds."
     a, b = _check_features(features_a, features_b)
     size, rng = min(size, len(a), len(b)), np.random.default_rng(seed)
     if size == len(a) == len(b):
@@ -102,7 +102,7 @@ RESIZE = "pytorch-fid: bilinear to 299x299, half-pixel centres, no anti-aliasing
 def inception_network(
     state,  # state dict of pytorch-fid's file
 ):
-    "pytorch-fid's InceptionV3 up to the last average pool, ready to use; no network access."
+    "pytorch-fid's InceptionV3 up to the last average pool, ready to use; no downloads."
     try:
         from pytorch_fid import inception
     except ImportError:
@@ -126,7 +126,7 @@ def inception_network(
 def open_inception(
     folder=None,  # where to look for its file first
 ):
-    "Inception from its file in `folder`, in $FACELAB_WEIGHTS or among torch's downloads; else `Unavailable`."
+    "Inception, ready to use; `Unavailable` where `find_weights` does not find its file."
     try:
         path = find_weights(INCEPTION, folder)
     except Unavailable:
@@ -142,8 +142,8 @@ def inception_features(
     images,  # (N,3,H,W), float in [0,1], or an iterable of such batches
     folder=None,  # where to look for the weights first
     batch=32,  # images at once, of one tensor
-):
-    "Inception's features (N,2048) as numpy, on the images' device; enlarged as `RESIZE` says; `Unavailable` without weights or package."
+) -> np.ndarray:  # (N,2048); the images are enlarged as `RESIZE` says
+    "Inception's features, on the images' device; `Unavailable` without weights or package."
     network = open_inception(folder)
     batches = images.split(batch) if isinstance(images, torch.Tensor) else images
     return np.concatenate(
@@ -156,89 +156,75 @@ def set_features(
     judges=None,  # `facelab.evaluation.judges.Judges`, for the embeddings of faces
     folder=None,  # where to look for Inception's weights first
     device=None,  # where to compute; None: where the images are
-):
-    "What networks see in a set: dict(n, inception, face), each features (N,D) or the reason why not, as a sentence."
-    n, seen = 0, dict(inception=[], face=[])
-    ways = dict(
-        inception=lambda x: inception_features(x, folder), face=lambda x: _embedded(judges, x)
-    )
+) -> dict:  # n, and inception and face: features (N,D), or the reason why not, as a sentence
+    "The features of a set that its metrics compare."
+    n, features = 0, dict(inception=[], face=[])
+    ways = dict(inception=lambda x: inception_features(x, folder), face=lambda x: _embed(judges, x))
     for x in images.split(32) if isinstance(images, torch.Tensor) else images:
         x, n = x.to(device or x.device), n + len(x)
         for name, way in ways.items():
-            if isinstance(seen[name], str):
+            if isinstance(features[name], str):
                 continue
             try:
-                seen[name].append(way(x))
+                features[name].append(way(x))
             except Unavailable as reason:
-                seen[name] = str(reason)
-    return dict(
-        n=n,
-        **{
-            name: parts if isinstance(parts, str) else np.concatenate(parts)
-            for name, parts in seen.items()
-        },
-    )
+                features[name] = str(reason)
+    return dict(n=n) | {
+        name: x if isinstance(x, str) else np.concatenate(x) for name, x in features.items()
+    }
 
 
-def _embedded(judges, x):
+def _embed(judges, x):
     if judges is None:
         raise Unavailable("no recogniser was given")
     return judges.embed(x).numpy()
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c029
-register(
-    Measure(
-        "fid",
-        "FID",
-        2,
-        False,
-        of="set",
-        needs="inception",
-        by="Inception of pytorch-fid",
-        compute=frechet_distance,
-        caution=lambda faces, features: small_set_caution(faces, features, FID_FACES),
-    )
-)
-register(
-    Measure(
-        "kid",
-        "KID",
-        4,
-        False,
-        of="set",
-        needs="inception",
-        by="Inception of pytorch-fid",
-        compute=kid,
-        caution=lambda faces, features: (
-            f"all {faces} faces at once" if faces < 1000 else "100 subsets of 1000 faces"
-        ),
-    )
-)
+measure(
+    "fid",
+    "FID",
+    2,
+    False,
+    of="set",
+    needs="inception",
+    by="Inception of pytorch-fid",
+    caution=lambda faces, features: small_set_caution(faces, features, FID_FACES),
+)(frechet_distance)
+measure(
+    "kid",
+    "KID",
+    4,
+    False,
+    of="set",
+    needs="inception",
+    by="Inception of pytorch-fid",
+    caution=lambda faces, features: (
+        f"all {faces} faces at once" if faces < 1000 else "100 subsets of 1000 faces"
+    ),
+)(kid)
+measure(
+    "frechet_face",
+    "Fréchet distance of faces",
+    2,
+    False,
+    of="set",
+    needs="face",
+    caution=lambda faces, features: small_set_caution(faces, features, features + 1),
+)(frechet_distance);
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c029-1
-register(
-    Measure(
-        "frechet_face",
-        "Fréchet distance of faces",
-        2,
-        False,
-        of="set",
-        needs="face",
-        compute=frechet_distance,
-        caution=lambda faces, features: small_set_caution(faces, features, features + 1),
-    )
-)
-
-
 def set_metrics(
-    restored,  # images, batches of them, or what `set_features` saw in them
+    restored,  # images, batches of them, or their `set_features`
     true,  # the same
     judges=None,  # see `set_features`
     folder=None,  # see `set_features`
     device=None,  # see `set_features`
-):
-    "One set against another: dict(n, fid, kid, frechet_face, notes); what is not available is None, and notes say why, or what to beware of."
-    a, b = (x if isinstance(x, dict) else set_features(x, judges, folder, device) for x in (restored, true))
+) -> dict:  # n, fid, kid, frechet_face (None: not available), notes
+    "One set against another; notes say why a number is not available, or what to beware of."
+    a, b = (
+        x if isinstance(x, dict) else set_features(x, judges, folder, device)
+        for x in (restored, true)
+    )
     n, out, notes = min(a["n"], b["n"]), {}, {}
     for name, m in measures(of="set").items():
         if not m.needs:
@@ -256,5 +242,5 @@ def set_metrics(
 def diversity(
     draws,  # pictures (draws, N, 3, H, W), float in [0, 1]
 ) -> float:
-    "Standard deviation over draws, times 255, mean over pixels and faces; 0 for a single draw or a network without noise."
+    "Standard deviation over draws, times 255, mean over pixels and faces; 0 for a single draw."
     return draws.std(0, correction=0).mean().item() * 255

@@ -53,7 +53,7 @@ def read_set_scores(
         )
     return table
 
-
+# %% ../../nbs/7_evaluation/11_summary.ipynb #c031
 def read_judges(
     folder,  # with judges.json
 ) -> dict:  # column -> by, missing
@@ -77,25 +77,24 @@ def score_column(
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c014
 def face_values(
     scores,  # rows of one system and degradation
-    name: str,  # of a measure of faces
+    name: str,  # of a measure of faces, such as psnr or recognised_0.6
     convention: str,  # under which PSNR and SSIM are taken
 ):  # a Series by image, sorted; NaN where not available
-    "What a measure says of each face."
+    "A measure of each face: its column, or what is computed from the columns of others."
     rows = scores.set_index("image").sort_index()
-    column, known = score_column(name, convention), measure_of(name)
-    lacking = set(known.columns or [column]) - set(rows)
+    known = measure_of(name)
+    columns = known.columns or (score_column(name, convention),)
+    lacking = set(columns) - set(rows)
     if lacking:
         there = ", ".join(c for c in rows.columns if c not in ("system", "on"))
         raise FacelabError(
-            f"the scores have no column {min(lacking)!r}, but {there}: score again, or ask for"
+            f"the scores have no column {min(lacking)!r}, but {there}: score again, or choose"
             " another measure or convention"
         )
     if not known.columns:
-        return rows[column].astype(float)
-    threshold = float(name.rpartition("_")[2])
-    return (100.0 * ((rows.nearest_right == 1) & (rows.nearest_l1 < threshold))).where(
-        rows.nearest_l1.notna() & rows.nearest_right.notna()
-    )
+        return rows[columns[0]].astype(float)
+    threshold = [float(name.rpartition("_")[2])] if known.threshold else []
+    return known.compute(*(rows[c] for c in columns), *threshold)
 
 # %% ../../nbs/7_evaluation/11_summary.ipynb #c016
 def average(
@@ -103,7 +102,7 @@ def average(
     name: str,  # of the measure
     convention: str,  # PSNR may be pooled
 ):  # (...)
-    "Mean over faces; of PSNR, as the convention says."
+    "Mean over faces; PSNR is averaged as the convention says."
     own = measure_of(name).average
     return own(values, convention) if own else np.mean(values, -1)
 
@@ -160,7 +159,7 @@ def summary(
 def recipe_of(
     system: str,  # recipe, recipe.output or recipe~k
     recipes: dict,  # as `load_recipes` returns them
-) -> tuple:  # name of the recipe, what stands behind it
+) -> tuple:  # name of the recipe, and its output or draw: restored, draw 1, or empty
     "The recipe that a system belongs to, and its output or draw."
     name, mark, draw = str(system).partition("~")
     name, _, output = name.partition(".")

@@ -1,4 +1,4 @@
-"""`python -m facelab.faces check FOLDER`: is a set of faces fit to be used?"""
+"""`python -m facelab.faces check FOLDER`: can this set of faces be used?"""
 
 import sys
 

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['JAW_DEGREES', 'LIP_STATIONS', 'LIP_BORDERS', 'TEMPLATE', 'LEVELS', 'LIFTS', 'CHUNK', 'SPLIT', 'outline_points',
            'points_of_parts', 'landmarks', 'turning_depth', 'depth_at', 'turn', 'alignment', 'frame_head', 'unturn',
-           'scenery', 'background', 'box', 'develop', 'paint', 'depth_map', 'draw_chunk', 'check_request', 'draw_faces',
-           'draw_set']
+           'scenery', 'background', 'box_blur', 'develop', 'paint', 'depth_map', 'draw_chunk', 'check_request',
+           'draw_faces', 'draw_set']
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c002
 import numpy as np
@@ -35,8 +35,6 @@ from facelab.faces.drawn_hair import (
     paint_hat,
 )
 from .drawn_people import person, picture
-
-# %% ../../nbs/1_faces/06_drawn.ipynb #c002-1
 from facelab.faces.drawn_head import (
     Face,
     SPAN,
@@ -56,8 +54,12 @@ from .. import FacelabError
 from ..base.images import to_uint8
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c007
-def outline_points(face, angles, centre=0.47):
-    "Points of the head's outline seen from (0, centre) at `angles` (N,) from straight right, clockwise: bisection on `inside`."
+def outline_points(
+    face,  # `Face` of B faces
+    angles: torch.Tensor,  # (N,), radians from straight right, clockwise
+    centre=0.47,  # v of the point from which the outline is seen
+) -> torch.Tensor:  # (B,N,2)
+    "Points of the head's outline at some angles, by bisection on `inside`."
     cos, sin = angles.cos()[None, :, None], angles.sin()[None, :, None]
     near, far = torch.zeros_like(face.chin * cos), torch.full_like(face.chin * cos, 0.7)
     for _ in range(11):
@@ -93,8 +95,10 @@ LIP_STATIONS = (
 LIP_BORDERS = [0] * 7 + [3] * 5 + [1] * 5 + [2] * 3
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c009-1
-def points_of_parts(face):
-    "Points 17 to 67, brows, nose, eyes and lips, of the frontal face: (B,51,2)."
+def points_of_parts(
+    face,  # `Face` of B faces
+) -> torch.Tensor:  # (B,51,2)
+    "Points 17 to 67 of the frontal face: brows, nose, eyes and lips."
     device, one = face["chin"].device, torch.ones_like(face["chin"])[:, None]
     grid = lambda *x: torch.tensor(x, device=device)[None] * one
     t = grid(0.0, 0.25, 0.5, 0.75, 1.0)
@@ -122,8 +126,10 @@ def points_of_parts(face):
     return torch.stack([u, v], 2)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c011
-def landmarks(face):
-    "81 points of the frontal face (B,81,2): 68 iBUG points, then 13 along the hairline."
+def landmarks(
+    face,  # `Face` of B faces
+) -> torch.Tensor:  # (B,81,2)
+    "81 points of the frontal face: 68 iBUG points, then 13 along the hairline."
     device = face["chin"].device
     half = torch.tensor(JAW_DEGREES, device=device)
     jaw = outline_points(face, torch.deg2rad(torch.cat([half, 180 - half[:-1].flip(0)])))
@@ -134,8 +140,10 @@ def landmarks(face):
     return torch.cat([jaw, points_of_parts(face), forehead], 1)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c014
-def turning_depth(face):
-    "Smooth depth that turns with the head: skull, nose, chin, brows; rows of `gaussians`."
+def turning_depth(
+    face,  # `Face` of B faces
+) -> list:  # rows for `gaussians`
+    "Smooth depth that turns with the head: skull, nose, chin, brows."
     return [
         (0.0, 0.50, 0.175, 0.24, 0.245),
         (0.0, face["nose_v"] - 0.045, 0.032, 0.038, 0.050 * face["tip"]),
@@ -147,8 +155,12 @@ def turning_depth(face):
     ]
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c016
-def depth_at(face, u, v):
-    "`turning_depth` at points (B,N)."
+def depth_at(
+    face,  # `Face` of B faces
+    u: torch.Tensor,  # (B,N)
+    v: torch.Tensor,  # (B,N)
+) -> torch.Tensor:  # (B,N)
+    "`turning_depth` at single points, in picture sides."
     z = torch.zeros_like(u)
     for u0, v0, su, sv, height in turning_depth(face):
         column = lambda x: x[:, None] if torch.is_tensor(x) else x
@@ -156,9 +168,15 @@ def depth_at(face, u, v):
     return z
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c018
-def turn(face, u, v, z):
-    "Where the points of the frontal face go when the head turns: shift by depth."
-    yaw, pitch, asym = face["yaw"][:, None], face["pitch"][:, None], 0.003 * face["asym"][:, None]
+def turn(
+    face,  # `Face` of B faces
+    u: torch.Tensor,  # points of the frontal face (B,N)
+    v: torch.Tensor,
+    z: torch.Tensor,  # their depth
+) -> tuple:  # what is added to u and to v
+    "How far the points of the frontal face move when the head turns: in proportion to depth."
+    yaw, pitch = face["yaw"][:, None], face["pitch"][:, None]
+    asym = 0.003 * face["asym"][:, None]
     du = yaw * z + asym * torch.sin(9 * v) + face["lean"][:, None] * (v - 0.82).clamp(min=0)
     return du, pitch * (z - 0.2) + 0.6 * asym * torch.sin(8 * u)
 
@@ -166,8 +184,11 @@ def turn(face, u, v, z):
 TEMPLATE = ((-0.123, 0.47), (0.123, 0.47), (0.0, 0.72))
 
 
-def alignment(face, points):
-    "Similarity (a, b, tx, ty) that brings eyes and mouth of `points` (B,68,2) to the template; x' = a x - b y + tx."
+def alignment(
+    face,  # `Face` of B faces
+    points: torch.Tensor,  # (B,68,2) or more
+) -> tuple:  # a, b, tx, ty of x' = a x - b y + tx, y' = b x + a y + ty: (B,) each
+    "The similarity that brings eyes and mouth to the template, with the errors of the pose."
     source = torch.stack(
         [points[:, 36:42].mean(1), points[:, 42:48].mean(1), points[:, [48, 54]].mean(1)], 1
     )
@@ -184,8 +205,10 @@ def alignment(face, points):
     return a, b, mt[:, 0] - a * ms[:, 0] + b * ms[:, 1], mt[:, 1] - b * ms[:, 0] - a * ms[:, 1]
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c023
-def frame_head(face):
-    "The 81 landmarks of the turned and framed head in picture sides (B,81,2), and the similarity that frames it."
+def frame_head(
+    face,  # `Face` of B faces
+) -> tuple:  # landmarks (B,81,2) in picture sides, and the similarity: four of (B,1)
+    "The landmarks of the turned and framed head, and the similarity that frames it."
     points = landmarks(face)
     u, v = points.unbind(2)
     points = points + torch.stack(turn(face, u, v, depth_at(face, u, v)), 2)
@@ -194,8 +217,16 @@ def frame_head(face):
     return torch.stack([a * u - b * v + tx + 0.5, b * u + a * v + ty], 2), (a, b, tx, ty)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c026
-def unturn(face, move, n=48, rounds=9):
-    "Frontal coordinates (B,2,n,n) of the picture's points: undo the alignment, then find the turn by a damped fixed point."
+def unturn(
+    face,  # `Face` of B faces
+    move: tuple,  # the similarity that `frame_head` gives
+    n=48,  # side of the lattice
+    rounds=9,  # of the fixed point
+) -> torch.Tensor:  # (B,2,n,n)
+    """Frontal coordinates (u, v) of a lattice of the picture's points.
+
+    The alignment is undone, then the turn is found by a damped fixed point.
+    """
     a, b, tx, ty = move
     at = (torch.arange(n, device=tx.device) + 0.5) / n
     x, y = (at - 0.5).repeat(n)[None] - tx, at.repeat_interleave(n)[None] - ty
@@ -216,8 +247,11 @@ def unturn(face, move, n=48, rounds=9):
     return torch.stack([u, v], 1).view(-1, 2, n, n)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c030
-def scenery(face, n=32):
-    "What lies behind: a graded wall, or sky over green (B,3,n,n)."
+def scenery(
+    face,  # `Face` of B faces
+    n=32,  # side in pixels
+) -> torch.Tensor:  # linear RGB (B,3,n,n)
+    "What lies behind the face: a graded wall, or sky over green."
     at = torch.linspace(0, 1, n, device=face["chin"].device)
     x, y, scene = at[None, None, :], at[None, :, None], face.scene
     tone = (
@@ -238,14 +272,16 @@ def scenery(face, n=32):
     )
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c032
-def background(face, size, n=32):
-    "Scenery with blurred boxes or lights in it: linear RGB (B,3,S,S)."
+def background(
+    face,  # `Face` of B faces
+    size: int,  # side in pixels
+    n=32,  # side at which it is drawn
+) -> torch.Tensor:  # linear RGB (B,3,size,size)
+    "Scenery with blurred boxes or lights in it."
     at = torch.linspace(0, 1, n, device=face["chin"].device)
     x, y, scene, image = at[None, None, :], at[None, :, None], face.scene, scenery(face)
-    soft, busy = (
-        face.blur * 1.6,
-        (scene == 1) * 0.9 + (scene == 2) * 0.65 + (scene == 3) * (face.any11 > 0.4) * 0.7,
-    )
+    soft = face.blur * 1.6
+    busy = (scene == 1) * 0.9 + (scene == 2) * 0.65 + (scene == 3) * (face.any11 > 0.4) * 0.7
     for k in range(12):
         cx, cy, sx, sy, r, g, b = [t[:, None, None] for t in face["spots"][:, k].unbind(1)]
         long, thin = 0.04 + 0.30 * sx**2, 0.03 + 0.35 * sy**2
@@ -261,15 +297,20 @@ def background(face, size, n=32):
     return enlarge(image.clamp_(0.002, 1.2), size).clamp_(min=0.001)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c035
-def box(x):
+def box_blur(
+    x: torch.Tensor,  # (B,C,H,W)
+) -> torch.Tensor:  # same shape
     "Mean of the 3 x 3 pixels around each."
     x = F.pad(x, (1, 1, 1, 1), mode="replicate")
     x = x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
     return (x[..., :-2] + x[..., 1:-1] + x[..., 2:]).mul_(1 / 9)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c037
-def develop(face, image):
-    "From linear light to a picture in [0, 1], (B,3,S,S)."
+def develop(
+    face,  # `Face` of B faces
+    image: torch.Tensor,  # linear RGB (B,3,S,S)
+) -> torch.Tensor:  # (B,3,S,S) in [0, 1]
+    "From linear light to a picture."
     n = image.shape[-1]
     at = torch.linspace(-1, 1, n, device=image.device)
     balance = torch.stack(
@@ -283,15 +324,18 @@ def develop(face, image):
     grey = x.mean(1, keepdim=True)
     curve = 1.5 * face.contrast[:, None] * (grey - 0.48) * (1 - (2 * grey - 1).abs()).clamp_(0, 1)
     x = (x - grey).mul_(face.colour[:, None]).add_(grey + curve)
-    x = x + face.sharp.clamp(-0.7, 0.7)[:, None] * (x - box(x))
+    x = x + face.sharp.clamp(-0.7, 0.7)[:, None] * (x - box_blur(x))
     cells = torch.arange(n, device=image.device)
     rows, columns = [(cells + (512 * face[k][:, None]).long()) % 512 for k in ("any10", "any11")]
     grain = noise(str(image.device))[1][rows[:, :, None], columns[:, None, :]]
     return x.add_((face.noise * grain)[:, None]).clamp_(0, 1)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c040
-def paint(face, canvas):
-    "All parts, from back to front."
+def paint(
+    face,  # `Face` of B faces
+    canvas,  # `Canvas` of their background, painted in place
+):
+    "Paint all parts, from back to front."
     hair = hair_maps(canvas)
     paint_back_hair(canvas, hair)
     lower = canvas.window(0.64, 1.0)
@@ -312,21 +356,27 @@ def paint(face, canvas):
         canvas.window(*rows).some((face[name] > 0).nonzero()[:, 0], worn)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c042
-#         background, skin ... brows (7), ears (2), mouth and lips (3), hair, hat, ear-ring, necklace, neck, clothes
+# background, skin ... brows (7), ears (2), mouth and lips (3),
+# hair, hat, ear-ring, necklace, neck, clothes
 LEVELS = (0.0, *7 * (0.10,), 0.08, 0.08, *3 * (0.10,), 0.16, 0.18, 0.08, 0.09, 0.08, 0.05)
 LIFTS = (0.0, 0.0, 0.0, 0.03, *4 * (0.0,), -9.0, -9.0, *3 * (0.0,), 0.03, 0.05, *4 * (-9.0,))
 
 
-def depth_map(canvas):
-    "Height above the background in picture sides: the relief on the head, its own level for every other thing, 0 behind."
+def depth_map(
+    canvas,  # `Canvas` with painted faces
+) -> torch.Tensor:  # (B,S,S), in picture sides; 0 behind the faces
+    "Height above the background: the relief on the head, its own level for every other thing."
     labels = canvas.labels.long()
     level, lift = (torch.tensor(x, device=labels.device)[labels] for x in (LEVELS, LIFTS))
     on_head = torch.where(canvas.maps[:, 4] > -0.01, 0.15 + canvas.maps[:, 7] + lift, -9.0)
     return torch.where(labels > 0, torch.maximum(level, on_head), 0.0)
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c044
-def draw_chunk(face, size):
-    "A few faces at once."
+def draw_chunk(
+    face,  # `Face` of B faces
+    size: int,  # side in pixels
+) -> dict:  # image, parsing, landmarks_81, depth, foreground
+    "A few faces at once, with their labels."
     points, move = frame_head(face)
     u, v = enlarge(unturn(face, move), size).unbind(1)
     canvas = canvas_at(face, background(face, size), u, v)
@@ -340,8 +390,12 @@ def draw_chunk(face, size):
     )
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c047
-def check_request(indices, size, identity):
-    "Whole-number arrays of indices and identities, or one sentence about what is wrong with them."
+def check_request(
+    indices,  # as for `draw_faces`
+    size,
+    identity,
+) -> tuple:  # indices and identities, int64 (N,) each
+    "Indices and identities as arrays; `FacelabError` for a request that cannot be drawn."
 
     def whole(x, what):
         x = np.asarray(x.cpu() if torch.is_tensor(x) else list(x) if isinstance(x, range) else x)
@@ -378,7 +432,10 @@ def draw_faces(
     device="cpu",  # where to draw; the result stays there
     identity=None,  # who is in each picture; by default everybody appears once: identity = index
 ) -> dict:  # image, parsing, landmarks_68, landmarks_81, depth, foreground, identity
-    "Draw the pictures `indices`: each depends on (`seed`, index, identity) alone, whatever else is in the batch."
+    """Draw the pictures `indices`; `FacelabError` for a request that cannot be drawn.
+
+    Each depends on (`seed`, index, identity) alone, whatever else is in the batch.
+    """
     indices, identity = check_request(indices, size, identity)
     people = person(seed, identity)
     numbers = {**people, **picture(seed, indices, people)}
@@ -387,8 +444,8 @@ def draw_faces(
         Face({k: x[i : i + chunk].to(device) for k, x in numbers.items()})
         for i in range(0, len(indices), chunk)
     ]
-    parts = [draw_chunk(face, size) for face in chunks]
-    faces = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+    drawn = [draw_chunk(face, size) for face in chunks]
+    faces = {k: torch.cat([some[k] for some in drawn]) for k in drawn[0]}
     faces["landmarks_68"] = faces["landmarks_81"][:, :68]
     faces["identity"] = torch.from_numpy(identity).to(device)
     return faces
@@ -398,14 +455,17 @@ SPLIT = 1 << 24  # identities and indices of a split start at a multiple of this
 
 
 def draw_set(
-    n_train,  # pictures to train on
-    n_val,  # to choose on
-    n_test,  # to report on
-    size=128,  # side in pixels
-    seed=0,  # of the world of faces
-    pictures_each=4,  # pictures of one person
+    n_train: int,  # pictures to train on
+    n_val: int,  # to choose on
+    n_test: int,  # to report on
+    size: int = 128,  # side in pixels
+    seed: int = 0,  # of the world of faces
+    pictures_each: int = 4,  # pictures of one person
 ):  # FaceSet with 81 landmarks
-    "A labelled set of drawn faces; every split has people of its own, and keeps its pictures when another split grows."
+    """A labelled set of drawn faces; `FacelabError` without any picture.
+
+    Every split has people of its own, and keeps its pictures when another split grows.
+    """
     from facelab.faces.sets import FaceSet
 
     counts = [n_train, n_val, n_test]
@@ -419,11 +479,11 @@ def draw_set(
     who = np.concatenate(
         [np.arange(n) % max(1, -(-n // pictures_each)) + SPLIT * k for k, n in enumerate(counts)]
     )
-    parts = []
+    drawn = []
     for i in range(0, len(index), 256):
-        part = draw_faces(index[i : i + 256], size, seed, identity=who[i : i + 256])
-        parts.append({**part, "image": to_uint8(part["image"])})
-    joined = {k: torch.cat([part[k] for part in parts]) for k in parts[0]}
+        some = draw_faces(index[i : i + 256], size, seed, identity=who[i : i + 256])
+        drawn.append({**some, "image": to_uint8(some["image"])})
+    joined = {k: torch.cat([some[k] for some in drawn]) for k in drawn[0]}
     names = [f"{('train', 'val', 'test')[s]}-{i % SPLIT:06d}" for s, i in zip(split, index)]
     labels = dict(
         landmarks=joined["landmarks_81"],

@@ -6,9 +6,9 @@
 __all__ = ['TOP', 'CENTRE', 'WRAP', 'GRID', 'U0', 'V0', 'SPAN', 'BARE', 'SKIN', 'NOSE', 'EYE_G', 'L_EYE', 'R_EYE', 'L_BROW',
            'R_BROW', 'L_EAR', 'R_EAR', 'MOUTH', 'U_LIP', 'L_LIP', 'HAIR', 'HAT', 'EAR_R', 'NECK_L', 'NECK', 'CLOTH',
            'Face', 'bump', 'ramp', 'gradient', 'edge', 'gaussians', 'both', 'inside', 'nose_bumps', 'mouth_bumps',
-           'eye_bumps', 'head_depth', 'relief', 'enlarging', 'enlarge', 'blurring', 'cavities', 'head_light',
-           'cast_shadow', 'shade', 'skin_fields', 'fields', 'noise', 'texture', 'Canvas', 'canvas_at', 'frontal',
-           'skin_colour', 'paint_skin']
+           'eye_bumps', 'head_depth', 'relief', 'enlarging_matrix', 'enlarge', 'blurring_matrix', 'cavities',
+           'head_light', 'cast_shadow', 'shade', 'skin_fields', 'fields', 'noise', 'texture', 'Canvas', 'canvas_at',
+           'frontal', 'skin_colour', 'paint_skin']
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c002
 from functools import lru_cache
@@ -16,6 +16,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c005
 class Face(dict):
@@ -28,18 +29,26 @@ class Face(dict):
         return x.view(*x.shape, 1, 1)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c008
-def bump(x, width):
+def bump(
+    x: torch.Tensor,  # distances
+    width,  # standard deviation, in the unit of x
+) -> torch.Tensor:  # in (0, 1], of the shape of x / width
     "Gaussian of height 1; its far tail stays above the denormal numbers, which are slow."
     x = x / width
     return x.mul_(x).mul_(-0.5).clamp_(min=-40).exp_()
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c010
-def ramp(x, width):
-    "0 below -width / 2, 1 above width / 2, straight between: a step with an anti-aliased edge when `width` is a pixel."
+def ramp(
+    x: torch.Tensor,
+    width,  # of the step, in the unit of x
+) -> torch.Tensor:  # in [0, 1]
+    "0 below -width / 2, 1 above width / 2, straight between: anti-aliased if `width` is a pixel."
     return (x / width + 0.5).clamp(0, 1)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c012
-def gradient(f):
+def gradient(
+    f: torch.Tensor,  # (..., H, W)
+) -> tuple:  # two of the same shape: along W, along H
     "Central differences per pixel along the last axis and the one before it; zero on the border."
     gu, gv = torch.zeros_like(f), torch.zeros_like(f)
     torch.sub(f[..., 2:], f[..., :-2], out=gu[..., 1:-1])
@@ -47,14 +56,21 @@ def gradient(f):
     return gu.mul_(0.5), gv.mul_(0.5)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c013
-def edge(f, soft=1.0):
-    "Coverage of the region f > 0, `soft` pixels wide at its border: f / |grad f| is the distance to it in pixels."
+def edge(
+    f: torch.Tensor,  # (..., H, W), positive in a region
+    soft=1.0,  # width of the border, in pixels
+) -> torch.Tensor:  # in [0, 1]
+    "Coverage of the region f > 0; f / |grad f| is the distance to its border in pixels."
     gu, gv = gradient(f)
     return ramp(f * torch.rsqrt(gu.square_().add_(gv.square_()).add_(1e-12)), soft)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c016
-def gaussians(table, u, v):
-    "Sum of rows (u0, v0, su, sv, height) on the grid `u` x `v`: separable, so one matrix product (B,G,K) (B,K,G)."
+def gaussians(
+    table: list,  # rows (u0, v0, su, sv, height) of numbers or (B,); one (B,) at least
+    u: torch.Tensor,  # (W,)
+    v: torch.Tensor,  # (H,)
+) -> torch.Tensor:  # (B,H,W)
+    "Sum of axis-parallel Gaussians on the grid `u` x `v`: separable, so one matrix product."
     batch = max(len(x) for row in table for x in row if torch.is_tensor(x))
     numbers = [
         x if torch.is_tensor(x) else torch.full((batch,), float(x), device=u.device)
@@ -65,7 +81,10 @@ def gaussians(table, u, v):
     return torch.bmm(bump(v - v0, sv).transpose(1, 2), bump(u - u0, su) * height)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c018
-def both(u0, *rest):
+def both(
+    u0,  # distance from the middle
+    *rest,  # v0, su, sv, height
+) -> list:  # two rows for `gaussians`
     "The same Gaussian left and right."
     return [(-u0, *rest), (u0, *rest)]
 
@@ -73,7 +92,11 @@ def both(u0, *rest):
 TOP, CENTRE = 0.085, 0.50
 
 
-def inside(face, u, v):
+def inside(
+    face,  # `Face` of B faces
+    u,  # coordinates that broadcast to (B,H,W)
+    v,
+) -> torch.Tensor:  # (B,H,W)
     "Outline of the bare head: positive inside, zero on it, 1 near the middle of the face."
     wide = face.face_w * (
         1
@@ -94,7 +117,9 @@ def inside(face, u, v):
     )
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c024
-def nose_bumps(p):
+def nose_bumps(
+    p: dict,  # parameters (B,)
+) -> list:  # rows for `gaussians`
     "Bridge, tip, wings and the groove beside them."
     nv, nw = p["nose_v"], p["nose_w"]
     return [
@@ -109,7 +134,9 @@ def nose_bumps(p):
     ]
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c026
-def mouth_bumps(p):
+def mouth_bumps(
+    p: dict,  # parameters (B,)
+) -> list:  # rows for `gaussians`
     "Muzzle, philtrum, lips, chin and its groove, nasolabial folds."
     mv, nv, broad = p["mouth_v"], p["nose_v"], p["smile"].clamp(min=0)
     fold = 0.0022 + 0.005 * broad + 0.0085 * p["old"] - 0.002 * p["young"]
@@ -136,7 +163,9 @@ def mouth_bumps(p):
     return table
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c028
-def eye_bumps(p):
+def eye_bumps(
+    p: dict,  # parameters (B,)
+) -> list:  # rows for `gaussians`
     "Forehead, brow ridge, sockets, eyeballs, bags, wrinkles, cheek bones and cheeks."
     eu, broad, old = p["eye_u"], p["smile"].clamp(min=0), p["old"]
     wrinkles = -0.0060 * (old - 0.15).clamp(min=0)
@@ -157,13 +186,19 @@ def eye_bumps(p):
     ]
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c029
-def head_depth(f):
+def head_depth(
+    f: torch.Tensor,  # what `inside` gives
+) -> torch.Tensor:  # in picture sides, same shape
     "Height of the bare head over its outline."
     return 0.31 * (F.softplus(f * 10) / 10 + 0.008).sqrt()
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c031
-def relief(face, u, v):
-    "Height of the face above the plane of its outline and the outline function, both (B,G,G)."
+def relief(
+    face,  # `Face` of B faces
+    u: torch.Tensor,  # (G,)
+    v: torch.Tensor,  # (G,)
+) -> tuple:  # height, and what `inside` gives: (B,G,G) each
+    "Height of the face above the plane of its outline, in picture sides."
     f = inside(face, u[None, None, :], v[None, :, None])
     return head_depth(f).add_(
         gaussians(nose_bumps(face) + mouth_bumps(face) + eye_bumps(face), u, v)
@@ -171,38 +206,55 @@ def relief(face, u, v):
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c034
 @lru_cache(None)
-def enlarging(n, size, device="cpu"):
-    "The matrix (size, n) that enlarges n points to `size`, bicubic."
+def enlarging_matrix(
+    n: int,  # points before
+    size: int,  # points after
+    device="cpu",
+) -> torch.Tensor:  # (size, n)
+    "The matrix that enlarges a row of points, bicubic."
     return F.interpolate(
         torch.eye(n)[None, None], size=(size, n), mode="bicubic", align_corners=False
     )[0, 0].to(device)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c035
-def enlarge(x, size):
+def enlarge(
+    x: torch.Tensor,  # (..., n, n)
+    size: int,  # side of the result
+) -> torch.Tensor:  # (..., size, size)
     "Maps (..., n, n) at another size, by two matrix products."
-    w = enlarging(x.shape[-1], size, str(x.device))
+    w = enlarging_matrix(x.shape[-1], size, str(x.device))
     return w @ x @ w.T
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c037
 @lru_cache(None)
-def blurring(n, width, device="cpu"):
-    "The matrix (n, n) that blurs a row of n cells with a Gaussian `width` cells wide."
+def blurring_matrix(
+    n: int,  # cells
+    width: float,  # of the Gaussian, in cells
+    device="cpu",
+) -> torch.Tensor:  # (n, n)
+    "The matrix that blurs a row of cells with a Gaussian."
     at = torch.arange(n, device=device, dtype=torch.float32)
     w = bump(at[:, None] - at[None, :], width)
     return w / w.sum(1, keepdim=True)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c038
-def cavities(height, widths=(0.9, 2.1), strength=(14.0, 7.0)):
+def cavities(
+    height: torch.Tensor,  # (B,G,G)
+    widths=(0.9, 2.1),  # of the two means, in cells
+    strength=(14.0, 7.0),
+) -> torch.Tensor:  # (B,G,G), 1 where nothing is shaded
     "Ambient shadow of hollows: how far the height lies below its own local mean, at two widths."
     shade = torch.ones_like(height)
     for width, k in zip(widths, strength):
-        w = blurring(height.shape[-1], width, str(height.device))
+        w = blurring_matrix(height.shape[-1], width, str(height.device))
         shade *= 1 - (k * (w @ height @ w.T - height)).clamp(-0.12, 0.55)
     return shade
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c041
-def head_light(face):
-    "Direction of the main light in the turning head's own frame: (B,1,1) each."
+def head_light(
+    face,  # `Face` of B faces
+) -> tuple:  # three of (B,1,1): right, down, forward; of length 1 together
+    "Direction of the main light in the turning head's own frame."
     u, v, w = face.light_u, face.light_v * (1 - face.flash), 0.80 + 0.5 * face.flash
     u, w = u - 0.9 * face.yaw * w, w + 0.9 * face.yaw * u
     v, w = v - 0.9 * face.pitch * w, w + 0.9 * face.pitch * v
@@ -210,7 +262,12 @@ def head_light(face):
     return u * n, v * n, w * n
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c042
-def cast_shadow(height, step, light, reach=(2, 4, 7, 11, 16)):
+def cast_shadow(
+    height: torch.Tensor,  # (B,G,G)
+    step: float,  # from cell to cell, in picture sides
+    light: tuple,  # what `head_light` gives
+    reach=(2, 4, 7, 11, 16),  # distances that are tested, in cells
+) -> torch.Tensor:  # (B,G,G), 0 dark, 1 lit
     "Soft shadow (0 dark, 1 lit): is there anything higher on the way from a point to the light?"
     lu, lv, lw = light
     n = height.shape[-1]
@@ -235,7 +292,13 @@ def cast_shadow(height, step, light, reach=(2, 4, 7, 11, 16)):
 WRAP = (0.42, 0.27, 0.20)
 
 
-def shade(face, gu, gv, cavity, cast):
+def shade(
+    face,  # `Face` of B faces
+    gu: torch.Tensor,  # slope to the right (B,H,W)
+    gv: torch.Tensor,  # slope downwards
+    cavity: torch.Tensor,  # what `cavities` gives
+    cast: torch.Tensor,  # what `cast_shadow` gives
+) -> tuple:  # three colours of light, and the highlight: (B,H,W) each
     "Light arriving on slopes (gu, gv): three colours, and the strength of the highlight."
     lu, lv, lw = head_light(face)
     inv = torch.rsqrt(gu * gu + gv * gv + 1)
@@ -261,8 +324,12 @@ def shade(face, gu, gv, cavity, cast):
 GRID, U0, V0, SPAN = 112, -0.62, -0.12, 1.24
 
 
-def skin_fields(face, u, v):
-    "Blood near the surface and density of beard on the grid."
+def skin_fields(
+    face,  # `Face` of B faces
+    u: torch.Tensor,  # (G,)
+    v: torch.Tensor,  # (G,)
+) -> tuple:  # (B,G,G) each
+    "Blood near the surface, and density of beard, on the grid `u` x `v`."
     nv, chin, made_up, mv = face["nose_v"], face["chin"], face["make_up"], face["mouth_v"]
     red = [
         *both(0.160, 0.590, 0.055, 0.045, 0.45 + 0.5 * made_up),
@@ -282,8 +349,13 @@ def skin_fields(face, u, v):
     return gaussians(red, u, v), gaussians(beard, u, v) * (face.beard + face.stubble > 0)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c050
-def fields(face):
-    "Everything smooth about the skin on a GRID x GRID lattice: light (3), highlight, distance to the outline, blood, beard, height: (B,8,G,G)."
+def fields(
+    face,  # `Face` of B faces
+) -> torch.Tensor:  # (B,8,G,G)
+    """Everything smooth about the skin, on a lattice of side G = `GRID`.
+
+    The maps are light (3), highlight, distance to the outline, blood, beard, height.
+    """
     u = torch.linspace(U0, U0 + SPAN, GRID, device=face["chin"].device)
     v = torch.linspace(V0, V0 + SPAN, GRID, device=face["chin"].device)
     step = SPAN / (GRID - 1)
@@ -301,8 +373,11 @@ def fields(face):
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c053
 @lru_cache(None)
-def noise(device="cpu", n=512):
-    "Periodic textures (5,n,n) of mean 0 and sd 1: blotches, pores, straight strands, locks, curls."
+def noise(
+    device="cpu",
+    n=512,  # side of a tile
+) -> torch.Tensor:  # (5,n,n) of mean 0 and standard deviation 1
+    "Periodic textures: blotches, pores, straight strands, locks, curls."
     rng = np.random.RandomState(7)
     fv, fu = np.meshgrid(np.fft.fftfreq(n) * n, np.fft.rfftfreq(n) * n, indexing="ij")
     r = np.hypot(fu, fv) + 1e-6
@@ -318,8 +393,12 @@ def noise(device="cpu", n=512):
     return torch.tensor(maps, dtype=torch.float32, device=device)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c055
-def texture(which, s, t):
-    "Textures `which` (a slice of the bank) at coordinates (s, t), one unit long: (B,k,H,W)."
+def texture(
+    which: slice,  # of the bank
+    s: torch.Tensor,  # (B,H,W), across; a tile is one unit long
+    t: torch.Tensor,  # (B,H,W), along
+) -> torch.Tensor:  # (B,k,H,W)
+    "Textures of the bank at coordinates; outside its tile a texture is mirrored."
     bank = noise(str(s.device))[which]
     at = torch.stack([s, t], -1) * 2
     return F.grid_sample(
@@ -328,69 +407,118 @@ def texture(which, s, t):
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c058
 class Canvas:
-    "A picture in the making: linear RGB `image` (B,3,H,W), `labels`, `cover` (0 where the background shows) and coordinates `u`, `v` (B,H,W)."
+    """A picture in the making.
+
+    It has linear RGB `image` (B,3,H,W), and as (B,H,W) `labels`, `cover` (0 where the background
+    shows) and coordinates `u`, `v`.
+    """
 
     def __init__(self, face, image, labels, cover, u, v, maps, pixel):
         self.face, self.image, self.labels, self.cover = face, image, labels, cover
         self.u, self.v, self.maps, self.pixel = u, v, maps, pixel
 
-    def window(self, top, bottom, left=0.0, right=1.0):
-        "The part between these fractions of the picture; painting it paints the whole."
-        n = self.image.shape[-1]
-        at = (
-            ...,
-            slice(round(top * n), round(bottom * n)),
-            slice(round(left * n), round(right * n)),
-        )
-        return Canvas(
-            self.face,
-            *[x[at] for x in (self.image, self.labels, self.cover, self.u, self.v, self.maps)],
-            self.pixel,
-        )
+    @property
+    def layers(self):
+        "What `window` and `some` cut: image, labels, cover, coordinates, maps of the skin."
+        return self.image, self.labels, self.cover, self.u, self.v, self.maps
 
-    def some(self, rows, part):
-        "Let `part` paint only the faces `rows` that have it."
-        if len(rows) == 0:
-            return
-        mine = [x[rows] for x in (self.image, self.labels, self.cover, self.u, self.v, self.maps)]
-        part(Canvas(Face({name: x[rows] for name, x in self.face.items()}), *mine, self.pixel))
-        for whole, few in zip((self.image, self.labels, self.cover), mine):
-            whole[rows] = few
+# %% ../../nbs/1_faces/08_drawn_head.ipynb #c070
+@patch
+def window(
+    self: Canvas,
+    top: float,  # fractions of the picture
+    bottom: float,
+    left=0.0,
+    right=1.0,
+) -> Canvas:
+    "The rows and columns between these fractions; painting them paints the whole."
+    n = self.image.shape[-1]
+    rows = slice(round(top * n), round(bottom * n))
+    columns = slice(round(left * n), round(right * n))
+    layers = [x[..., rows, columns] for x in self.layers]
+    return Canvas(self.face, *layers, self.pixel)
 
-    def paint(self, mask, colour, label=None):
-        "Lay `colour` over the picture where `mask` (B,H,W) is 1; with a `label` it is a thing of its own."
-        self.image.lerp_(colour.expand_as(self.image), mask[:, None].expand_as(self.image))
-        if label is not None:
-            self.mark(mask, label)
 
-    def mark(self, mask, label):
-        "Give the label to where `mask` is more than half, and hide the background there."
-        self.labels.masked_fill_(mask > 0.5, label)
-        torch.maximum(self.cover, mask, out=self.cover)
+@patch
+def some(
+    self: Canvas,
+    rows: torch.Tensor,  # int64, which faces
+    part,  # paints a `Canvas`
+):
+    "Let `part` paint only the faces that have it."
+    if len(rows) == 0:
+        return
+    mine = [x[rows] for x in self.layers]
+    part(Canvas(Face({name: x[rows] for name, x in self.face.items()}), *mine, self.pixel))
+    for whole, few in zip(self.layers[:3], mine):
+        whole[rows] = few
 
-    def darken(self, amount, tint=(1.0, 1.0, 1.0)):
-        "Multiply the picture by 1 - amount * tint."
-        for k, t in enumerate(tint):
-            self.image[:, k].mul_(1 - amount * t)
+# %% ../../nbs/1_faces/08_drawn_head.ipynb #c071
+@patch
+def mark(
+    self: Canvas,
+    mask: torch.Tensor,  # coverage (B,H,W)
+    label: int,  # one of the 19 classes
+):
+    "Give the label to where `mask` is more than half, and hide the background there."
+    self.labels.masked_fill_(mask > 0.5, label)
+    torch.maximum(self.cover, mask, out=self.cover)
 
-    def light(self):
-        "Light on the skin (B,3,H,W)."
-        return self.maps[:, :3]
 
-    def seen(self):
-        "The picture as a screen shows it, without a camera."
-        return self.image.clamp(0, 1) ** (1 / 2.2)
+@patch
+def paint(
+    self: Canvas,
+    mask: torch.Tensor,  # coverage (B,H,W)
+    colour: torch.Tensor,  # linear RGB that broadcasts to (B,3,H,W)
+    label=None,  # for a thing of its own
+):
+    "Lay `colour` over the picture where `mask` is 1."
+    self.image.lerp_(colour.expand_as(self.image), mask[:, None].expand_as(self.image))
+    if label is not None:
+        self.mark(mask, label)
+
+
+@patch
+def darken(
+    self: Canvas,
+    amount: torch.Tensor,  # (B,H,W), from 0 to 1
+    tint=(1.0, 1.0, 1.0),  # of each colour
+):
+    "Multiply the picture by 1 - amount * tint."
+    for k, t in enumerate(tint):
+        self.image[:, k].mul_(1 - amount * t)
+
+# %% ../../nbs/1_faces/08_drawn_head.ipynb #c072
+@patch
+def light(self: Canvas) -> torch.Tensor:
+    "Light on the skin, (B,3,H,W)."
+    return self.maps[:, :3]
+
+
+@patch
+def preview(self: Canvas) -> torch.Tensor:
+    "The picture as a screen shows it, without a camera: (B,3,H,W) in [0, 1]."
+    return self.image.clamp(0, 1) ** (1 / 2.2)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c060
-def canvas_at(face, image, u, v):
-    "A canvas over `image` (B,3,S,S) whose pixels look at points (u, v) (B,S,S) of the frontal face."
+def canvas_at(
+    face,  # `Face` of B faces
+    image: torch.Tensor,  # linear RGB (B,3,S,S), the background
+    u: torch.Tensor,  # (B,S,S): the point of the frontal face that each pixel shows
+    v: torch.Tensor,
+):  # `Canvas`
+    "A canvas whose pixels show the points (u, v) of the frontal face."
     where = torch.stack([(u - U0) * (2 / SPAN) - 1, (v - V0) * (2 / SPAN) - 1], -1)
     maps = F.grid_sample(fields(face), where, padding_mode="border", align_corners=True)
     labels = torch.zeros(u.shape, dtype=torch.uint8, device=u.device)
     return Canvas(face, image, labels, torch.zeros_like(u), u, v, maps, 1 / u.shape[-1])
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c061
-def frontal(face, size=128, grey=0.25):
+def frontal(
+    face,  # `Face` of B faces
+    size=128,  # side in pixels
+    grey=0.25,  # of the background, linear
+):  # `Canvas`
     "An empty grey canvas before faces that look straight ahead; for looking at single parts."
     at = (torch.arange(size) + 0.5) / size
     u, v = torch.broadcast_tensors(at[None, None, :] - 0.5, at[None, :, None])
@@ -403,8 +531,12 @@ def frontal(face, size=128, grey=0.25):
 BARE = ((0.71, 2.20, 0.05, 0.02), (0.405, 2.55, 0.42, 0.08), (0.292, 2.72, 0.36, 0.45))
 
 
-def skin_colour(face, blood=0.0, melanin=0.0):
-    "Beer-Lambert: light crosses melanin, blood and carotene twice; linear RGB (B,3,H,W)."
+def skin_colour(
+    face,  # `Face` of B faces
+    blood=0.0,  # more of it: a number or (B,H,W)
+    melanin=0.0,  # more of it, likewise
+) -> torch.Tensor:  # linear RGB (B,3,H,W)
+    "Beer-Lambert: light crosses melanin, blood and carotene twice."
     m, b = (
         face.melanin + melanin,
         (face.blood * 0.8 + blood) * (1 - 0.45 * face.melanin.clamp(max=1)),
@@ -440,16 +572,12 @@ def skin_colour(face, blood=0.0, melanin=0.0):
 ) = range(1, 19)
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c068
-def paint_skin(c):
+def paint_skin(
+    c,  # `Canvas`, painted in place
+):
     "The bare head: skin of uneven colour under the light, with its highlight; beard and stubble."
     face = c.face
-    light, mirror, distance, blood, beard = (
-        c.light(),
-        c.maps[:, 3],
-        c.maps[:, 4],
-        c.maps[:, 5],
-        c.maps[:, 6],
-    )
+    light, (mirror, distance, blood, beard) = c.light(), c.maps[:, 3:7].unbind(1)
     blotch, pores = texture(slice(0, 2), c.u * 0.9 + face.id_u, c.v * 0.9 + face.id_v).unbind(1)
     spots = face.freckles * 0.2 * (pores - 0.9).clamp(0, 1.0) * bump(c.v - 0.56, 0.10)
     colour = skin_colour(

@@ -11,14 +11,16 @@ from .. import FacelabError
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c005
 def heatmaps(
-    landmarks,  # (N,K,2), pixels of a picture of `side`; a missing point is NaN
+    landmarks: torch.Tensor,  # (N,K,2), pixels of a picture of `side`; a missing point is NaN
     side,  # of that picture
     size=64,  # side of the maps
     sigma=1.75,  # width of the Gaussian, in map pixels
-    window=7,  # odd: cut to a square of so many map pixels around the point's; None: not cut
-    exact=False,  # centre on the point itself instead of its pixel's middle; the peak is then a little below 1
-):
-    "One Gaussian a landmark, (N,K,size,size) in [0,1] on the landmarks' device; a point outside the picture gives an empty map."
+    # odd: cut to a square of so many map pixels around the point's; None: not cut
+    window=7,
+    # centre on the point instead of its pixel's middle; the peak is then a little below 1
+    exact=False,
+) -> torch.Tensor:  # (N,K,size,size) in [0,1], on the landmarks' device
+    "One Gaussian a landmark; a point outside the picture, or a missing one, gives an empty map."
     if landmarks.dim() != 3 or landmarks.shape[2] != 2:
         raise FacelabError(f"heatmaps takes landmarks as (N,K,2), not {tuple(landmarks.shape)}")
     p = landmarks * (size / side)
@@ -37,34 +39,26 @@ DIC_MAPS = dict(size=32, sigma=1.0, window=None, exact=True)
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c015
 def points(
-    maps,  # (N,K,h,w)
+    maps: torch.Tensor,  # (N,K,h,w), from 0 up
     side,  # of the picture that the maps belong to
-):
-    "The landmark of each map, (N,K,2) in pixels of the picture: arg-max, moved to the vertex of a parabola in log H; NaN for an empty map."
+) -> torch.Tensor:  # (N,K,2) in pixels of the picture; NaN for an empty map
+    "The landmark of each map: arg-max, moved to the vertex of a parabola through log H."
     h, w = maps.shape[-2:]
     flat, last = maps.flatten(2), lambda i, n: n - 1 - (n - 1 - i.abs()).abs()
     peak, best = flat.max(2)
     x, y = best % w, best // w
-    log = lambda dx, dy: (
-        flat.gather(2, (last(y + dy, h) * w + last(x + dx, w))[..., None])[..., 0]
-        .clamp(min=1e-6)
-        .log()
-    )
-    vertex = lambda l0, before, after: (
-        (after - before) / (2 * (2 * l0 - before - after).clamp(min=1e-6))
-    ).clamp(-0.5, 0.5)
+
+    def log(dx, dy):
+        at = last(y + dy, h) * w + last(x + dx, w)
+        return flat.gather(2, at[..., None])[..., 0].clamp(min=1e-6).log()
+
+    def vertex(before, after):
+        return ((after - before) / (2 * (2 * l0 - before - after).clamp(min=1e-6))).clamp(-0.5, 0.5)
+
     l0 = log(0, 0)
-    p = (
-        torch.stack(
-            [
-                (x + 0.5 + vertex(l0, log(-1, 0), log(1, 0))) / w,
-                (y + 0.5 + vertex(l0, log(0, -1), log(0, 1))) / h,
-            ],
-            2,
-        )
-        * side
-    )
-    return torch.where(peak[..., None] > 0, p, torch.nan)
+    across = (x + 0.5 + vertex(log(-1, 0), log(1, 0))) / w
+    down = (y + 0.5 + vertex(log(0, -1), log(0, 1))) / h
+    return torch.where(peak[..., None] > 0, torch.stack([across, down], 2) * side, torch.nan)
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c020
 FIVE_PARTS = ("left eye", "right eye", "nose", "mouth", "outline")
@@ -76,9 +70,9 @@ _RUNS = {
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c021
 def part_matrix(
-    count,  # landmarks a face: 68, 81 or 194
-):
-    "Which points make up which part, (5,count) of 0 and 1; FacelabError for another count."
+    count: int,  # landmarks a face: 68, 81 or 194
+) -> torch.Tensor:  # (5,count) of 0 and 1
+    "Which points make up which of `FIVE_PARTS`; `FacelabError` for another count."
     if count not in _RUNS:
         raise FacelabError(
             f"the five parts of {count} landmarks are not known: give {', '.join(map(str, _RUNS))}"
@@ -90,9 +84,9 @@ def part_matrix(
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c023
 def merge_parts(
-    maps,  # (N,K,H,W)
-    matrix,  # `part_matrix(K)`
-):
-    "The maps of each part, divided by their peaks and added: (N,5,H,W)."
+    maps: torch.Tensor,  # (N,K,H,W)
+    matrix: torch.Tensor,  # `part_matrix(K)`
+) -> torch.Tensor:  # (N,5,H,W)
+    "The maps of each part, divided by their peaks (by .05 at least) and added."
     scaled = maps / maps.amax((2, 3), keepdim=True).clamp(min=0.05)
     return (matrix @ scaled.flatten(2)).unflatten(2, maps.shape[-2:])

@@ -23,15 +23,18 @@ from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
+
 import numpy as np
 import torch
+from fastcore.basics import patch
 from PIL import Image
 from tqdm import tqdm
+
+from .. import FacelabError
 from ..base.dice import seed_of
-from ..base.files import run_command, folder_lock, replacing, print_line, write_text
+from ..base.files import folder_lock, print_line, replacing, run_command, write_text
 from .layouts import SPLITS, Files, read_into, reader_threads
 from .sets import FaceSet, open_faces, select_rows
-from .. import FacelabError
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c006
 FORMAT = "facelab shards 1"
@@ -39,36 +42,43 @@ PICTURES = ("webp", "png", "jpg", "jpeg")
 ENDINGS = dict(landmarks="landmarks.npy", parsing="parsing.png", depth="npz", foreground="npz")
 
 
-def encode_members(columns, names, quality, i):
-    "The members of a face: ending -> bytes."
-    out = {
-        ending: io.BytesIO()
-        for ending in ("webp", "json", *(ending for k, ending in ENDINGS.items() if k in columns))
-    }
-    Image.fromarray(columns["images"][i].transpose(1, 2, 0)).save(
-        out["webp"],
-        "WEBP",
-        **(dict(lossless=True, method=2) if quality is None else dict(quality=quality)),
-    )
-    about = dict(
-        name=names[i],
-        split=SPLITS[columns["split"][i]],
-        **{k: int(columns[k][i]) for k in ("identity",) if k in columns},
-    )
+def encode_members(
+    columns: dict,  # column -> numpy array, N rows
+    names: list,  # N file names
+    quality,  # of lossy WebP, 0 to 100; None: lossless
+    i: int,  # which row
+) -> dict:  # ending -> bytes
+    "The members of a face."
+    endings = dict.fromkeys(ending for k, ending in ENDINGS.items() if k in columns)
+    out = {ending: io.BytesIO() for ending in ("webp", "json", *endings)}
+    webp = dict(lossless=True, method=2) if quality is None else dict(quality=quality)
+    Image.fromarray(columns["images"][i].transpose(1, 2, 0)).save(out["webp"], "WEBP", **webp)
+    about = dict(name=names[i], split=SPLITS[columns["split"][i]])
+    if "identity" in columns:
+        about["identity"] = int(columns["identity"][i])
     out["json"].write(json.dumps(about).encode())
     if "landmarks" in columns:
         np.save(out["landmarks.npy"], columns["landmarks"][i])
     if "parsing" in columns:
         Image.fromarray(columns["parsing"][i]).save(out["parsing.png"], "PNG")
     if "npz" in out:
-        np.savez_compressed(
-            out["npz"], **{k: columns[k][i] for k in ("depth", "foreground") if k in columns}
-        )
+        planes = {k: columns[k][i] for k in ("depth", "foreground") if k in columns}
+        np.savez_compressed(out["npz"], **planes)
     return {ending: file.getvalue() for ending, file in out.items()}
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c009
+def _groups(faces, per_shard):
+    "Split, number within it, and rows of the set, for each shard."
+    return [
+        (name, number, rows)
+        for k, name in enumerate(SPLITS)
+        for number, rows in enumerate((faces.split.cpu() == k).nonzero()[:, 0].split(per_shard))
+        if len(rows)
+    ]
+
+
 def _plan(faces, per_shard, quality):
-    "The index, but for sizes and hashes, and the rows of the set that go into each shard."
+    "The index without sizes and hashes, and the rows of the set that go into each shard."
     plan = dict(
         format=FORMAT,
         name=faces.name,
@@ -79,41 +89,30 @@ def _plan(faces, per_shard, quality):
         notes=[list(n) for n in faces.notes],
         shards=[],
     )
-    groups = [
-        (name, n, rows)
-        for k, name in enumerate(SPLITS)
-        for n, rows in enumerate((faces.split.cpu() == k).nonzero()[:, 0].split(per_shard))
-        if len(rows)
-    ]
-    for name, n, rows in groups:
-        who = (
-            {"identity": faces.identity[rows.to(faces.identity.device)].tolist()}
-            if "identity" in faces.labels
-            else {}
+    groups = _groups(faces, per_shard)
+    for name, number, rows in groups:
+        row = dict(
+            file=f"{name}-{number:06d}.tar",
+            split=name,
+            faces=len(rows),
+            names=[faces.names[i] for i in rows.tolist()],
         )
-        plan["shards"].append(
-            dict(
-                file=f"{name}-{n:06d}.tar",
-                split=name,
-                faces=len(rows),
-                names=[faces.names[i] for i in rows.tolist()],
-                **who,
-            )
-        )
+        if "identity" in faces.labels:
+            row["identity"] = faces.identity[rows.to(faces.identity.device)].tolist()
+        plan["shards"].append(row)
     return plan, [rows for *_, rows in groups]
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c009-1
-def _known_hashes(folder, plan):
-    "Hashes of shards by file, as far as an earlier run told them; FacelabError if that run packed something else."
+def _earlier_hashes(folder, plan):
+    "Hashes of the shards of an earlier run, by file; refuses a run that packed something else."
     file = next((f for f in (folder / "index.json", folder / "packing.json") if f.exists()), None)
     if not file:
         return {}
     try:
-        old = json.loads(file.read_text())
-        hashes = {
-            row["file"]: (row.pop("bytes", None), row.pop("sha256", None))[1]
-            for row in old["shards"]
-        }
+        old, hashes = json.loads(file.read_text()), {}
+        for row in old["shards"]:
+            row.pop("bytes", None)
+            hashes[row["file"]] = row.pop("sha256", None)
     except (ValueError, KeyError, TypeError):
         raise FacelabError(f"{file} is damaged: remove {folder} and pack the faces again") from None
     other = [k for k in plan if k != "notes" and old.get(k) != plan[k]]
@@ -125,21 +124,36 @@ def _known_hashes(folder, plan):
     return hashes
 
 
-def _kept(path, row, known):
+def _hash_if_whole(path, row, earlier):
     "Hash of a shard that an earlier run left whole, else None."
-    digest = hashlib.sha256(data := path.read_bytes() if path.exists() else b"").hexdigest()
+    data = path.read_bytes() if path.exists() else b""
+    digest = hashlib.sha256(data).hexdigest()
     try:
-        return (
-            digest
-            if (digest == known if known else parse_members(data, path, row["faces"], ()))
-            else None
-        )
+        if earlier:
+            whole = digest == earlier
+        else:
+            whole = parse_members(data, path, row["faces"], ())
+        return digest if whole else None
     except FacelabError:
         return None
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c010
-def write_shard(path, faces, rows, quality, bar):
-    "One shard, whole or not at all; equal faces give equal bytes."
+def _add_face(tar, i, members):
+    "Face i's members, to the end of a tar file."
+    for ending, data in members.items():
+        info = tarfile.TarInfo(f"{i:08d}.{ending}")
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+
+def write_shard(
+    path,  # of the tar file
+    faces,  # a face set
+    rows: torch.Tensor,  # which of its faces
+    quality,  # of lossy WebP, 0 to 100; None: lossless
+    bar,  # a progress bar, `update`d for each face
+):
+    "Write one shard, whole or not at all; equal faces give equal bytes."
     with replacing(path) as half, tarfile.open(half, "w", format=tarfile.USTAR_FORMAT) as tar:
         for some in rows.split(256):
             columns = {
@@ -147,29 +161,18 @@ def write_shard(path, faces, rows, quality, bar):
                 for k in ("images", "split", *faces.labels)
             }
             names = [faces.names[i] for i in some.tolist()]
-            for i, members in zip(
-                some.tolist(),
-                reader_threads().map(partial(encode_members, columns, names, quality), range(len(some))),
-            ):
-                for ending, data in members.items():
-                    info = tarfile.TarInfo(f"{i:08d}.{ending}")
-                    info.size = len(data)
-                    tar.addfile(info, io.BytesIO(data))
+            encode = partial(encode_members, columns, names, quality)
+            for i, members in zip(some.tolist(), reader_threads().map(encode, range(len(some)))):
+                _add_face(tar, i, members)
                 bar.update()
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c010-1
-def write_shards(
-    faces,  # a face set, in memory or on disk
-    folder,  # where the shards go, on this machine
-    per_shard: int = 1024,  # faces a shard
-    quality=None,  # of lossy WebP, 0 to 100; None: lossless
-    progress=True,  # show a bar
-):  # ShardedFaces
-    "Pack a face set into shards; shards that an earlier run of the same wrote are kept."
+def _check_packing(faces, folder, per_shard, quality):
+    "Raise if a set cannot be packed this way."
     if "://" in str(folder) or Path(folder).is_file():
         raise FacelabError(
             f"{folder} is no folder on this machine: pack into a local folder, and copy that to"
-            " where it shall be"
+            " its place"
         )
     if per_shard < 1 or quality is not None and not 0 <= quality <= 100:
         raise FacelabError(
@@ -178,34 +181,50 @@ def write_shards(
         )
     if not len(faces):
         raise FacelabError(f"set {faces.name} holds no faces to pack: look at its counts")
+
+
+def _pack(faces, folder, plan, groups, quality, bar):
+    "Write the shards of a plan that an earlier run has not finished; add sizes and hashes to it."
+    earlier = _earlier_hashes(folder, plan)
+    if not (folder / "index.json").exists():
+        write_text(folder / "packing.json", json.dumps(plan))
+    for half in folder.glob(".*-*.tar"):
+        half.unlink()  # left by a run that was killed
+    for row, rows in zip(plan["shards"], groups):
+        path = folder / row["file"]
+        if digest := _hash_if_whole(path, row, earlier.get(row["file"])):
+            bar.update(len(rows))
+        else:
+            write_shard(path, faces, rows, quality, bar)
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()
+        row |= dict(bytes=path.stat().st_size, sha256=digest)
+    write_text(folder / "index.json", json.dumps(plan))
+    (folder / "packing.json").unlink(missing_ok=True)
+
+# %% ../../nbs/1_faces/05_shards.ipynb #c047
+def write_shards(
+    faces,  # a face set, in memory or on disk
+    folder,  # where the shards go, on this machine
+    per_shard: int = 1024,  # faces a shard
+    quality=None,  # of lossy WebP, 0 to 100; None: lossless
+    progress=True,  # show a bar
+):  # ShardedFaces
+    """Pack a face set into shards; those that an earlier run of the same finished are kept.
+
+    `FacelabError` for an empty set, or for a folder with other faces.
+    """
+    _check_packing(faces, folder, per_shard, quality)
     folder, (plan, groups) = Path(folder), _plan(faces, per_shard, quality)
     folder.mkdir(parents=True, exist_ok=True)
+    looks = dict(desc=f"packing {faces.name}", unit="face", disable=not progress)
     with folder_lock(folder):  # a second process waits, and then finds every shard there
-        known, index = _known_hashes(folder, plan), folder / "index.json"
-        if not index.exists():
-            write_text(folder / "packing.json", json.dumps(plan))
-        for half in folder.glob(".*-*.tar"):
-            half.unlink()  # left by a run that was killed
-        with tqdm(
-            total=len(faces), desc=f"packing {faces.name}", unit="face", disable=not progress
-        ) as bar:
-            for row, rows in zip(plan["shards"], groups):
-                path = folder / row["file"]
-                if digest := _kept(path, row, known.get(row["file"])):
-                    bar.update(len(rows))
-                else:
-                    write_shard(path, faces, rows, quality, bar)
-                row |= dict(
-                    bytes=path.stat().st_size,
-                    sha256=digest or hashlib.sha256(path.read_bytes()).hexdigest(),
-                )
-        write_text(index, json.dumps(plan))
-        (folder / "packing.json").unlink(missing_ok=True)
+        with tqdm(total=len(faces), **looks) as bar:
+            _pack(faces, folder, plan, groups, quality, bar)
     return open_shards(folder)
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c012
-def _place(address):
-    "How to read a file there: name -> bytes."
+def _reader_of(address):
+    "A function that reads a file there: name -> bytes."
     if "://" not in address:
         return lambda name: (Path(address) / name).read_bytes()
     import fsspec
@@ -215,6 +234,7 @@ def _place(address):
 
 
 def _read(read, address, name, hint):
+    "The bytes of a file there; an error names it, and what to do."
     try:
         return read(name)
     except FileNotFoundError:
@@ -238,9 +258,8 @@ def _no_index(address):
     return "there are no shards, so pack faces into it with `python -m facelab.faces.shards pack`"
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c014
-def parse_members(data, where, count, wanted):
-    "One dict a face, in order: ending -> (start, length) in the shard's bytes; `picture` stands for the picture's ending."
-    faces = {}
+def _list_members(data, where):
+    "The members of a tar file in memory; all must be files with plain names."
     try:
         if data[-1024:] != bytes(1024):
             raise tarfile.ReadError("its end is missing")
@@ -253,22 +272,28 @@ def parse_members(data, where, count, wanted):
                 f"{where} has a member {m.name!r}, which is not a plain file name such as"
                 " 00000007.webp: do not unpack it, pack the faces again"
             )
+    return members
+
+# %% ../../nbs/1_faces/05_shards.ipynb #c052
+def parse_members(
+    data: bytes,  # of the shard
+    where: str,  # how a message calls it
+    count: int,  # faces that it must hold
+    wanted,  # endings that each face must have
+) -> list:  # one dict a face, in order: ending -> (start, length) in `data`
+    """Where the members of each face lie in a shard; `picture` stands for the picture's ending.
+
+    A damaged or incomplete shard raises `FacelabError`.
+    """
+    faces = {}
+    for m in _list_members(data, where):
         key, _, ending = m.name.partition(".")
-        faces.setdefault(key, {})["picture" if ending in PICTURES else ending] = (
-            m.offset_data,
-            m.size,
-        )
-    lost = next(
-        (
-            f"{key}.{ending}"
-            for key, face in faces.items()
-            for ending in wanted
-            if ending not in face
-        ),
-        None,
-    )
-    if lost:
-        raise FacelabError(f"{where} has no member {lost}: pack the faces again")
+        ending = "picture" if ending in PICTURES else ending
+        faces.setdefault(key, {})[ending] = (m.offset_data, m.size)
+    for key, face in faces.items():
+        for ending in wanted:
+            if ending not in face:
+                raise FacelabError(f"{where} has no member {key}.{ending}: pack the faces again")
     if len(faces) != count:
         raise FacelabError(
             f"{where} holds {len(faces)} faces, but the index says {count}: pack the faces again"
@@ -289,75 +314,89 @@ class Shards:
         self.read, self.address, self.rows, self.keep = read, address, about["shards"], keep
         self.wanted = ["picture", "json", *(ENDINGS[k] for k in about["labels"] if k in ENDINGS)]
         self.first = [0, *accumulate(row["faces"] for row in self.rows)]
-        self.held, self.lock, self.fetching = (
-            OrderedDict(),
-            Lock(),
-            ThreadPoolExecutor(2, thread_name_prefix="facelab-shard"),
-        )
+        self.held, self.lock = OrderedDict(), Lock()
+        self.fetching = ThreadPoolExecutor(2, thread_name_prefix="facelab-shard")
 
-    def of(self, indices):
+    def shard_of(self, indices):
+        "The shard of each face (a tensor)."
         return torch.bucketize(indices, torch.tensor(self.first[1:]), right=True)
 
     def where(self, s):
+        "The address of shard `s`, for messages."
         return f"{self.address}/{self.rows[s]['file']}"
 
-    def load(self, s):
-        "Bytes and members of shard `s`, compared with the index."
-        data, row = (
-            _read(
-                self.read,
-                self.address,
-                self.rows[s]["file"],
-                "copy this shard there, or pack the faces again",
-            ),
-            self.rows[s],
+# %% ../../nbs/1_faces/05_shards.ipynb #c051
+@patch
+def load(
+    self: Shards,
+    s: int,  # which shard
+) -> tuple:  # its bytes, and what `parse_members` gives
+    "Read a shard; `FacelabError` if it is not the one of the index."
+    row, hint = self.rows[s], "copy this shard there, or pack the faces again"
+    data = _read(self.read, self.address, row["file"], hint)
+    if len(data) != row["bytes"]:
+        raise FacelabError(
+            f"{self.where(s)} has {len(data):,} bytes instead of {row['bytes']:,}: copy it"
+            " again, or pack the faces again"
         )
-        if len(data) != row["bytes"]:
-            raise FacelabError(
-                f"{self.where(s)} has {len(data):,} bytes instead of {row['bytes']:,}: copy it"
-                " again, or pack the faces again"
-            )
-        if hashlib.sha256(data).hexdigest() != row["sha256"]:
-            raise FacelabError(
-                f"{self.where(s)} is not the file that was packed (its SHA-256 differs): copy it"
-                " again, or pack the faces again"
-            )
-        return data, parse_members(data, self.where(s), row["faces"], self.wanted)
+    if hashlib.sha256(data).hexdigest() != row["sha256"]:
+        raise FacelabError(
+            f"{self.where(s)} is not the file that was packed (its SHA-256 differs): copy it"
+            " again, or pack the faces again"
+        )
+    return data, parse_members(data, self.where(s), row["faces"], self.wanted)
 
-    def ask(self, s, needed=()):
-        "A future of `load(s)`; the shard that was asked for longest ago, and is not `needed`, makes room."
+# %% ../../nbs/1_faces/05_shards.ipynb #c048
+@patch
+def request(
+    self: Shards,
+    s: int,  # which shard
+    needed=(),  # shards that must not make room for it
+):  # a future of `load(s)`
+    "Fetch a shard in the background; the one requested longest ago, and not needed, makes room."
+    with self.lock:
+        if s not in self.held:
+            self.held[s] = self.fetching.submit(self.load, s)
+        self.held.move_to_end(s)
+        while len(self.held) > self.keep:
+            free = next((k for k in self.held if k not in needed), next(iter(self.held)))
+            self.held.pop(free)
+        return self.held[s]
+
+# %% ../../nbs/1_faces/05_shards.ipynb #c049
+def _check_array(array, shape):
+    "An array of numbers of this shape, as a tensor."
+    if array.shape != shape:
+        raise ValueError(f"{array.shape} instead of {shape}")
+    if array.dtype.kind not in "fu":
+        raise ValueError(f"{array.dtype} instead of numbers")
+    return torch.from_numpy(array)
+
+
+@patch
+def decode(
+    self: Shards,
+    ending: str,  # of the member
+    decoder,  # bytes, shape -> array
+    shape: tuple,  # that the array must have
+    i: int,  # which face
+) -> torch.Tensor:
+    "A member of face `i`; `FacelabError` that names its shard if it cannot be read."
+    s = bisect_right(self.first, i) - 1
+    try:
+        data, faces = self.request(s).result()
+    except Exception:
         with self.lock:
-            if s not in self.held:
-                self.held[s] = self.fetching.submit(self.load, s)
-            self.held.move_to_end(s)
-            while len(self.held) > self.keep:
-                self.held.pop(
-                    next((k for k in self.held if k not in needed), next(iter(self.held)))
-                )
-            return self.held[s]
-
-    def decoded(self, ending, decode, shape, i):
-        "A member of face `i` as a tensor of `shape`."
-        s = bisect_right(self.first, i) - 1
-        try:
-            data, faces = self.ask(s).result()
-        except Exception:
-            with self.lock:
-                self.held.pop(s, None)  # the next one who asks tries again
-            raise
-        start, length = faces[i - self.first[s]][ending]
-        try:
-            value = decode(data[start : start + length], shape)
-            if value.shape != shape:
-                raise ValueError(f"{value.shape} instead of {shape}")
-            if value.dtype.kind not in "fu":
-                raise ValueError(f"{value.dtype} instead of numbers")
-            return torch.from_numpy(value)
-        except Exception as e:
-            raise FacelabError(
-                f"{self.where(s)} has a {ending} that cannot be read"
-                f" ({' '.join(str(e).split()) or type(e).__name__}): pack the faces again"
-            ) from None
+            self.held.pop(s, None)  # the next request tries again
+        raise
+    start, length = faces[i - self.first[s]][ending]
+    try:
+        return _check_array(decoder(data[start : start + length], shape), shape)
+    except Exception as e:
+        reason = " ".join(str(e).split()) or type(e).__name__
+        raise FacelabError(
+            f"{self.where(s)} has a {ending} that cannot be read ({reason}): pack the faces again"
+        ) from None
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c018
 class _Column(Files):
@@ -376,23 +415,22 @@ class _Column(Files):
 
     def __getitem__(self, indices):
         wanted, order = self.index[indices].sort()
-        return read_into(
-            self.read, wanted.tolist(), torch.empty(len(wanted), *self.item_shape, dtype=self.dtype)
-        )[order.argsort()]
+        out = torch.empty(len(wanted), *self.item_shape, dtype=self.dtype)
+        return read_into(out, self.read, wanted.tolist())[order.argsort()]
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c019
-def _picture(data, shape):
+def _decode_picture(data, shape):
+    "A picture (3, H, W) or label map (H, W); its size is compared before it is decoded."
     with Image.open(io.BytesIO(data)) as picture:
         if picture.size != shape[:-3:-1]:
             raise ValueError(f"{picture.width}x{picture.height} instead of {shape[-1]}x{shape[-2]}")
-        return (
-            np.array(picture.convert("RGB")).transpose(2, 0, 1)
-            if len(shape) == 3
-            else np.array(picture.convert("L"))
-        )
+        if len(shape) == 3:
+            return np.array(picture.convert("RGB")).transpose(2, 0, 1)
+        return np.array(picture.convert("L"))
 
 
-def _numbers(label, data, shape):
+def _decode_numbers(label, data, shape):
+    "Landmarks, or one plane of a compressed file that must not unpack to more than a plane."
     found = np.load(io.BytesIO(data))
     if label == "landmarks":
         return found
@@ -402,194 +440,189 @@ def _numbers(label, data, shape):
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c021
 @lru_cache(maxsize=2)
-def _shuffled(counts, window, seed):
+def _window_shuffle(counts, window, seed):
     "A permutation of faces that lie in shards of these `counts`, one shard after another."
     dice, each = torch.Generator().manual_seed(seed), torch.tensor(counts)
     place = torch.randperm(len(counts), generator=dice)
-    begin, end = (
-        (place - window + 1).clamp(min=0),
-        (place + 1).clamp(max=max(1, len(counts) - window + 1)),
-    )
-    return (
-        begin.repeat_interleave(each)
-        + (end - begin).repeat_interleave(each)
-        * torch.rand(sum(counts), generator=dice, dtype=torch.float64)
-    ).argsort()
+    begin = (place - window + 1).clamp(min=0)
+    end = (place + 1).clamp(max=max(1, len(counts) - window + 1))
+    share = torch.rand(sum(counts), generator=dice, dtype=torch.float64)
+    time = begin.repeat_interleave(each) + (end - begin).repeat_interleave(each) * share
+    return time.argsort()
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c022
-@dataclass(eq=False)
+@dataclass(eq=False, repr=False)
 class ShardedFaces(FaceSet):
-    "A face set that stays in its shards; see `open_shards`."
+    "A face set that stays in its shards; `open_shards` opens one."
 
     shards: object = None  # `Shards`
     window: int = 8  # shards that are mixed
 
     def __post_init__(self):
         super().__post_init__()
-        shard = self.shards.of(self.images.index)
-        self.by_shard, self.counted = (
-            shard.argsort(stable=True),
-            tuple(shard.unique(return_counts=True)[1].tolist()),
-        )
-
-    def __repr__(self):
-        return f"ShardedFaces({self.name!r}, {len(self)} faces)"
+        shard = self.shards.shard_of(self.images.index)
+        self.by_shard = shard.argsort(stable=True)
+        self.shard_counts = tuple(shard.unique(return_counts=True)[1].tolist())
 
     def to(self, device, budget=None):
+        "The same set, whose batches go to `device`; it never becomes resident."
         return replace(self, device=device)
 
     def stream(self, batches, device=None, labels=None):
-        return super().stream(_ahead(self, batches), device, labels)
+        "As `FaceSet.stream`, with the next shards fetched before their first face is due."
+        return super().stream(_fetch_ahead(self, batches), device, labels)
 
     def order(self, batch, step, seed):
-        "Indices of the faces of one step, (batch,): every epoch has each face once, from at most `window` shards at a time."
+        """Indices of the faces of one step, (batch,).
+
+        Every epoch has each face once, from at most `window` shards at a time.
+        """
         if batch > len(self):
             raise FacelabError(
                 f"a batch of {batch} needs at least as many training faces, but there are"
                 f" {len(self)}: lower train.batch in params.yaml"
             )
         epoch, k = divmod(step, len(self) // batch)
-        return self.by_shard[
-            _shuffled(self.counted, self.window, seed_of(seed, "order", epoch))[
-                k * batch : (k + 1) * batch
-            ]
-        ]
+        shuffle = _window_shuffle(self.shard_counts, self.window, seed_of(seed, "order", epoch))
+        return self.by_shard[shuffle[k * batch : (k + 1) * batch]]
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c024
-def _ahead(faces, batches):
-    "The same index lists, each held back as long as memory holds its shards, those of later ones, and those of the last three that went out."
+def _fetch_ahead(faces, batches):
+    "The same lists of indices, each held back as long as memory has room for the shards in use."
     waiting, out, shards = deque(), deque(maxlen=3), faces.shards
     needed = lambda asked: asked.union(*(before for _, before in (*out, *waiting)))
     for indices in batches:
-        asked = set(shards.of(faces.images.index[torch.as_tensor(indices)]).unique().tolist())
+        faces_of = faces.images.index[torch.as_tensor(indices)]
+        asked = set(shards.shard_of(faces_of).unique().tolist())
         while waiting and (len(waiting) > 64 or len(needed(asked)) > shards.keep):
             out.append(waiting.popleft())
             yield out[-1][0]
-        for s in asked if len(needed(asked)) <= shards.keep else ():
-            shards.ask(s, needed(asked))  # else, between epochs, the reader asks when it is there
+        if len(needed(asked)) <= shards.keep:
+            for s in asked:
+                shards.request(s, needed(asked))
+        # else, between epochs, the reader requests them when there is room
         waiting.append((indices, asked))
     yield from (indices for indices, _ in waiting)
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c025
-def _opened(about, shards, window):
-    "The set that an index describes."
-    rows, side, every = (
-        about["shards"],
-        about["size"],
-        lambda field: [v for row in shards.rows for v in row[field]],
-    )
-    if not all(
-        re.fullmatch(r"[\w-]+\.tar", row["file"])
-        and re.fullmatch("[0-9a-f]{64}", row["sha256"])
-        and len(row["names"]) == row["faces"]
-        for row in rows
-    ):
-        raise ValueError("a row")
-    plane, points = [side, side], about["labels"].get("landmarks", [0, 2])
-    if (
-        not 0 < side <= 2**13
-        or not 0 <= points[0] <= 2**10
-        or any(
-            shape
-            != dict(
-                landmarks=[points[0], 2], identity=[], parsing=plane, depth=plane, foreground=plane
-            )[k]
-            for k, shape in about["labels"].items()
-        )
-    ):
+def _check_index(about):
+    "ValueError for an index that `write_shards` cannot have written."
+    for row in about["shards"]:
+        if not (
+            re.fullmatch(r"[\w-]+\.tar", row["file"])
+            and re.fullmatch("[0-9a-f]{64}", row["sha256"])
+            and len(row["names"]) == row["faces"]
+        ):
+            raise ValueError("a row")
+    side, labels = about["size"], about["labels"]
+    plane, points = [side, side], labels.get("landmarks", [0, 2])
+    if not 0 < side <= 2**13 or not 0 <= points[0] <= 2**10:
+        raise ValueError("a size")
+    shapes = dict(landmarks=[points[0], 2], identity=[])
+    shapes |= dict(parsing=plane, depth=plane, foreground=plane)
+    if any(shape != shapes[k] for k, shape in labels.items()):
         raise ValueError("a shape")
 
-    def column(label, shape):
-        if label == "identity":
-            return torch.tensor(every("identity"), dtype=torch.int64)
-        decode, dtype = (
-            (_picture, torch.uint8)
-            if label in ("images", "parsing")
-            else (partial(_numbers, label), torch.float32)
-        )
-        return _Column(
-            partial(shards.decoded, ENDINGS.get(label, "picture"), decode, tuple(shape)),
-            shape,
-            torch.arange(shards.first[-1]),
-            dtype,
-        )
 
-    split = torch.tensor(
-        [SPLITS.index(row["split"]) for row in rows], dtype=torch.uint8
-    ).repeat_interleave(torch.tensor([row["faces"] for row in rows]))
+def _column(shards, label, shape):
+    "The column of a label, or of the images: a tensor for identities, else `Files` over shards."
+    if label == "identity":
+        return torch.tensor(_joined(shards.rows, "identity"), dtype=torch.int64)
+    if label in ("images", "parsing"):
+        decoder, dtype = _decode_picture, torch.uint8
+    else:
+        decoder, dtype = partial(_decode_numbers, label), torch.float32
+    ending = ENDINGS.get(label, "picture")
+    read = partial(shards.decode, ending, decoder, tuple(shape))
+    return _Column(read, shape, torch.arange(shards.first[-1]), dtype)
+
+
+def _joined(rows, field):
+    "The lists of a field of all rows, as one."
+    return [value for row in rows for value in row[field]]
+
+# %% ../../nbs/1_faces/05_shards.ipynb #c050
+def _set_of_index(about, shards, window):
+    "The set that an index describes; ValueError and its kind for an index that cannot be."
+    _check_index(about)
+    rows, side = about["shards"], about["size"]
+    splits = torch.tensor([SPLITS.index(row["split"]) for row in rows], dtype=torch.uint8)
+    megabytes = sum(row["bytes"] for row in rows) / 1e6
     how = "lossless" if about["quality"] is None else f"WebP of quality {about['quality']}"
-    notes = [
-        *map(tuple, about["notes"]),
-        ("shards", f"{len(rows)}, {sum(row['bytes'] for row in rows) / 1e6:.1f} MB", how),
-    ]
     return ShardedFaces(
         about["name"],
-        column("images", (3, side, side)),
-        every("names"),
-        split,
-        notes=notes,
+        _column(shards, "images", (3, side, side)),
+        _joined(rows, "names"),
+        splits.repeat_interleave(torch.tensor([row["faces"] for row in rows])),
+        notes=[
+            *map(tuple, about["notes"]),
+            ("shards", f"{len(rows)}, {megabytes:.1f} MB", how),
+        ],
         shards=shards,
         window=window,
-        **{k: column(k, s) for k, s in about["labels"].items()},
+        **{label: _column(shards, label, shape) for label, shape in about["labels"].items()},
     )
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c026
 def open_shards(
-    path,  # a folder, or an address that fsspec knows
-    window: int = 8,  # shards that are mixed in training; two more are kept in memory for reading ahead
+    path,  # a folder, or an address that fsspec can open
+    window: int = 8,  # shards that are mixed in training; two more stay in memory
 ) -> ShardedFaces:
-    "The faces that `write_shards` packed, train, val and test one after another; read when asked for."
+    """The faces that `write_shards` packed: train, val and test one after another, read when used.
+
+    `FacelabError` if there are none, or if their index is damaged or of another version.
+    """
     if window < 1:
         raise FacelabError(f"window={window} leaves no shard to read from: give at least 1")
     address = str(path).rstrip("/")
     try:
-        read = _place(address)
+        read = _reader_of(address)
     except Exception as e:
         raise FacelabError(
             f"{address} is no address that fsspec can open ({' '.join(str(e).split())}): check it,"
             " or install what it needs"
         ) from None
-    text, damaged = (
-        _read(read, address, "index.json", _no_index(address)),
-        FacelabError(f"{address}/index.json is damaged: copy it again, or pack the faces again"),
-    )
+    text = _read(read, address, "index.json", _no_index(address))
     try:
         about = json.loads(text)
         if about["format"] == FORMAT:
-            return _opened(about, Shards(read, address, about, window + 2), window)
+            return _set_of_index(about, Shards(read, address, about, window + 2), window)
     except Exception:
-        raise damaged from None
+        raise FacelabError(
+            f"{address}/index.json is damaged: copy it again, or pack the faces again"
+        ) from None
     raise FacelabError(
         f"{address}/index.json is of another version ({about['format']!r:.60} instead of"
         f" {FORMAT!r}): pack the faces again, or read them with the facelab that packed them"
     )
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c042
+def _read_about(data, members):
+    "The .json members of a shard's faces; None if one is damaged."
+    places = [face["json"] for face in members]
+    try:
+        return [json.loads(data[start : start + length]) for start, length in places]
+    except (ValueError, RecursionError):
+        return None
+
+
+def _expected_about(row):
+    "What the .json members of a shard must hold, by its row of the index."
+    about = [dict(name=name, split=row["split"]) for name in row["names"]]
+    if "identity" in row:
+        about = [{**face, "identity": who} for face, who in zip(about, row["identity"])]
+    return about
+
+
 def check_shards(
     path,  # as for `open_shards`
     progress=True,  # show a bar
-) -> str:
-    "A sentence about the shards; FacelabError with the first thing that is wrong."
+) -> str:  # one line with counts and sizes
+    "Compare all shards with their index; `FacelabError` with the first thing that is wrong."
     faces = open_shards(path)
     shards = faces.shards
     for s, row in enumerate(tqdm(shards.rows, desc="checking", unit="shard", disable=not progress)):
-        data, members = shards.load(s)
-        try:
-            told = [
-                json.loads(data[start : start + length])
-                for start, length in (face["json"] for face in members)
-            ]
-        except (ValueError, RecursionError):
-            told = None
-        known = [
-            dict(
-                name=name,
-                split=row["split"],
-                **({"identity": row["identity"][i]} if "identity" in row else {}),
-            )
-            for i, name in enumerate(row["names"])
-        ]
-        if told != known:
+        if _read_about(*shards.load(s)) != _expected_about(row):
             raise FacelabError(
                 f"{shards.where(s)} names other faces than the index: pack the faces again"
             )
@@ -599,37 +632,36 @@ def check_shards(
     )
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c043
-def main(
-    argv=None,  # arguments; None takes those of the process
-) -> int:  # 0 done, 1 not
-    "The commands `python -m facelab.faces.shards pack FACES FOLDER` and `python -m facelab.faces.shards check FOLDER`."
+def _parser():
     parser = argparse.ArgumentParser(
         prog="python -m facelab.faces.shards",
         description="Pack faces into tar files, and check such files.",
     )
     commands = parser.add_subparsers(required=True, dest="command", metavar="pack | check")
     pack = commands.add_parser("pack", help="pack a folder of faces; a run that was killed goes on")
-    for name, told in (
-        ("faces", "what facelab.faces.sets.open_faces opens"),
-        ("folder", "where the shards go"),
-    ):
-        pack.add_argument(name, help=told)
-    for name, number, told in (
-        ("--size", 128, "side of the faces (128)"),
-        ("--per-shard", 1024, "faces a shard (1024)"),
-        ("--quality", None, "of lossy WebP, 0 to 100 (lossless)"),
-    ):
-        pack.add_argument(name, type=int, default=number, help=told)
-    commands.add_parser("check", help="compare all shards with their index").add_argument(
-        "folder", help="a folder, or an address such as s3://bucket/faces"
-    )
-    args = parser.parse_args(argv)
+    pack.add_argument("faces", help="what facelab.faces.sets.open_faces opens")
+    pack.add_argument("folder", help="where the shards go")
+    pack.add_argument("--size", type=int, default=128, help="side of the faces (128)")
+    pack.add_argument("--per-shard", type=int, default=1024, help="faces a shard (1024)")
+    pack.add_argument("--quality", type=int, help="of lossy WebP, 0 to 100 (lossless)")
+    check = commands.add_parser("check", help="compare all shards with their index")
+    check.add_argument("folder", help="a folder, or an address such as s3://bucket/faces")
+    return parser
+
+
+def main(
+    argv=None,  # arguments; None takes those of the process
+) -> int:  # 0 done, 1 not
+    """The commands of `python -m facelab.faces.shards`.
+
+    They are `pack FACES FOLDER` and `check FOLDER`.
+    """
+    args = _parser().parse_args(argv)
 
     def pack_and_check():
         if args.command == "pack":
-            write_shards(
-                open_faces(args.faces, args.size), args.folder, args.per_shard, args.quality
-            )
+            faces = open_faces(args.faces, args.size)
+            write_shards(faces, args.folder, args.per_shard, args.quality)
         print_line(check_shards(args.folder))
         return 0
 

@@ -1,12 +1,15 @@
-"""Many machines, with Ray: recipes trained side by side, and face sets of any size restored or scored shard by shard.
+"""Many machines, with Ray: recipes trained side by side, and face sets of any size restored or scored by shards.
 
     python -m facelab.fleet.cluster train --faces PACK --out DIR --profile real --gpus 0.5
-    python -m facelab.fleet.cluster restore --faces s3://bucket/faces --model build/models/PAPER/NAME --out s3://bucket/restored --gpus 0.25
-    python -m facelab.fleet.cluster score --faces s3://bucket/faces --model build/models/PAPER/NAME --out s3://bucket/scores --gpus 0.25
+    python -m facelab.fleet.cluster restore --faces s3://bucket/faces --model build/models/PAPER/NAME \\
+        --out s3://bucket/restored --gpus 0.25
+    python -m facelab.fleet.cluster score --faces s3://bucket/faces --model build/models/PAPER/NAME \\
+        --out s3://bucket/scores --gpus 0.25
 
-Ray comes with `pip install 'facelab[cluster]'`. It takes the cluster that RAY_ADDRESS names, or this machine; DIR and the model lie on a disk that all
-machines share. A machine computes with the functions that one machine uses alone; Ray decides where, and does it again elsewhere when a machine is lost.
-A file is written whole or not at all, and left alone if it is there.
+Ray comes with `pip install 'facelab[cluster]'`. It takes the cluster that RAY_ADDRESS names, or this machine; DIR and
+the model lie on a disk that all machines share. A machine computes with the functions that one machine uses alone;
+Ray decides where, and does it again elsewhere when a machine is lost. A file is written whole or not at all, and left
+alone if it is there.
 """
 
 import argparse
@@ -45,7 +48,9 @@ def make_locked(grid, name, *before):
 
 
 def train_grid(grid, names, cpus=1, gpus=0, retries=5):
-    "Make recipes, each as a task that waits for what it needs and is started again when its worker dies; what failed, and why."
+    """Make recipes, each as a task that waits for what it needs; returns what failed, and why.
+
+    A task is started again when its worker dies."""
     ray, refs, failed = start_ray(), {}, {}
     task, shared = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=retries)(make_locked), ray.put(grid)
     for name in grid.order(names):
@@ -60,16 +65,8 @@ def train_grid(grid, names, cpus=1, gpus=0, retries=5):
 
 
 def map_shards(job, workers=None, cpus=1, gpus=0):
-    "Do a job to every shard of a set; what was made, one row a shard, in order."
-    here = Worker(replace(job, device="cpu"))  # what cannot work is refused before anything starts
-    made_from = {"what": job.what, "split": job.split, "degrade": job.degrade, "faces": fingerprint(job.source)}
-    made_from["weights"] = sha256(Path(job.model) / "generator.safetensors")
-    if json.loads(read_file(job.out, "made_from.json") or json.dumps(made_from)) != made_from:
-        raise FacelabError(
-            f"{job.out} holds what was made of other faces or by another model: choose another folder, or remove"
-            " this one"
-        )
-    write_file(job.out, "made_from.json", json.dumps(made_from).encode())
+    "Do a job to every shard of a set; returns what was made, one row a shard, in order."
+    here = check_job(job)
     n = len(here.shards)
     start_ray()
     from ray.data import ActorPoolStrategy, DataContext, from_items
@@ -90,19 +87,30 @@ def map_shards(job, workers=None, cpus=1, gpus=0):
         for row, more in zip(here.shards, made)
     ]
     if job.what == "restore":
-        rows = [{k: v for k, v in row.items() if k != "new"} for row in made]
-        index = dict(
-            format=FORMAT,
-            name=here.faces.name,
-            size=here.shape[-1],
-            labels={},
-            quality=None,
-            per_shard=max(row["faces"] for row in rows),
-            notes=[],
-            shards=rows,
-        )
-        write_file(job.out, "index.json", json.dumps(index).encode())
+        write_index(job.out, here, made)
     return made
+
+
+def check_job(job):
+    "A worker for the job; `FacelabError` if it cannot be done, or if its folder holds what another job made."
+    here = Worker(replace(job, device="cpu"))  # what cannot work is refused before anything starts
+    made_from = {"what": job.what, "split": job.split, "degrade": job.degrade, "faces": fingerprint(job.source)}
+    made_from["weights"] = sha256(Path(job.model) / "generator.safetensors")
+    if json.loads(read_file(job.out, "made_from.json") or json.dumps(made_from)) != made_from:
+        raise FacelabError(
+            f"{job.out} holds what was made of other faces or by another model: choose another folder, or remove"
+            " this one"
+        )
+    write_file(job.out, "made_from.json", json.dumps(made_from).encode())
+    return here
+
+
+def write_index(out, worker, made):
+    "The index of restored shards, which makes them a face set."
+    rows = [{k: v for k, v in row.items() if k != "new"} for row in made]
+    index = dict(format=FORMAT, name=worker.faces.name, size=worker.shape[-1], labels={}, quality=None)
+    index |= dict(per_shard=max(row["faces"] for row in rows), notes=[], shards=rows)
+    write_file(out, "index.json", json.dumps(index).encode())
 
 
 def absolute(address):
@@ -124,14 +132,15 @@ def averages(out, made):
     "Means of all measures over the tables of `score_shards`."
     rows = [
         row
-        for part in made
-        for row in csv.DictReader(read_file(out, f"{Path(part['file']).stem}.csv").decode().splitlines())
+        for shard in made
+        for row in csv.DictReader(read_file(out, f"{Path(shard['file']).stem}.csv").decode().splitlines())
     ]
     columns = {name: [float(row[name]) for row in rows if row[name]] for name in list(rows[0])[2:]}
     return {name: sum(values) / len(values) for name, values in columns.items() if values}
 
 
 def main(argv=None):
+    "The command line; returns the exit status."
     parser = argparse.ArgumentParser(
         prog="python -m facelab.fleet.cluster",
         description=__doc__,
@@ -161,12 +170,8 @@ def main(argv=None):
         if args.command == "train":
             grid, names = selected_recipes(args)
             failed = train_grid(grid, names, args.cpus, args.gpus)
-            return describe_grid(
-                grid,
-                names,
-                failed,
-                [name for name in grid.order(names) if name not in failed and not grid.is_done(name)],
-            )
+            left = [name for name in grid.order(names) if name not in failed and not grid.is_done(name)]
+            return describe_grid(grid, names, failed, left)
         job = Job(
             args.command,
             *map(absolute, (args.faces, args.model, args.out)),

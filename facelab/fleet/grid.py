@@ -1,4 +1,7 @@
-"""One recipe after another, or many at once: what each is made from, whether it is made, and making it. `runner` and `cluster` share this."""
+"""One recipe after another, or many at once: what each is made from, whether it is made, and making it.
+
+`runner` and `cluster` share this.
+"""
 
 import fcntl
 import hashlib
@@ -33,9 +36,11 @@ class Grid:
     restored: bool = False  # keep the restored faces
 
     def folder(self, name):
+        "Where a recipe's networks lie."
         return self.out / folder_of(name, self.recipes[name])
 
     def weights(self, name):
+        "Hash of a recipe's weights; None if there are none."
         return sha256(self.folder(name) / "generator.safetensors")
 
     def needs(self, name):
@@ -55,9 +60,11 @@ class Grid:
         return list(out)
 
     def lock(self, what):
+        "The lock file of a recipe, or of test inputs."
         return self.out / "state" / f"{what}.lock"
 
     def record(self, what):
+        "The record of what something was made from."
         return self.out / "state" / f"{what}.json"
 
     def training(self, name):
@@ -90,9 +97,11 @@ class Grid:
         }
 
     def is_trained(self, name):
+        "Are the weights there, and made from what they would be made from now?"
         return record_matches(self.record(name), self.training(name)) and (self.folder(name) / "recipe.json").exists()
 
     def is_done(self, name):
+        "Is a recipe trained and, if a table has it, scored?"
         row = self.recipes[name]["kind"] == "recipes"
         return self.is_trained(name) and (not row or record_matches(self.record(f"{name}.scores"), self.scoring(name)))
 
@@ -116,7 +125,7 @@ def open_grid(faces, out, params, root=None, **more):
 
 
 def effective_params(root, profile=None, path=None):
-    "`params.yaml` under a profile, and under a file that says what else is different; names and kinds checked."
+    "`params.yaml` under a profile, and under a file of other differences; names and kinds checked."
     params = load_params(root)
     if profile == params["profile"]:
         profile = None
@@ -169,46 +178,50 @@ def try_lock(path, wait=False):
 
 
 def make_recipe(grid, name, deadline=None, progress=True):
-    "Train one recipe and score it, as far as that is not done; False if time was up before. Nobody else may make it meanwhile."
-    import torch
+    """Train one recipe and score it, as far as that is not done; False if time was up before.
 
-    import facelab.losses.features
-    from facelab.training.loop import run_report, train
-
-    facelab.losses.features.PARTS_FILE = str(
-        grid.out / "models" / "features" / "generator.safetensors"
-    )  # build/... in the pipeline
-    recipe, settings, made_from = resolve(name, grid.recipes, grid.params), grid.params["train"], grid.training(name)
-    if recipe["compile"]:
-        torch.compiler.reset()  # what other recipes compiled would count towards torch's limit
+    The caller holds the recipe's lock."""
     first = int(os.environ.get("RANK", 0)) == 0
+    recipe = resolve(name, grid.recipes, grid.params)
     if not grid.is_trained(name) and (first or recipe["stages"]):
-
-        def finish(run):
-            write_text(
-                grid.out / "runs" / f"{name}.json", json.dumps(run_report(run, grid.faces_sha256), indent=1) + "\n"
-            )
-            write_record(grid.record(name), made_from)
-
-        run = train(
-            recipe,
-            open_pack(grid.faces),
-            grid.folder(name),
-            grid.out / "history" / f"{name}.csv",
-            grid.out / "state" / f"{name}.safetensors",
-            {"code": made_from["source"]["modules"], "faces": grid.faces_sha256},
-            device=settings["device"],
-            checkpoint_seconds=settings["checkpoint_seconds"],
-            helpers=grid.out / "helpers",
-            progress=progress,
-            deadline=deadline,
-            finish=finish,
-        )
+        run = train_recipe(grid, name, recipe, deadline, progress)
         if not run.done:
             return False
     if first and not grid.is_done(name):
         score(grid, name)
     return True
+
+
+def train_recipe(grid, name, recipe, deadline=None, progress=True):
+    "Train one recipe where the grid keeps it, and report it."
+    import torch
+
+    from facelab.training.loop import run_report, train
+
+    if recipe["compile"]:
+        torch.compiler.reset()  # what other recipes compiled would count towards torch's limit
+    settings, made_from = grid.params["train"], grid.training(name)
+
+    def finish(run):
+        report = json.dumps(run_report(run, grid.faces_sha256), indent=1) + "\n"
+        write_text(grid.out / "runs" / f"{name}.json", report)
+        write_record(grid.record(name), made_from)
+
+    return train(
+        recipe,
+        open_pack(grid.faces),
+        grid.folder(name),
+        grid.out / "history" / f"{name}.csv",
+        grid.out / "state" / f"{name}.safetensors",
+        {"code": made_from["source"]["modules"], "faces": grid.faces_sha256},
+        device=settings["device"],
+        checkpoint_seconds=settings["checkpoint_seconds"],
+        helpers=grid.out / "helpers",
+        features=grid.out / "models" / "features",
+        progress=progress,
+        deadline=deadline,
+        finish=finish,
+    )
 
 
 def score(grid, name):
@@ -221,18 +234,11 @@ def score(grid, name):
     from facelab.evaluation.metrics import write_scores
     from facelab.evaluation.scores import score_faces
 
-    recipe, faces, device, made_from = (
-        grid.recipes[name],
-        open_pack(grid.faces).subset("test"),
-        pick_device(grid.params["train"]["device"]),
-        grid.scoring(name),
-    )
+    recipe, made_from = grid.recipes[name], grid.scoring(name)
+    faces, device = open_pack(grid.faces).subset("test"), pick_device(grid.params["train"]["device"])
     torch.set_num_threads(grid.params["train"]["threads"])
-    what, batch, inputs = (
-        Restoration(name, name, recipe["inputs"]),
-        grid.params["evaluate"]["batch"],
-        test_inputs(grid, recipe, faces, device).parent,
-    )
+    what, batch = Restoration(name, name, recipe["inputs"]), grid.params["evaluate"]["batch"]
+    inputs = write_test_inputs(grid, recipe, faces, device).parent
     restored, scores = (grid.out / folder / recipe["paper"] for folder in ("restored", "scores"))
     update_restored(
         what, grid.folder(name), inputs, faces.names, restored, device, batch, {"code": made_from["code"]["restore"]}
@@ -244,17 +250,14 @@ def score(grid, name):
     write_record(grid.record(f"{name}.scores"), made_from)
 
 
-def test_inputs(grid, recipe, faces, device):
-    "The folder of the degraded test faces of a recipe, made if need be."
+def write_test_inputs(grid, recipe, faces, device):
+    "The folder of the degraded test faces of a recipe, which are made if they are not there."
     from facelab.evaluation.inputs import write_inputs
 
     if grid.inputs:
         return Path(grid.inputs) / recipe["inputs"]
-    folder, what, made_from = (
-        grid.out / "inputs" / recipe["inputs"],
-        f"inputs@{recipe['inputs']}",
-        grid.inputs_from(recipe["inputs"]),
-    )
+    folder, what = grid.out / "inputs" / recipe["inputs"], f"inputs@{recipe['inputs']}"
+    made_from = grid.inputs_from(recipe["inputs"])
     with try_lock(grid.lock(what), wait=True):
         if not (record_matches(grid.record(what), made_from) and (folder / "manifest.json").exists()):
             write_inputs(folder, faces, recipe["degradation"], grid.params["seed"], device)

@@ -2,10 +2,11 @@
 
     python -m facelab.fleet.runner --faces PACK --out DIR --profile real --seconds 540
 
-PACK is a folder of shards (`facelab.faces.shards` packs one) or a `faces.safetensors`; DIR becomes what `build` is in the pipeline: models, helpers, history, runs,
-scores. Parts come before what is made of them. Run it again and it goes on: what is finished is left alone, what was stopped or killed continues from its
-checkpoint. Started several times on one DIR, on one GPU or on machines that share a disk, the processes share the list. Started by `torchrun`, all processes
-train each recipe together. Exit status: 0 all finished, 1 something failed, 2 time was up.
+PACK is a folder of shards (`facelab.faces.shards` packs one) or a `faces.safetensors`; DIR becomes what `build` is
+in the pipeline: models, helpers, history, runs, scores. Helpers come before what is made of them. Run it again and it
+goes on: what is finished is left alone, what was stopped or killed continues from its checkpoint. Started several
+times on one DIR, on one GPU or on machines that share a disk, the processes share the list. Started by `torchrun`,
+all processes train each recipe together. Exit status: 0 all finished, 1 something failed, 2 time was up.
 """
 
 import argparse
@@ -23,8 +24,10 @@ from facelab.base.files import run_command, print_line
 from facelab.fleet.grid import effective_params, try_lock, make_recipe, open_grid
 
 
-def turns(grid, names, failed, deadline=None):
-    "The recipes that this process is to make, one after the other, each locked meanwhile; `failed` maps those that failed to the reason."
+def claim_recipes(grid, names, failed, deadline=None):
+    """Yields the recipes that this process is to make, one after the other, each locked meanwhile.
+
+    `failed` maps those that failed to the reason."""
     todo = grid.order(names)
     while todo and not (deadline and time.monotonic() >= deadline):
         for name in list(todo):
@@ -46,13 +49,14 @@ def turns(grid, names, failed, deadline=None):
 
 def make_all(grid, names, deadline=None):
     "Make a list of recipes; returns what failed and what is left."
-    failed, processes, first = {}, int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)) == 0
+    processes, first = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)) == 0
+    failed, agree = {}, lambda name: name
     if processes > 1:
         from facelab.base.devices import make_fabric
 
-        agreed = make_fabric(grid.params["train"]["device"]).broadcast
-    mine = turns(grid, names, failed, deadline) if first else itertools.repeat(None)
-    while (name := agreed(next(mine, None)) if processes > 1 else next(mine, None)) is not None:
+        agree = make_fabric(grid.params["train"]["device"]).broadcast
+    mine = claim_recipes(grid, names, failed, deadline) if first else itertools.repeat(None)
+    while (name := agree(next(mine, None))) is not None:
         began = time.monotonic()
         try:
             if make_recipe(grid, name, deadline) and first:
@@ -67,7 +71,7 @@ def make_all(grid, names, deadline=None):
 
 
 def arguments(parser):
-    "What a command asks about faces, parameters and recipes."
+    "The options of a command about faces, parameters and recipes."
     parser.add_argument("--faces", required=True, help="a folder of shards, or a faces.safetensors")
     parser.add_argument("--out", required=True, help="folder for everything that is made; laid out as build")
     parser.add_argument("--params", help="a YAML file with parameters that differ from params.yaml")
@@ -80,7 +84,7 @@ def arguments(parser):
 
 
 def selected_recipes(args):
-    "The grid and the recipes that a command asks for."
+    "The grid, and the names of the recipes that a command names."
     root = project_root()
     grid = open_grid(
         args.faces,
@@ -98,7 +102,7 @@ def selected_recipes(args):
 
 
 def describe_grid(grid, names, failed, left):
-    "Say how far it came; the exit status."
+    "Print how far it came; returns the exit status."
     listed = grid.order(names)
     print(
         f"{len(listed) - len(failed) - len(left)} of {len(listed)} recipes are finished"
@@ -110,6 +114,7 @@ def describe_grid(grid, names, failed, left):
 
 
 def main(argv=None):
+    "The command line; returns the exit status."
     began = time.monotonic()
     parser = arguments(
         argparse.ArgumentParser(

@@ -1,4 +1,4 @@
-"""Face sets of any size, one shard after another: restored, or scored. A worker alone does what many do on a cluster."""
+"""Face sets of any size, one shard after another: restored, or scored. A worker alone does what many do."""
 
 import hashlib
 import tempfile
@@ -44,6 +44,7 @@ class Restored(Files):
     "Faces that are restored when they are asked for."
 
     def take(self, indices):
+        "Those at some indices."
         return Restored(self.read, self.item_shape, self.index[indices])
 
     def __getitem__(self, indices):
@@ -66,7 +67,9 @@ class Worker:
         self.shape = self.restored(torch.tensor([0])).shape[1:]
 
     def given(self, rows):
-        "What the network gets: faces degraded and stored as the pipeline does it with test faces, or the pictures as they are."
+        """Input and maps of some rows, for the network.
+
+        Faces are degraded and stored as the pipeline does it with test faces, or taken as they are."""
         if not self.chain:
             return {"input": self.faces.batch(rows, device=self.device, labels=())["image"]}
         batch = self.faces.batch(
@@ -74,7 +77,9 @@ class Worker:
         )
         out = self.chain(batch.pop("image"), Dice(self.recipe["seed"], "test", rows.tolist()), **batch)
         maps = {
-            name: decode_map(encode_map(out.maps[name])).to(self.device) for name in extra_inputs(self.net) if name in out.maps
+            name: decode_map(encode_map(out.maps[name])).to(self.device)
+            for name in extra_inputs(self.net)
+            if name in out.maps
         }
         return {**maps, "input": to_float(to_uint8(out.input))}
 
@@ -106,7 +111,7 @@ class Worker:
             )
         write_scores(path, table)
 
-    def sound(self, data, row):
+    def is_whole(self, data, row):
         "Is this file what one of this shard must be?"
         if data is None or self.job.what == "score":
             return data is not None and len(data.splitlines()) == row["faces"] + 1
@@ -120,7 +125,7 @@ class Worker:
         row, end = self.shards[s], int(self.ends[s])
         name = row["file"] if self.job.what == "restore" else f"{Path(row['file']).stem}.csv"
         data = read_file(self.job.out, name)
-        if new := not self.sound(data, row):
+        if new := not self.is_whole(data, row):
             with tempfile.TemporaryDirectory() as folder:
                 getattr(self, self.job.what)(Path(folder) / name, torch.arange(end - row["faces"], end))
                 data = (Path(folder) / name).read_bytes()
@@ -128,25 +133,26 @@ class Worker:
         return {"shard": s, "bytes": len(data), "sha256": hashlib.sha256(data).hexdigest(), "new": new}
 
     def __call__(self, batch):
-        "The shards of one batch of Ray Data; a user's mistake is told as data, because an exception would not arrive whole."
-        made = [self.tried(int(s)) for s in batch["shard"]]
+        "The shards of one batch of Ray Data. A user's mistake is a row, because an exception would not arrive whole."
+        made = [self.try_shard(int(s)) for s in batch["shard"]]
         return {key: [row[key] for row in made] for key in made[0]}
 
-    def tried(self, s):
+    def try_shard(self, s):
+        "What `make` returns, and the problem if there is one."
         try:
             return {**self.make(s), "problem": ""}
         except FacelabError as error:
             return {"shard": s, "bytes": 0, "sha256": "", "new": False, "problem": str(error)}
 
 
-def place(address):
+def file_system(address):
     "The file system of an address, and the path there."
     return fsspec.core.url_to_fs(str(address).rstrip("/"))
 
 
 def read_file(address, name):
     "The bytes of a file, or None."
-    files, root = place(address)
+    files, root = file_system(address)
     try:
         return files.cat_file(f"{root}/{name}")
     except FileNotFoundError:
@@ -154,8 +160,8 @@ def read_file(address, name):
 
 
 def write_file(address, name, data):
-    "A file, whole or not at all: an object store takes it so, on a disk it is moved into place."
-    files, root = place(address)
+    "Write a file, whole or not at all: an object store takes it so, on a disk it is moved into place."
+    files, root = file_system(address)
     if not isinstance(files, LocalFileSystem):
         return files.pipe_file(f"{root}/{name}", data)
     with replacing(Path(root) / name) as half:

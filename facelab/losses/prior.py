@@ -8,6 +8,7 @@ __all__ = ['face_prior', 'parsing_cross_entropy', 'balanced_cross_entropy', 'ide
 # %% ../../nbs/4_losses/06_prior.ipynb #c003
 import torch
 import torch.nn.functional as F
+
 from .. import FacelabError
 from .pixel import comparable, l1, mse, widen
 
@@ -23,24 +24,25 @@ def face_prior(
     parsing,  # the true ones
     mu=1,  # weight of the landmarks, alpha in FCSR-GAN
     nu=0.1,  # weight of the parsing maps, beta in FCSR-GAN
-    distance="mse",  # "mse", or "norm" (to the letter)
+    distance="mse",  # "mse", or "norm" (as printed)
 ):
-    "Weighted errors of heat maps and parsing maps (Gao 2021, Eq 14; Cai 2020, Eq 9)."
+    """Weighted errors of heat maps and parsing maps, a scalar (Gao 2021, Eq 14; Cai 2020, Eq 9).
+
+    FacelabError on unequal shapes or another distance.
+    """
     if distance not in ("mse", "norm"):
-        raise FacelabError(
-            f'The face prior loss knows distance="mse" and "norm", not {distance!r}.'
-        )
+        raise FacelabError(f'The face prior loss takes distance="mse" or "norm", not {distance!r}.')
     measure = mse if distance == "mse" else _length
-    return mu * measure(*comparable(landmark_maps, heatmaps)) + nu * measure(
-        *comparable(parsing_maps, parsing)
-    )
+    of_landmarks = measure(*comparable(landmark_maps, heatmaps))
+    of_parts = measure(*comparable(parsing_maps, parsing))
+    return mu * of_landmarks + nu * of_parts
 
 # %% ../../nbs/4_losses/06_prior.ipynb #c014
 def parsing_cross_entropy(
     output,  # logits (N,K,H,W)
     target_maps,  # (N,K,H,W) float, one-hot or soft, summing to 1 over K
 ):
-    "Cross-entropy between logits and parsing maps, averaged over pixels and batch."
+    "Cross-entropy between logits and parsing maps, averaged over pixels and batch, a scalar."
     return F.cross_entropy(*comparable(output, target_maps))
 
 # %% ../../nbs/4_losses/06_prior.ipynb #c032
@@ -48,7 +50,7 @@ def balanced_cross_entropy(
     output: torch.Tensor,  # logits (N,K,H,W)
     target_maps: torch.Tensor,  # (N,K,H,W) float, one-hot or soft, summing to 1 over K
 ) -> torch.Tensor:
-    "Cross-entropy in which a part counts by the square root of its area."
+    "Cross-entropy in which a part counts by the square root of its area, a scalar."
     output, target_maps = comparable(output, target_maps)
     area = target_maps.sum((0, 2, 3))
     each = -(target_maps * output.log_softmax(1)).sum((0, 2, 3))
@@ -61,7 +63,10 @@ def identity(
     normalise=False,  # True: embeddings of length 1 (SICNN)
     distance="l2",  # "l2": length of the difference; "l1": mean absolute difference (DICGAN)
 ):
-    "Distance of embeddings, averaged over the batch (Gao 2021, Eq 15)."
+    """Distance of embeddings, averaged over the batch, a scalar (Gao 2021, Eq 15).
+
+    FacelabError on unequal shapes or another distance.
+    """
     if distance not in ("l1", "l2"):
         raise FacelabError(f'The distance of embeddings is "l1" or "l2", not {distance!r}.')
     pair = comparable(embedding, truth)
@@ -74,5 +79,5 @@ def identity_cross_entropy(
     logits,  # of a recogniser's head (N,K)
     identity,  # who it is (N,), 0 to K-1
 ):
-    "Cross-entropy between a recogniser's logits and the identities, averaged over the batch."
+    "Cross-entropy between a recogniser's logits and the identities, averaged, a scalar."
     return F.cross_entropy(widen(logits), identity)

@@ -7,12 +7,14 @@ __all__ = ['masked', 'composite', 'hole', 'recomposed', 'shrunk', 'resized']
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c003
 import torch.nn.functional as F
+
 from .. import FacelabError
 from ..degradations.rain import recompose
 from ..degradations.resample import resize
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c006
-def _fits(x, mask):
+def _check_mask(x, mask):
+    "FacelabError unless the mask (N,1,H,W) fits the pictures (N,C,H,W)."
     if mask.shape != (len(x), 1, *x.shape[2:]):
         raise FacelabError(
             f"A mask of pictures {tuple(x.shape)} is (N,1,H,W) of their size, not"
@@ -24,8 +26,11 @@ def masked(
     x,  # (N,C,H,W)
     mask,  # (N,1,H,W), 1 inside
 ):
-    "The picture inside a mask, black outside (Yun 2020, Eq 4: I_m = I * M_face)."
-    _fits(x, mask)
+    """The picture inside a mask, black outside (Yun 2020, Eq 4: I_m = I * M_face): (N,C,H,W).
+
+    FacelabError if the mask is not (N,1,H,W) of its size.
+    """
+    _check_mask(x, mask)
     return x * mask
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c011
@@ -34,8 +39,8 @@ def composite(
     input,  # the picture with its hole
     M,  # (N,1,H,W), 1 where visible
 ):
-    "The network's pixels inside the hole, the input's outside (Cai 2020, Eq 2)."
-    _fits(input, M)
+    "The network's pixels inside the hole, the input's outside (Cai 2020, Eq 2): (N,C,H,W)."
+    _check_mask(input, M)
     return (1 - M) * raw + M * input
 
 
@@ -43,17 +48,17 @@ def hole(
     x,  # (N,C,H,W)
     M,  # (N,1,H,W), 1 where visible
 ):
-    "The picture inside the hole, black outside."
+    "The picture inside the hole, black outside: (N,C,H,W)."
     return masked(x, 1 - M)
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c016
 def recomposed(
     S,  # streaks (N,3,H,W)
-    T,  # transmission
-    A,  # light
-    J,  # the picture without rain
+    T,  # transmission (N,1,H,W)
+    A,  # light (N,1 or 3,H,W)
+    J,  # the picture without rain (N,3,H,W)
 ):
-    "The rainy picture that these maps make (Son and Jeong 2022, Eq 19)."
+    "The rainy picture that these maps make (Son and Jeong 2022, Eq 19): (N,3,H,W)."
     return recompose(dict(S=S, T=T, A=A, J=J))
 
 # %% ../../nbs/4_losses/07_regions.ipynb #c019
@@ -61,7 +66,7 @@ def shrunk(
     maps,  # (N,K,H,W), such as the true parsing maps
     like,  # whose height and width are taken, no larger than theirs
 ):
-    "Maps averaged down to the size of others."
+    "Maps averaged down to the size of others: (N,K,h,w); FacelabError if they would grow."
     if any(small > large for small, large in zip(like.shape[-2:], maps.shape[-2:])):
         raise FacelabError(
             f"Maps of {tuple(maps.shape[-2:])} cannot be shrunk to {tuple(like.shape[-2:])}."
@@ -74,4 +79,5 @@ def resized(
     like,  # whose height and width are taken
 ):
     "A picture or map, reduced (anti-aliased) or enlarged bicubically to the size of another."
-    return resize(image, tuple(like.shape[-2:])) if image.shape[-2:] != like.shape[-2:] else image
+    size = like.shape[-2:]
+    return image if image.shape[-2:] == size else resize(image, tuple(size))

@@ -7,6 +7,7 @@ __all__ = ['Bicubic']
 
 # %% ../../nbs/3_networks/10_bicubic.ipynb #c002
 from torch import nn
+
 from ..degradations.resample import resize
 from .expect import expect
 from .registry import network
@@ -25,9 +26,8 @@ class Bicubic(nn.Module):
         self.scale, self.antialias = scale, antialias
 
     def forward(self, x):
-        return resize(
-            expect(self, x), (x.shape[-2] * self.scale, x.shape[-1] * self.scale), self.antialias
-        ).clamp(0, 1)
+        h, w = expect(self, x).shape[-2:]
+        return resize(x, (h * self.scale, w * self.scale), self.antialias).clamp(0, 1)
 
     def extra_repr(self):
         return f"scale={self.scale}, antialias={self.antialias}"

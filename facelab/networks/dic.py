@@ -8,16 +8,18 @@ __all__ = ['GroupedBlock', 'AttentiveFusion', 'PlainBottleneck', 'FeedbackHourgl
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c002
 import math
+
 import torch
-from torch import nn
 import torch.nn.functional as F
+from torch import nn
+
 from .. import FacelabError
 from ..faces.heatmaps import merge_parts, part_matrix
 from .expect import expect
 from .hourglass import BottleneckHourglass
 from .lightcnn import LightCNN9Body, mfm
-from .srfbn import FeedbackBlock, projection, with_prelu
 from .registry import network
+from .srfbn import FeedbackBlock, projection, with_prelu
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c005
 class GroupedBlock(nn.Module):
@@ -38,7 +40,10 @@ class GroupedBlock(nn.Module):
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c006
 class AttentiveFusion(nn.Module):
-    "Two feature maps and five part maps, stacked (N,2*width+5,h,w) -> features (N,width,h,w) (Ma et al. 2020, Fig 3)."
+    """Two feature maps and five part maps, stacked (N,2*width+5,h,w) -> features (N,width,h,w).
+
+    Ma et al. 2020, Fig 3.
+    """
 
     def __init__(
         self,
@@ -54,14 +59,16 @@ class AttentiveFusion(nn.Module):
 
     def forward(self, stacked):
         features, maps = stacked.split(self.sizes, 1)
-        experts = self.blocks(self.expand(self.compress(features))).unflatten(
-            1, (self.sizes[1], -1)
-        )
+        experts = self.blocks(self.expand(self.compress(features)))
+        experts = experts.unflatten(1, (self.sizes[1], -1))
         return (experts * maps.softmax(1)[:, :, None]).sum(1)
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c012
 class PlainBottleneck(nn.Module):
-    "conv1x1-ReLU-conv3x3-conv1x1, narrow in the middle, added to the input: (N,width,H,W) -> (N,width_out,H,W)."
+    """conv1x1-ReLU-conv3x3-conv1x1, narrow in the middle, added to the input.
+
+    (N,width,H,W) -> (N,width_out,H,W).
+    """
 
     def __init__(
         self,
@@ -70,11 +77,10 @@ class PlainBottleneck(nn.Module):
     ):
         super().__init__()
         out = width_out or width
-        self.conv1, self.relu = nn.Conv2d(width, out // 2, 1), nn.ReLU()
-        self.conv2, self.conv3 = (
-            nn.Conv2d(out // 2, out // 2, 3, padding=1),
-            nn.Conv2d(out // 2, out, 1),
-        )
+        narrow = out // 2
+        self.conv1, self.relu = nn.Conv2d(width, narrow, 1), nn.ReLU()
+        self.conv2 = nn.Conv2d(narrow, narrow, 3, padding=1)
+        self.conv3 = nn.Conv2d(narrow, out, 1)
         self.skip = nn.Conv2d(width, out, 1) if out != width else nn.Identity()
         self.closing = ("conv3",)
 
@@ -83,7 +89,10 @@ class PlainBottleneck(nn.Module):
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c013
 class FeedbackHourglass(nn.Module):
-    "Face (N,3,H,W) and memory (N,width,H/4,W/4) or None -> heat maps (N,landmarks,H/4,W/4), linear, and the new memory."
+    """Face (N,3,H,W) and memory (N,width,H/4,W/4) or None -> heat maps and the new memory.
+
+    The heat maps are (N,landmarks,H/4,W/4), linear.
+    """
 
     def __init__(
         self,
@@ -115,9 +124,12 @@ class FeedbackHourglass(nn.Module):
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c017
 class MergeParts(nn.Module):
-    "Heat maps (N,landmarks,h,w) -> five part maps (N,5,h,w); FacelabError unless landmarks is 68, 81 or 194."
+    "Heat maps (N,landmarks,h,w) -> five part maps (N,5,h,w)."
 
-    def __init__(self, landmarks=68):
+    def __init__(
+        self,
+        landmarks=68,  # 68, 81 or 194, else FacelabError
+    ):
         super().__init__()
         self.register_buffer("matrix", part_matrix(landmarks), persistent=False)
 
@@ -126,32 +138,47 @@ class MergeParts(nn.Module):
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c020
 class MeanShift(nn.Module):
-    "RGB (N,3,H,W) in [0,1] less the mean colour of DIC's faces, or, with sign=1, back."
+    "RGB (N,3,H,W) in [0,1] less the mean colour of DIC's faces, or the way back."
 
-    def __init__(self, sign=-1):
+    def __init__(
+        self,
+        sign=-1,  # -1 takes the mean off, 1 puts it back
+    ):
         super().__init__()
         self.register_buffer("shift", sign * torch.tensor([0.509, 0.424, 0.378]).view(3, 1, 1))
 
     def forward(self, x):
         return x + self.shift
 
+# %% ../../nbs/3_networks/22_dic.ipynb #c039
+def _require_dic_fits(scale, steps):
+    if scale not in (4, 8):
+        raise FacelabError(
+            f"scale is {scale}, but DIC's heat maps fit features at x4 and x8 only: give 4 or 8"
+        )
+    if steps < 2:
+        raise FacelabError(
+            f"DIC got steps={steps}: give 2 or more, the second is the first that sees landmarks"
+        )
+
+# %% ../../nbs/3_networks/22_dic.ipynb #c040
+def _collaborate(net, F_in, skip):
+    "Each step's face and heat maps, from the features at the entrance and the enlarged face."
+    F_out, memory, faces, heat = net.first_block(F_in, F_in[:, :0]), None, [], []
+    for t in range(net.steps):
+        if t:
+            F_out = net.block(F_in, torch.cat([F_out, net.merge_parts(heat[-1])], 1))
+        faces.append(skip + net.conv_out(net.out(F_out)))
+        maps, memory = net.hourglass(faces[-1], memory)
+        heat.append(maps)
+    return faces, heat
+
 # %% ../../nbs/3_networks/22_dic.ipynb #c023
-@network(
-    "dic",
-    "generator",
-    "Ma et al. 2020, Fig 2 and 3; released code",
-    aliases=("DICGAN",),
-    scales=(8, 4),
-    small=dict(width=8, depth=2, steps=2, fusion=1, hourglass_width=16),
-    small_side=64,
-    published=dict(
-        parameters=21_803_849,
-        args=dict(scale=8),
-        source="counted from the layers of the authors' released code",
-    ),
-)
 class DIC(nn.Module):
-    "DIC: (N,3,h,w) in [0,1] -> each step's sr_t (N,3,H,W), not clamped, and heatmaps_t (N,landmarks,H/4,W/4); restored is the last sr (Ma et al. 2020)."
+    """DIC (Ma et al. 2020): (N,3,h,w) in [0,1] -> sr_t and heatmaps_t of each step t, restored.
+
+    sr_t (N,3,H,W), not clamped, heatmaps_t (N,landmarks,H/4,W/4); restored is the last sr.
+    """
 
     def __init__(
         self,
@@ -164,23 +191,12 @@ class DIC(nn.Module):
         hourglass_width=None,  # channels of the hourglass; None: 256 to a width of 48
     ):
         super().__init__()
-        if scale not in (4, 8):
-            raise FacelabError(
-                f"scale is {scale}, but DIC's heat maps fit features at x4 and x8 only: give 4 or 8"
-            )
-        if steps < 2:
-            raise FacelabError(
-                f"DIC got steps={steps}: give 2 or more, the second is the first that sees"
-                " landmarks"
-            )
+        _require_dic_fits(scale, steps)
         w, self.scale, self.steps = width, scale, steps
         self.sub_mean, self.add_mean = MeanShift(), MeanShift(1)
         self.conv_in = with_prelu(nn.Conv2d(3, 4 * w, 3, padding=1))
         self.feat_in = nn.PixelShuffle(2) if scale == 8 else with_prelu(nn.Conv2d(4 * w, w, 1))
-        self.first_block, self.block = (
-            FeedbackBlock(scale, w, depth),
-            FeedbackBlock(scale, w, depth),
-        )
+        self.first_block, self.block = (FeedbackBlock(scale, w, depth) for _ in range(2))
         self.first_block.compress_in = with_prelu(nn.Conv2d(w, w, 1))
         self.block.compress_in = AttentiveFusion(w, depth + 1 if fusion is None else fusion)
         self.out = with_prelu(nn.ConvTranspose2d(w, w, **projection(4)))
@@ -192,20 +208,27 @@ class DIC(nn.Module):
     def forward(self, x):
         x = self.sub_mean(expect(self, x, multiple=64 // self.scale))
         skip = F.interpolate(x, scale_factor=self.scale, mode="bilinear", align_corners=False)
-        F_in = self.feat_in(self.conv_in(x))
-        F_out, memory, faces, heat = self.first_block(F_in, F_in[:, :0]), None, [], []
-        for t in range(self.steps):
-            if t:
-                F_out = self.block(F_in, torch.cat([F_out, self.merge_parts(heat[-1])], 1))
-            faces.append(skip + self.conv_out(self.out(F_out)))
-            maps, memory = self.hourglass(faces[-1], memory)
-            heat.append(maps)
+        faces, heat = _collaborate(self, self.feat_in(self.conv_in(x)), skip)
         faces = [self.add_mean(sr) for sr in faces]
-        return {
-            **{f"sr_{t}": sr for t, sr in enumerate(faces, 1)},
-            **{f"heatmaps_{t}": m for t, m in enumerate(heat, 1)},
-            "restored": faces[-1],
-        }
+        out = {f"sr_{t}": sr for t, sr in enumerate(faces, 1)}
+        out |= {f"heatmaps_{t}": m for t, m in enumerate(heat, 1)}
+        return dict(**out, restored=faces[-1])
+
+# %% ../../nbs/3_networks/22_dic.ipynb #c041
+network(
+    "dic",
+    "generator",
+    "Ma et al. 2020, Fig 2 and 3; released code",
+    aliases=("DICGAN",),
+    scales=(8, 4),
+    small=dict(width=8, depth=2, steps=2, fusion=1, hourglass_width=16),
+    small_side=64,
+    published=dict(
+        parameters=21_803_849,
+        args=dict(scale=8),
+        source="counted from the layers of the authors' released code",
+    ),
+)(DIC)
 
 # %% ../../nbs/3_networks/22_dic.ipynb #c036
 @network(
@@ -232,10 +255,9 @@ class DICCritic(nn.Module):
         super().__init__()
         self.size, self.sub_mean = size, MeanShift()
         self.body = LightCNN9Body(3, width)
-        self.fc1, self.lrelu = (
-            nn.Linear(self.body.channels_out * math.ceil(size / 16) ** 2, 2 * hidden),
-            nn.LeakyReLU(0.2),
-        )
+        pixels = math.ceil(size / 16) ** 2
+        self.fc1 = nn.Linear(self.body.channels_out * pixels, 2 * hidden)
+        self.lrelu = nn.LeakyReLU(0.2)
         self.fc2 = nn.Linear(hidden, 1)
 
     def forward(self, x):

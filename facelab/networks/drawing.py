@@ -8,62 +8,65 @@ __all__ = ['count_parameters', 'count_macs', 'describe', 'Step', 'Trace', 'forma
            'merge_chains', 'draw_graph']
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c002
-import csv, inspect, io
+import csv
+import inspect
+import io
 from collections import defaultdict
+from contextlib import contextmanager
 from itertools import permutations
 from typing import NamedTuple
+
 import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
-from ..base.files import markdown_table
+
 from .. import FacelabError
+from ..base.files import markdown_table
 from ..base.images import png_bytes
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c008
-def count_parameters(module):
-    "Number of trainable and frozen parameters, shared ones once; buffers (running means) do not count."
+def count_parameters(
+    module,  # an nn.Module
+) -> int:
+    "Number of trainable and frozen parameters, shared ones once; buffers (running means) excluded."
     return sum(p.numel() for p in module.parameters())
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c010
-def _inputs(x):
+def _as_tensors(x):
     "A tensor, a shape, or a tuple of either -> a tuple of tensors (zeros for a shape)."
     if isinstance(x, torch.Tensor):
         return (x,)
     if all(isinstance(side, int) for side in x):
         return (torch.zeros(x),)
-    return tuple(t for item in x for t in _inputs(item))
+    return tuple(t for item in x for t in _as_tensors(item))
 
 
-class _evaluating:
-    "Evaluation mode without gradients inside `with`; every submodule gets its own mode back."
-
-    def __init__(self, module):
-        self.module = module
-
-    def __enter__(self):
-        self.modes, self.no_grad = [(m, m.training) for m in self.module.modules()], torch.no_grad()
-        self.module.eval()
-        self.no_grad.__enter__()
-
-    def __exit__(self, *error):
-        self.no_grad.__exit__(*error)
-        for m, mode in self.modes:
-            m.training = mode
+@contextmanager
+def _evaluation_mode(module):
+    "Evaluation mode without gradients; afterwards every submodule is back in its own mode."
+    modes = [(m, m.training) for m in module.modules()]
+    module.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for m, training in modes:
+            m.training = training
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c011
 def count_macs(
     module,
     x,  # input tensor or its shape, or a tuple of several
     call=None,  # what to run instead of `module`, for example a method of it
-):
+) -> int:
     "Multiply-adds of convolutions and matrix products in one forward pass."
-    with _evaluating(module), FlopCounterMode(display=False) as counter:
-        (call or module)(*_inputs(x))
+    with _evaluation_mode(module), FlopCounterMode(display=False) as counter:
+        (call or module)(*_as_tensors(x))
     return counter.get_total_flops() // 2
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c014
-_SHORT = dict(
+_MODULES = dict(
     BatchNorm2d="BN",
     LeakyReLU="LReLU",
     AdaptiveAvgPool2d="global mean",
@@ -84,7 +87,7 @@ _FUNCTIONS = dict(
     mean="mean",
     interpolate="resize",
 )
-_VIEWS = {
+_VIEWS = {  # the same numbers in another shape or place: no step of their own
     "__getitem__",
     "view",
     "view_as",
@@ -101,48 +104,53 @@ _VIEWS = {
 }
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c014-1
-def _side(v):
-    return "×".join(map(str, v)) if isinstance(v, tuple) else f"{v}×{v}"
+def _describe_convolution(conv):
+    kind = "conv" if isinstance(conv, nn.Conv2d) else "deconv"
+    kernel = conv.kernel_size
+    sides = "×".join(map(str, kernel)) if isinstance(kernel, tuple) else f"{kernel}×{kernel}"
+    properties = [f"{kind} {sides}"]
+    for name in ("stride", "dilation"):
+        if max(getattr(conv, name)) > 1:
+            properties.append(f"{name} {getattr(conv, name)[0]}")
+    if conv.groups > 1:
+        properties.append(f"{conv.groups} groups")
+    return ", ".join(properties)
 
 
-def describe(module):
+def _describe_chain(chain):
+    layers = [describe(m) for m in chain]
+    if len(layers) > 1 and len(set(layers)) == 1:
+        return f"{layers[0]} ×{len(layers)}"
+    return " · ".join(layers)
+
+
+def describe(
+    module,  # an nn.Module
+) -> str:
     "One line for a module: `conv 3×3, stride 2`, `BasicBlock ×16`, `conv 3×3 · BN`."
     if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-        said = [
-            ("conv " if isinstance(module, nn.Conv2d) else "deconv ") + _side(module.kernel_size)
-        ]
-        said += [
-            f"{what} {getattr(module, what)[0]}"
-            for what in ("stride", "dilation")
-            if max(getattr(module, what)) > 1
-        ]
-        return ", ".join(said + [f"{module.groups} groups"] * (module.groups > 1))
+        return _describe_convolution(module)
     if isinstance(module, nn.Linear):
         return "dense"
     if isinstance(module, nn.PixelShuffle):
         return f"PixelShuffle {module.upscale_factor}"
     if isinstance(module, nn.Sequential):
-        parts = [describe(m) for m in module]
-        return (
-            f"{parts[0]} ×{len(parts)}"
-            if len(parts) > 1 and len(set(parts)) == 1
-            else " · ".join(parts)
-        )
+        return _describe_chain(module)
     name = type(module).__name__
-    return _SHORT.get(name, name)
+    return _MODULES.get(name, name)
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c017
 class Step(NamedTuple):
-    "One operation of a forward pass: sources are the numbers of earlier steps, or -1, -2, ... for the inputs; shapes read H×W×C."
+    "One operation of a forward pass; shapes read H×W×C."
 
-    name: str
+    name: str  # of the module; empty for a tensor operation
     operation: str
-    sources: tuple
-    inputs: tuple
-    output: str
+    sources: tuple  # numbers of earlier steps, or -1, -2, ... for the inputs
+    inputs: tuple  # shapes
+    output: str  # shape
     parameters: int = 0
     macs: int = 0
-    module: bool = True
+    module: bool = True  # False: a tensor operation between modules
 
 
 class Trace(NamedTuple):
@@ -152,8 +160,9 @@ class Trace(NamedTuple):
     steps: list
     outputs: list
 
-
+# %% ../../nbs/3_networks/02_drawing.ipynb #c056
 def _tensors(value):
+    "All tensors in a tensor, dict, list or tuple, however deep."
     if isinstance(value, torch.Tensor):
         return [value]
     if isinstance(value, dict):
@@ -161,138 +170,138 @@ def _tensors(value):
     return [t for item in value for t in _tensors(item)] if isinstance(value, (list, tuple)) else []
 
 
-def format_shape(t):
+def format_shape(
+    t,  # a tensor
+) -> str:
     "(N,C,H,W) -> `H×W×C`; (N,C) -> `1×1×C`, as the papers print it."
-    return (
-        f"{t.shape[2]}×{t.shape[3]}×{t.shape[1]}"
-        if t.dim() == 4
-        else f"1×1×{t.shape[1]}"
-        if t.dim() == 2
-        else "×".join(map(str, t.shape))
-    )
+    if t.dim() == 4:
+        return f"{t.shape[2]}×{t.shape[3]}×{t.shape[1]}"
+    if t.dim() == 2:
+        return f"1×1×{t.shape[1]}"
+    return "×".join(map(str, t.shape))
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c019
-class _Recorder(TorchFunctionMode):
-    "Hears of every module call through hooks, and of every tensor operation between them as a function mode."
+class _StepLog:
+    "The steps so far, and which of them made which tensor."
 
-    def __init__(self, module, expand, counter):
-        super().__init__()
-        self.names = {m: name for name, m in module.named_modules()}
-        self.expand, self.counter, self.closed, self.steps = expand, counter, None, []
-        self.made, self.kept, self.counted = {}, [], set()
+    def __init__(self, inputs):
+        self.steps, self.producer, self.kept = [], {}, []
+        for i, t in enumerate(inputs):
+            self.register(t, -1 - i)
 
-    def is_open(self, m):
-        name = self.names[m]
-        return any(
-            e in (name, name.split(".")[-1], type(m).__name__)
-            if isinstance(e, str)
-            else isinstance(m, e)
-            for e in self.expand
-        )
-
-    def know(self, value, step):
+    def register(self, value, step):
         for t in _tensors(value):
-            self.made[id(t)] = step
-            self.kept.append(t)
+            self.producer[id(t)] = step
+            self.kept.append(t)  # a tensor that is freed may pass its id on to another
 
-    def record(self, name, operation, args, out, **numbers):
-        given = [t for t in _tensors(args) if id(t) in self.made]
+    def traced(self, args):
+        "Those tensors among the arguments that a step has made."
+        return [t for t in _tensors(args) if id(t) in self.producer]
+
+    def append(self, name, operation, args, out, **numbers):
+        given = self.traced(args)
         step = Step(
             name,
             operation,
-            tuple(self.made[id(t)] for t in given),
+            tuple(self.producer[id(t)] for t in given),
             tuple(map(format_shape, given)),
             format_shape(_tensors(out)[0]),
             **numbers,
         )
         self.steps.append(step)
-        self.know(out, len(self.steps) - 1)
+        self.register(out, len(self.steps) - 1)
+
+# %% ../../nbs/3_networks/02_drawing.ipynb #c059
+def _describe_function(name, mode):
+    "`__add__` -> `+`, `interpolate` with a mode -> `resize bilinear`."
+    plain = name.strip("_")
+    return f"{_FUNCTIONS.get(plain, plain.replace('_', ' '))} {mode}".strip()
+
+
+class _Recorder(TorchFunctionMode):
+    "Logs every module call through hooks, and as a function mode every operation between them."
+
+    def __init__(self, module, expand, counter, log):
+        super().__init__()
+        self.names = {m: name for name, m in module.named_modules()}
+        self.expand, self.counter, self.log = expand, counter, log
+        self.closed, self.counted = None, set()  # the module that runs as one step; parameters
+
+    def is_open(self, m):
+        name = self.names[m]
+        names = (name, name.split(".")[-1], type(m).__name__)
+        return any(e in names if isinstance(e, str) else isinstance(m, e) for e in self.expand)
 
     def enter(self, m, args):
         if self.closed is None and not self.is_open(m):
-            self.closed, self.before = m, self.counter.get_total_flops()
+            self.closed, self.flops_before = m, self.counter.get_total_flops()
 
     def leave(self, m, args, out):
         if self.closed is not m:
             return
         new = {p: p.numel() for p in m.parameters() if p not in self.counted}
         self.counted.update(new)
+        macs = (self.counter.get_total_flops() - self.flops_before) // 2
         self.closed = None
-        self.record(
-            self.names[m],
-            describe(m),
-            args,
-            out,
-            parameters=sum(new.values()),
-            macs=(self.counter.get_total_flops() - self.before) // 2,
-        )
+        numbers = dict(parameters=sum(new.values()), macs=macs)
+        self.log.append(self.names[m], describe(m), args, out, **numbers)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
-        out, name = func(*args, **(kwargs or {})), getattr(func, "__name__", "").strip("_")
-        if (
-            self.closed is not None
-            or not any(id(t) in self.made for t in _tensors(args))
-            or not _tensors(out)
-        ):
-            return out
-        if getattr(func, "__name__", "") in _VIEWS:
-            self.know(out, self.made[id(next(t for t in _tensors(args) if id(t) in self.made))])
-        else:
-            self.record(
-                "",
-                " ".join(
-                    [_FUNCTIONS.get(name, name.replace("_", " ")), (kwargs or {}).get("mode", "")]
-                ).strip(),
-                args,
-                out,
-                module=False,
-            )
+        kwargs = kwargs or {}
+        out, name, log = func(*args, **kwargs), getattr(func, "__name__", ""), self.log
+        if self.closed is None and log.traced(args) and _tensors(out):
+            if name in _VIEWS:
+                log.register(out, log.producer[id(log.traced(args)[0])])
+            else:
+                operation = _describe_function(name, kwargs.get("mode", ""))
+                log.append("", operation, args, out, module=False)
         return out
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c021
+@contextmanager
+def _hooks(module, recorder):
+    "While it lasts, every submodule reports its calls to the recorder."
+    hooks = []
+    for m in module.modules():
+        if m is not module:
+            hooks.append(m.register_forward_pre_hook(recorder.enter))
+            hooks.append(m.register_forward_hook(recorder.leave))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _outputs(out):
+    "(name, tensor) of what a network gave: a tensor, a dict or a tuple."
+    if isinstance(out, dict):
+        return list(out.items())
+    if isinstance(out, torch.Tensor):
+        return [("output", out)]
+    return [(f"output {i}", o) for i, o in enumerate(out, 1)]
+
+# %% ../../nbs/3_networks/02_drawing.ipynb #c060
 def trace(
     module,
     x,  # input tensor or its shape, or a tuple of several
     expand=(),  # names or classes of submodules to open; direct children are one step each
     call=None,  # what to run instead of `module`, for example a method of it
-):
-    "Runs one forward pass and returns its `Trace`; the module's mode and statistics stay as they were."
-    xs, call = _inputs(x), call or module
-    names = list(
-        inspect.signature(call.forward if isinstance(call, nn.Module) else call).parameters
-    )
-    with _evaluating(module), FlopCounterMode(display=False) as counter:
-        recorder = _Recorder(
-            module, (expand,) if isinstance(expand, (str, type)) else tuple(expand), counter
-        )
-        for i, t in enumerate(xs):
-            recorder.know(t, -1 - i)
-        hooks = [
-            h
-            for m in module.modules()
-            if m is not module
-            for h in (
-                m.register_forward_pre_hook(recorder.enter),
-                m.register_forward_hook(recorder.leave),
-            )
-        ]
-        try:
-            with recorder:
-                out = call(*xs)
-        finally:
-            for h in hooks:
-                h.remove()
-    named = (
-        out.items()
-        if isinstance(out, dict)
-        else [("output", out)]
-        if isinstance(out, torch.Tensor)
-        else [(f"output {i + 1}", o) for i, o in enumerate(out)]
-    )
+) -> Trace:
+    "The steps of one forward pass; the module's mode and statistics stay as they were."
+    inputs, call = _as_tensors(x), call or module
+    function = call.forward if isinstance(call, nn.Module) else call
+    names = list(inspect.signature(function).parameters)
+    expand = (expand,) if isinstance(expand, (str, type)) else tuple(expand)
+    log = _StepLog(inputs)
+    with _evaluation_mode(module), FlopCounterMode(display=False) as counter:
+        recorder = _Recorder(module, expand, counter, log)
+        with _hooks(module, recorder), recorder:
+            out = call(*inputs)
     return Trace(
-        list(zip(names, map(format_shape, xs))),
-        recorder.steps,
-        [(name, recorder.made[id(t)]) for name, t in named],
+        list(zip(names, map(format_shape, inputs))),
+        log.steps,
+        [(name, log.producer[id(t)]) for name, t in _outputs(out)],
     )
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c026
@@ -308,7 +317,7 @@ class Layer(NamedTuple):
 
 
 class Rows:
-    "A list of rows that renders itself as Markdown and CSV."
+    "A list of rows, all of one NamedTuple, that renders itself as Markdown and CSV."
 
     def __init__(self, rows):
         self.rows = list(rows)
@@ -316,7 +325,8 @@ class Rows:
     def _repr_markdown_(self):
         return self.to_markdown()
 
-    def to_markdown(self):
+    def to_markdown(self) -> str:
+        "A Markdown table; its head is the names of the fields."
         head = [
             field.replace("_", " ").replace("macs", "multiply-adds")
             for field in self.rows[0]._fields
@@ -324,12 +334,14 @@ class Rows:
         align = ["---:" if isinstance(c, int) else "---" for c in self.rows[0]]
         return markdown_table([*self.rows, *self.totals()], head, align)
 
-    def to_csv(self):
+    def to_csv(self) -> str:
+        "CSV with a line of the fields' names first."
         out = io.StringIO()
         csv.writer(out, lineterminator="\n").writerows([self.rows[0]._fields, *self.rows])
         return out.getvalue()
 
-    def totals(self):
+    def totals(self) -> list:
+        "Rows that only the Markdown table ends with: none here."
         return []
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c027
@@ -337,11 +349,13 @@ class LayerTable(Rows):
     "The module steps of a forward pass, one row each."
 
     @property
-    def total_parameters(self):
+    def total_parameters(self) -> int:
+        "Parameters of all rows."
         return sum(row.parameters for row in self.rows)
 
     @property
-    def total_macs(self):
+    def total_macs(self) -> int:
+        "Multiply-adds of all rows; operations between modules have none."
         return sum(row.macs for row in self.rows)
 
     def totals(self):
@@ -353,8 +367,8 @@ def layer_table(
     x,  # input tensor or its shape, or a tuple of several
     expand=(),  # see `trace`
     call=None,  # see `trace`
-):
-    "The module's layers as they run: name, operation, input and output shape, parameters, multiply-adds."
+) -> LayerTable:
+    "The module's layers as they run, with shapes, parameters and multiply-adds."
     return LayerTable(
         Layer(s.name, s.operation, " and ".join(s.inputs), s.output, s.parameters, s.macs)
         for s in trace(module, x, expand, call).steps
@@ -386,7 +400,8 @@ class Comparison(Rows):
     "Printed rows beside ours; `differences` lists those whose shapes disagree."
 
     @property
-    def differences(self):
+    def differences(self) -> list[str]:
+        "One line for each shape that disagrees."
         return [
             f"{r.printed}: printed {p}, ours {o}"
             for r in self.rows
@@ -398,10 +413,11 @@ class Comparison(Rows):
 def read_printed_table(
     path,  # YAML file: table -> rows of [name, input, output]
     table,  # for example "Table 3.4"
-):
+) -> list[PrintedLayer]:
     "Rows of a paper's table of layers; FacelabError if the file does not hold that table."
-    import yaml
     from pathlib import Path
+
+    import yaml
 
     tables = yaml.safe_load(Path(path).read_text(encoding="utf-8"))["tables"]
     if table not in tables:
@@ -412,68 +428,84 @@ def read_printed_table(
 def compare_layers(
     printed,  # rows of `read_printed_table`
     ours,  # a `LayerTable`
-):
+) -> Comparison:
     "Pairs the rows in order; FacelabError if one table has more rows than the other."
     if len(printed) != len(ours.rows):
         raise FacelabError(
             f"the printed table has {len(printed)} rows, ours {len(ours.rows)}: expand or close"
             " submodules until they agree"
         )
-    return Comparison(
-        Pairing(
-            *p,
-            o.name,
-            o.input,
-            o.output,
-            "yes" if (p.input, p.output) == (o.input, o.output) else "**no**",
-        )
-        for p, o in zip(printed, ours.rows)
-    )
+    pairs = []
+    for p, o in zip(printed, ours.rows):
+        same = "yes" if (p.input, p.output) == (o.input, o.output) else "**no**"
+        pairs.append(Pairing(*p, o.name, o.input, o.output, same))
+    return Comparison(pairs)
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c037
-def merge_chains(t: Trace) -> Trace:
-    "Joins runs of equal steps with equal shapes into one step whose operation says ×n."
+def _readers(t):
+    "Number of a step -> numbers of the steps that read its result; None stands for an output."
     readers = defaultdict(list)
     for i, s in enumerate(t.steps):
         for source in s.sources:
             readers[source].append(i)
     for _, source in t.outputs:
         readers[source].append(None)
-    steps, place, length = [], {}, {}
+    return readers
+
+
+def _joined(chain, s, length):
+    "The chain with one more step, its length-th."
+    return chain._replace(
+        name=f"{chain.name.split(' … ')[0]} … {s.name}",
+        operation=f"{s.operation} ×{length}",
+        parameters=chain.parameters + s.parameters,
+        macs=chain.macs + s.macs,
+    )
+
+
+def merge_chains(
+    t: Trace,
+) -> Trace:
+    "Joins runs of equal steps with equal shapes into one step whose operation ends in ×n."
+    readers, steps, place, length = _readers(t), [], {}, 0
     for i, s in enumerate(t.steps):
-        last = steps[-1] if steps else None
-        j = len(steps) - 1
-        if (
-            i
-            and s.module
-            and s.sources == (i - 1,)
-            and readers[i - 1] == [i]
-            and place[i - 1] == j
-            and (s.operation, s.inputs, s.output)
-            == (t.steps[i - 1].operation, last.inputs, last.output)
-        ):
-            length[j] += 1
-            steps[j] = last._replace(
-                name=f"{last.name.split(' … ')[0]} … {s.name}",
-                operation=f"{s.operation} ×{length[j]}",
-                parameters=last.parameters + s.parameters,
-                macs=last.macs + s.macs,
-            )
+        alone = s.module and s.sources == (i - 1,) and readers[i - 1] == [i]
+        if i and alone and s.operation == t.steps[i - 1].operation:
+            alike = (s.inputs, s.output) == (steps[-1].inputs, steps[-1].output)
         else:
-            j += 1
-            length[j] = 1
+            alike = False
+        length = length + 1 if alike else 1
+        if alike:
+            steps[-1] = _joined(steps[-1], s, length)
+        else:
             steps.append(s._replace(sources=tuple(place.get(k, k) for k in s.sources)))
-        place[i] = j
+        place[i] = len(steps) - 1
     return Trace(t.inputs, steps, [(name, place.get(k, k)) for name, k in t.outputs])
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c039
 class _Node(NamedTuple):
-    "Something to draw: kind is input, step, merge or output; lines is its text, shape what leaves it."
+    "Something to draw."
 
-    kind: str
-    lines: tuple
-    shape: str
-    sources: tuple
+    kind: str  # input, step, merge or output
+    lines: tuple  # its text
+    shape: str  # of what leaves it
+    sources: tuple  # numbers of nodes
+
+
+def _label(step):
+    "Lines of a step's box: name, operation, parameters."
+    ends = []
+    for name in step.name.split(" … "):
+        last = name.split(".")[-1]
+        ends.append(name if last.isdigit() else last)
+    name = " … ".join(ends)
+    if not step.module or name.lower() == step.operation.lower():
+        lines = (step.operation,)
+    else:
+        lines = (name, step.operation)
+    if step.parameters:
+        lines += (f"{step.parameters:,} parameter{'s' * (step.parameters > 1)}",)
+    return lines
 
 
 def _nodes(t):
@@ -482,25 +514,8 @@ def _nodes(t):
     renumber = lambda k: -1 - k if k < 0 else n + k
     nodes = [_Node("input", (name,), shape, ()) for name, shape in t.inputs]
     for s in t.steps:
-        name = " … ".join(
-            part if part.split(".")[-1].isdigit() else part.split(".")[-1]
-            for part in s.name.split(" … ")
-        )
-        lines = (
-            (s.operation,)
-            if not s.module or name.lower() == s.operation.lower()
-            else (name, s.operation)
-        )
-        if s.parameters:
-            lines += (f"{s.parameters:,} parameter{'s' * (s.parameters > 1)}",)
-        nodes.append(
-            _Node(
-                "merge" if len(s.operation) == 1 else "step",
-                lines,
-                s.output,
-                tuple(map(renumber, s.sources)),
-            )
-        )
+        kind = "merge" if len(s.operation) == 1 else "step"
+        nodes.append(_Node(kind, _label(s), s.output, tuple(map(renumber, s.sources))))
     return nodes + [_Node("output", (name,), "", (renumber(k),)) for name, k in t.outputs]
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c040
@@ -512,15 +527,27 @@ def _levels(nodes):
     return [max(level) if node.kind == "output" else at for node, at in zip(nodes, level)]
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c041
-def _lanes(nodes, level):
-    "A lane for each node and for each edge (source, target), such that nothing shares a lane at the same level."
+def _targets(nodes):
+    "Number of a node -> the nodes that read from it, each once."
     targets = defaultdict(list)
     for i, node in enumerate(nodes):
         for s in dict.fromkeys(node.sources):
             targets[s].append(i)
-    ahead = [0] * len(nodes)
-    for i in reversed(range(len(nodes))):
+    return targets
+
+
+def _ways_ahead(targets, n):
+    "For each of n nodes, the number of nodes on the longest way from it to an output."
+    ahead = [0] * n
+    for i in reversed(range(n)):
         ahead[i] = 1 + max((ahead[k] for k in targets[i]), default=0)
+    return ahead
+
+
+def _lanes(nodes, level):
+    "A lane for each node and each edge (source, target); no two share a lane at the same level."
+    targets = _targets(nodes)
+    ahead = _ways_ahead(targets, len(nodes))
     lane, edge, busy = {}, {}, set()
     free = lambda: next(k for k in range(len(nodes) * 2) if k not in busy)
     for i in sorted(range(len(nodes)), key=lambda i: (level[i], i)):
@@ -532,11 +559,11 @@ def _lanes(nodes, level):
             busy.add(edge[i, k])
         if not targets[i]:
             busy.discard(lane[i])
-    return _untangled(level, lane, edge)
+    return _order_lanes(level, lane, edge)
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c043
-def _untangled(level, lane, edge):
-    "The order of the lanes with the fewest crossings, then the shortest connections; as given when there are more than six."
+def _order_lanes(level, lane, edge):
+    "The order of up to six lanes with the fewest crossings, then the shortest connections."
     n = 1 + max([*lane.values(), *edge.values()])
     if n > 6:
         return lane, edge
@@ -575,26 +602,24 @@ _COLOURS = dict(
 def _colour(node):
     if node.kind != "step":
         return _COLOURS[node.kind]
-    text = node.lines[min(1, len(node.lines) - 1)]
-    first = text.split(" ")[0].rstrip(",")
-    return _COLOURS[
-        "conv"
-        if first in ("conv", "deconv")
-        else "dense"
-        if first in ("dense", "flatten")
-        else "block"
-        if text[0].isupper() and "parameter" in node.lines[-1]
-        else "other"
-    ]
+    operation = node.lines[min(1, len(node.lines) - 1)]
+    first = operation.split(" ")[0].rstrip(",")
+    if first in ("conv", "deconv"):
+        return _COLOURS["conv"]
+    if first in ("dense", "flatten"):
+        return _COLOURS["dense"]
+    if operation[0].isupper() and "parameter" in node.lines[-1]:
+        return _COLOURS["block"]
+    return _COLOURS["other"]
 
 
 def _wrap(lines, width=30):
     import textwrap
 
-    return [part for line in lines for part in textwrap.wrap(line, width, break_long_words=False)]
+    return [row for line in lines for row in textwrap.wrap(line, width, break_long_words=False)]
 
 
-def _size(lines, size=8):
+def _text_size(lines, size=8):
     "Width and height in inches of lines of text in a box."
     from matplotlib.textpath import TextPath
 
@@ -603,7 +628,7 @@ def _size(lines, size=8):
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c046
 def _route(a, b, x_lane, fork, side_is_free):
-    "Corner points of a connection from box a to box b (x, y, w, h, centre coordinates) that leaves for the lane at x_lane at height fork."
+    "Corners of a connection from box a to b (x, y, w, h) that goes to x_lane at height fork."
     (xa, ya, _, ha), (xb, yb, wb, hb) = a, b
     points = [(xa, ya - ha / 2)] + ([(xa, fork), (x_lane, fork)] if x_lane != xa else [])
     if x_lane == xb:
@@ -613,42 +638,112 @@ def _route(a, b, x_lane, fork, side_is_free):
     return points + [(x_lane, yb + hb / 2 + 0.06), (xb, yb + hb / 2 + 0.06), (xb, yb + hb / 2)]
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c047
-def _boxes(nodes, level, lane, edge, gap):
-    "Text, centre, width and height of every node in inches, the lanes' x, the heights at which connections fork, the size of the page."
+class _Layout(NamedTuple):
+    "Where everything stands, in inches from the lower left corner."
+
+    text: list  # wrapped lines of each node
+    boxes: list  # (x, y, width, height) of each node, x and y of its centre
+    lanes: list  # x of each lane
+    forks: dict  # node -> height at which its connections fork
+    page: tuple  # width and height
+
+
+def _lane_centres(sizes, lane, edge):
+    "x of each lane, which is as wide as its widest box."
+    x, centres = 0.15, []
+    for k in range(1 + max([*lane.values(), *edge.values()])):
+        width = max([sizes[i][0] for i in lane if lane[i] == k] + [0.12])
+        centres.append(x + width / 2)
+        x += width + 0.28
+    return centres
+
+
+def _forks(level, lane, edge, floors, gap):
+    "Node -> height at which its connections fork; below the boxes' floors, one under another."
+    forks = {}
+    forking = {i for (i, k), e in edge.items() if e != lane[i]}
+    for i in sorted(forking, key=lambda i: (level[i], -lane[i])):
+        forks[i] = floors[level[i]] - gap * (0.56 + 0.14 * sum(level[j] == level[i] for j in forks))
+    return forks
+
+# %% ../../nbs/3_networks/02_drawing.ipynb #c063
+def _right_edge(nodes, boxes, lanes):
+    "x of what reaches farthest to the right: a box, the shape below it, or a lane."
+    ends = []
+    for node, (x, _, w, _) in zip(nodes, boxes):
+        shape_width = _text_size([node.shape], 7)[0] - 0.14 if node.shape else 0
+        ends.append(x + max(w / 2, shape_width))
+    return max(ends + lanes)
+
+
+def _layout(nodes, level, lane, edge, gap):
+    "The `_Layout` of nodes with their levels and lanes."
     text = [_wrap(node.lines) for node in nodes]
-    size = [
-        (0.26, 0.26) if node.kind == "merge" else _size(lines) for node, lines in zip(nodes, text)
+    sizes = [
+        (0.26, 0.26) if node.kind == "merge" else _text_size(lines)
+        for node, lines in zip(nodes, text)
     ]
-    width = [
-        max([size[i][0] for i in lane if lane[i] == k] + [0.12])
-        for k in range(1 + max([*lane.values(), *edge.values()]))
-    ]
-    x, lanes_x = 0.15, []
-    for w in width:
-        lanes_x.append(x + w / 2)
-        x += w + 0.28
-    rows = [
-        max(size[i][1] for i in range(len(nodes)) if level[i] == k) for k in range(1 + max(level))
-    ]
+    lanes = _lane_centres(sizes, lane, edge)
+    numbers = range(len(nodes))
+    rows = [max(sizes[i][1] for i in numbers if level[i] == k) for k in range(1 + max(level))]
     total = sum(rows) + gap * (len(rows) - 1) + 0.2
     tops = [total - 0.1 - sum(rows[:k]) - gap * k for k in range(len(rows))]
-    boxes = [
-        (lanes_x[lane[i]], tops[level[i]] - rows[level[i]] / 2, *size[i]) for i in range(len(nodes))
-    ]
-    right = max(
-        [
-            bx + max(w / 2, _size([node.shape], 7)[0] - 0.14 if node.shape else 0)
-            for node, (bx, _, w, _) in zip(nodes, boxes)
-        ]
-        + lanes_x
-    )
+    boxes = [(lanes[lane[i]], tops[level[i]] - rows[level[i]] / 2, *sizes[i]) for i in numbers]
     floors = [top - row for top, row in zip(tops, rows)]
-    forks = {}
-    for i in sorted(
-        {i for (i, k), e in edge.items() if e != lane[i]}, key=lambda i: (level[i], -lane[i])
-    ):
-        forks[i] = floors[level[i]] - gap * (0.56 + 0.14 * sum(level[j] == level[i] for j in forks))
-    return text, boxes, lanes_x, forks, (right + 0.15, total)
+    forks = _forks(level, lane, edge, floors, gap)
+    return _Layout(text, boxes, lanes, forks, (_right_edge(nodes, boxes, lanes) + 0.15, total))
+
+# %% ../../nbs/3_networks/02_drawing.ipynb #c064
+_LINE = "#444"
+
+
+def _draw_connections(ax, layout, level, lane, edge):
+    "One line with an arrowhead for each edge."
+    for (i, k), e in edge.items():
+        if e > lane[k]:
+            between = range(min(e, lane[k]) + 1, max(e, lane[k]) + 1)
+        else:
+            between = range(e, lane[k])
+        side_is_free = not any(level[j] == level[k] and lane[j] in between for j in lane)
+        *path, end = _route(
+            layout.boxes[i], layout.boxes[k], layout.lanes[e], layout.forks.get(i), side_is_free
+        )
+        ax.plot(*zip(*path), color=_LINE, lw=1, solid_capstyle="butt")
+        arrow = dict(arrowstyle="-|>", color=_LINE, lw=1, shrinkA=0, shrinkB=0, mutation_scale=8)
+        ax.annotate("", end, path[-1], arrowprops=arrow)
+
+
+def _draw_box(ax, node, box):
+    "A circle for a merge, else a box with round corners."
+    from matplotlib.patches import Circle, FancyBboxPatch
+
+    x, y, w, h = box
+    style = dict(facecolor=_colour(node), edgecolor=_LINE, lw=0.8, zorder=3)
+    if node.kind == "merge":
+        ax.add_patch(Circle((x, y), w / 2, **style))
+    else:
+        corner, corners = (x - w / 2 + 0.05, y - h / 2 + 0.05), "round,pad=.05,rounding_size=.06"
+        ax.add_patch(FancyBboxPatch(corner, w - 0.1, h - 0.1, boxstyle=corners, **style))
+
+# %% ../../nbs/3_networks/02_drawing.ipynb #c065
+def _draw_text(ax, node, lines, box, gap):
+    "The lines inside a node's box, and below it the shape of what leaves it."
+    x, y, _, h = box
+    for row, line in enumerate(lines):
+        ax.text(
+            x,
+            y + 0.145 * ((len(lines) - 1) / 2 - row),
+            line,
+            ha="center",
+            va="center_baseline" if node.kind == "merge" else "center",
+            fontsize=8,
+            zorder=4,
+            weight="bold" if row == 0 and len(lines) > 1 else "normal",
+            color="#666" if " parameter" in line else "#111",
+        )
+    if node.shape:
+        place = dict(ha="left", va="center", zorder=4)
+        ax.text(x + 0.05, y - h / 2 - 0.3 * gap, node.shape, fontsize=7, color=_LINE, **place)
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c049
 def draw_graph(
@@ -657,68 +752,21 @@ def draw_graph(
     expand=(),  # see `trace`
     call=None,  # see `trace`
     gap=0.4,  # inches between levels
-):
-    "Block diagram of a forward pass with the shapes on the connections; equal parts in a row are one box ×n. Returns a matplotlib Figure."
+):  # a matplotlib Figure
+    "Block diagram of a forward pass with shapes on the connections; equal layers in a row are one."
     from matplotlib.figure import Figure
-    from matplotlib.patches import FancyBboxPatch, Circle
 
     nodes = _nodes(merge_chains(trace(module, x, expand, call)))
     level = _levels(nodes)
     lane, edge = _lanes(nodes, level)
-    text, boxes, lanes_x, forks, page = _boxes(nodes, level, lane, edge, gap)
-    fig = Figure(figsize=page, dpi=110)
+    layout = _layout(nodes, level, lane, edge, gap)
+    width, height = layout.page
+    fig = Figure(figsize=(width, height), dpi=110)
     fig._repr_png_ = lambda: png_bytes(fig)
-    ax = fig.add_axes([0, 0, 1, 1], xlim=(0, page[0]), ylim=(0, page[1]))
+    ax = fig.add_axes([0, 0, 1, 1], xlim=(0, width), ylim=(0, height))
     ax.axis("off")
-    for (i, k), e in edge.items():
-        between = (
-            range(min(e, lane[k]) + 1, max(e, lane[k]) + 1) if e > lane[k] else range(e, lane[k])
-        )
-        open_side = not any(level[j] == level[k] and lane[j] in between for j in range(len(nodes)))
-        *path, end = _route(boxes[i], boxes[k], lanes_x[e], forks.get(i), open_side)
-        ax.plot(*zip(*path), color="#444", lw=1, solid_capstyle="butt")
-        ax.annotate(
-            "",
-            end,
-            path[-1],
-            arrowprops=dict(
-                arrowstyle="-|>", color="#444", lw=1, shrinkA=0, shrinkB=0, mutation_scale=8
-            ),
-        )
-    for node, lines, (bx, by, w, h) in zip(nodes, text, boxes):
-        style = dict(facecolor=_colour(node), edgecolor="#444", lw=0.8, zorder=3)
-        ax.add_patch(
-            Circle((bx, by), w / 2, **style)
-            if node.kind == "merge"
-            else FancyBboxPatch(
-                (bx - w / 2 + 0.05, by - h / 2 + 0.05),
-                w - 0.1,
-                h - 0.1,
-                boxstyle="round,pad=.05,rounding_size=.06",
-                **style,
-            )
-        )
-        for row, line in enumerate(lines):
-            ax.text(
-                bx,
-                by + 0.145 * ((len(lines) - 1) / 2 - row),
-                line,
-                ha="center",
-                va="center_baseline" if node.kind == "merge" else "center",
-                fontsize=8,
-                zorder=4,
-                weight="bold" if row == 0 and len(lines) > 1 else "normal",
-                color="#666" if " parameter" in line else "#111",
-            )
-        if node.shape:
-            ax.text(
-                bx + 0.05,
-                by - h / 2 - 0.3 * gap,
-                node.shape,
-                ha="left",
-                va="center",
-                fontsize=7,
-                color="#444",
-                zorder=4,
-            )
+    _draw_connections(ax, layout, level, lane, edge)
+    for node, lines, box in zip(nodes, layout.text, layout.boxes):
+        _draw_box(ax, node, box)
+        _draw_text(ax, node, lines, box, gap)
     return fig

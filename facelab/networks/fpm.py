@@ -8,10 +8,11 @@ __all__ = ['FaceParsing']
 # %% ../../nbs/3_networks/53_fpm.ipynb #c002
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from .expect import expect
 from .rain_removal import double_conv
 from .registry import network
-from torch import nn
 
 # %% ../../nbs/3_networks/53_fpm.ipynb #c009
 @network(
@@ -24,7 +25,7 @@ from torch import nn
     variants=(dict(maps=3),),
 )
 class FaceParsing(nn.Module):
-    "Eq 21: rainy face x and derained face J, (N,3,H,W) in [0,1] -> F (N,maps,H,W), linear, near 0 or 1; H and W are multiples of 2**depth."
+    "Eq 21: rainy x, derained J (N,3,H,W) -> F (N,maps,H,W); H and W are multiples of 2**depth."
 
     def __init__(
         self,
@@ -35,10 +36,9 @@ class FaceParsing(nn.Module):
     ):
         super().__init__()
         c, levels = [width * 2**i for i in range(depth + 1)], range(depth)[::-1]
+        n = [6 if derained else 3, *c]
         self.derained, self.multiple = derained, 2**depth
-        self.down = nn.ModuleList(
-            double_conv(a, b, norm=True) for a, b in zip([6 if derained else 3, *c], c)
-        )
+        self.down = nn.ModuleList(double_conv(a, b, norm=True) for a, b in zip(n, c))
         self.enlarge = nn.ModuleList(nn.ConvTranspose2d(c[i + 1], c[i], 2, 2) for i in levels)
         self.up = nn.ModuleList(double_conv(2 * c[i], c[i], norm=True) for i in levels)
         self.out = nn.Conv2d(width, maps, 1)

@@ -8,18 +8,24 @@ __all__ = ['residual_blocks', 'coarse_network', 'fine_encoder', 'fine_decoder', 
 # %% ../../nbs/3_networks/21_fsrnet.ipynb #c002
 from collections import OrderedDict
 from math import gcd
+
 import torch
 from torch import nn
+
 from .. import FacelabError
 from ..degradations.resample import resize
 from .expect import expect
 from .hourglass import FSRBlock, PriorNet, conv_bn_relu
-from .srresnet import count_doublings
 from .registry import network
+from .srresnet import count_doublings
 
 # %% ../../nbs/3_networks/21_fsrnet.ipynb #c005
-def residual_blocks(depth, width, **block):
-    "`depth` residual blocks in a row."
+def residual_blocks(
+    depth,  # blocks in a row
+    width,  # channels
+    **block,  # norm and attention of each `FSRBlock`
+):
+    "`depth` residual blocks in a row: (N,width,H,W) -> the same."
     return nn.Sequential(*[FSRBlock(width, **block) for _ in range(depth)])
 
 # %% ../../nbs/3_networks/21_fsrnet.ipynb #c006
@@ -76,23 +82,11 @@ def fine_decoder(
     )
 
 # %% ../../nbs/3_networks/21_fsrnet.ipynb #c015
-@network(
-    "fsrnet",
-    "generator",
-    "Chen et al. 2018, Section 3.2; JDSR-GAN, Eq 3 to 6",
-    aliases=("FSRGAN",),
-    scales=(4, 8),
-    small=dict(width=8, depth=1, landmarks=5, parts=3),
-    small_side=64,
-    variants=(dict(variant="code"), dict(attention=True)),
-    published=dict(
-        parameters=27_517_794,
-        args=dict(variant="code"),
-        source="counted from the layers of FCSR-GAN's released code",
-    ),
-)
 class FSRNet(nn.Module):
-    "FSRNet: (N,3,h,w) in [0,1] -> coarse and restored (N,3,h*scale,w*scale), not clamped; landmark_maps, parsing_maps of half that side (Chen et al. 2018)."
+    """FSRNet (Chen et al. 2018): (N,3,h,w) in [0,1] -> faces, not clamped, and their maps.
+
+    coarse, restored (N,3,h*scale,w*scale); landmark_maps, parsing_maps of half that side.
+    """
 
     def __init__(
         self,
@@ -111,19 +105,34 @@ class FSRNet(nn.Module):
             raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
         self.scale = 2 ** count_doublings(scale) if enlarge else 1
         row, block = max(1, depth // 4), dict(norm=variant == "paper", attention=attention)
+        bottlenecks, inside = max(1, depth // 3), hourglass_width or 4 * width
         self.coarse_network = coarse_network(width, row, **block)
-        self.prior = PriorNet(
-            landmarks, parts, hourglass_width or 4 * width, max(1, depth // 3), row, **block
-        )
+        self.prior = PriorNet(landmarks, parts, inside, bottlenecks, row, **block)
         self.encoder = fine_encoder(width, depth, **block)
         self.decoder = fine_decoder(width + landmarks + parts, width, row, variant, **block)
         self.multiple = self.prior.multiple // gcd(self.prior.multiple, self.scale)
 
     def forward(self, x):
         h, w = expect(self, x, multiple=self.multiple).shape[-2:]
-        coarse = self.coarse_network(
-            resize(x, (h * self.scale, w * self.scale)) if self.scale > 1 else x
-        )
+        size = (h * self.scale, w * self.scale)
+        coarse = self.coarse_network(resize(x, size) if self.scale > 1 else x)
         I_P = self.prior(coarse)
         I_Mix = torch.cat([self.encoder(coarse), I_P["landmark_maps"], I_P["parsing_maps"]], 1)
         return dict(coarse=coarse, **I_P, restored=self.decoder(I_Mix))
+
+# %% ../../nbs/3_networks/21_fsrnet.ipynb #c025
+network(
+    "fsrnet",
+    "generator",
+    "Chen et al. 2018, Section 3.2; JDSR-GAN, Eq 3 to 6",
+    aliases=("FSRGAN",),
+    scales=(4, 8),
+    small=dict(width=8, depth=1, landmarks=5, parts=3),
+    small_side=64,
+    variants=(dict(variant="code"), dict(attention=True)),
+    published=dict(
+        parameters=27_517_794,
+        args=dict(variant="code"),
+        source="counted from the layers of FCSR-GAN's released code",
+    ),
+)(FSRNet)

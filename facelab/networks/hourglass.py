@@ -6,9 +6,10 @@
 __all__ = ['EMPTY', 'FSRBlock', 'Bottleneck', 'BottleneckHourglass', 'conv_bn_relu', 'PriorNet']
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c002
-import torch.nn.functional as F
 import torch
+import torch.nn.functional as F
 from torch import nn
+
 from .expect import expect
 from .rcan import ChannelGate
 from .registry import network
@@ -25,36 +26,33 @@ class FSRBlock(nn.Module):
     ):
         super().__init__()
         bn = nn.BatchNorm2d if norm else nn.Identity
-        self.conv1, self.bn1, self.relu = (
-            nn.Conv2d(width, width, 3, padding=1),
-            bn(width),
-            nn.ReLU(),
-        )
+        self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1), bn(width)
+        self.relu = nn.ReLU()
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), bn(width)
         self.gate = ChannelGate(width) if attention else nn.Identity()
-        self.closing = (
-            "bn2" if norm else "conv2",
-        )  # what ends the branch: silent in an identity start
+        # What ends the branch: silent in an identity start.
+        self.closing = ("bn2" if norm else "conv2",)
 
     def forward(self, x):
         return x + self.gate(self.bn2(self.conv2(self.relu(self.bn1(self.conv1(x))))))
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c009
 class Bottleneck(nn.Module):
-    "Pre-activation bottleneck, width -> width/2 -> width, added to the input: (N,width,H,W) -> the same."
+    """Pre-activation bottleneck, width -> width/2 -> width, added to the input.
+
+    (N,width,H,W) -> the same.
+    """
 
     def __init__(
         self,
         width=256,  # channels
     ):
         super().__init__()
+        narrow = width // 2
         before = lambda c: nn.Sequential(nn.BatchNorm2d(c), nn.ReLU())
-        self.before1, self.conv1 = before(width), nn.Conv2d(width, width // 2, 1)
-        self.before2, self.conv2 = (
-            before(width // 2),
-            nn.Conv2d(width // 2, width // 2, 3, padding=1),
-        )
-        self.before3, self.conv3 = before(width // 2), nn.Conv2d(width // 2, width, 1)
+        self.before1, self.conv1 = before(width), nn.Conv2d(width, narrow, 1)
+        self.before2, self.conv2 = before(narrow), nn.Conv2d(narrow, narrow, 3, padding=1)
+        self.before3, self.conv3 = before(narrow), nn.Conv2d(narrow, width, 1)
         self.closing = ("conv3",)
 
     def forward(self, x):
@@ -63,7 +61,10 @@ class Bottleneck(nn.Module):
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c013
 class BottleneckHourglass(nn.Module):
-    "Newell et al. 2016, Fig 3, as in FSRNet: (N,width,H,W) -> the same; H and W are multiples of 2**halvings."
+    """Newell et al. 2016, Fig 3, as in FSRNet: (N,width,H,W) -> the same.
+
+    H and W are multiples of 2**halvings.
+    """
 
     def __init__(
         self,
@@ -74,7 +75,8 @@ class BottleneckHourglass(nn.Module):
         mode="nearest",  # of enlargement, or "bilinear", corners on corners
     ):
         super().__init__()
-        self.mode, row = mode, lambda: nn.Sequential(*[block(width) for _ in range(depth)])
+        self.mode = mode
+        row = lambda: nn.Sequential(*[block(width) for _ in range(depth)])
         self.across, self.before, self.after = row(), row(), row()
         self.inner = (
             BottleneckHourglass(width, depth, halvings - 1, block, mode) if halvings > 1 else row()
@@ -82,17 +84,14 @@ class BottleneckHourglass(nn.Module):
 
     def forward(self, x):
         low = self.after(self.inner(self.before(F.max_pool2d(x, 2))))
-        return self.across(x) + F.interpolate(
-            low,
-            scale_factor=2,
-            mode=self.mode,
-            align_corners=True if self.mode == "bilinear" else None,
-        )
+        same = self.across(x)
+        corners = True if self.mode == "bilinear" else None
+        return same + F.interpolate(low, scale_factor=2, mode=self.mode, align_corners=corners)
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c018
 def conv_bn_relu(
-    n_in,
-    n_out,  # channels
+    n_in,  # channels of the input
+    n_out,  # channels of the output
     kernel=3,  # side, odd
     stride=1,  # 2 halves the side
 ):
@@ -107,18 +106,11 @@ def conv_bn_relu(
 EMPTY = 4.6  # what the sigmoid of landmark maps takes off
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c021-1
-@network(
-    "face_prior",
-    "prior",
-    "Chen et al. 2018, Section 3.2; layers of FCSR-GAN's released code",
-    small=dict(width=16, depth=1, blocks=1, landmarks=5),
-    small_side=64,
-    published=dict(
-        parameters=26_053_980, args={}, source="counted from the layers of FCSR-GAN's released code"
-    ),
-)
 class PriorNet(nn.Module):
-    "Face (N,3,H,W) in [0,1] -> landmark_maps (N,landmarks,H/2,W/2) in (0,1) and parsing_maps (N,parts,H/2,W/2), linear; H, W divide by 2**(halvings+1)."
+    """Face (N,3,H,W) in [0,1] -> landmark_maps in (0,1) and parsing_maps, linear.
+
+    (N,landmarks,H/2,W/2) and (N,parts,H/2,W/2); H and W are multiples of 2**(halvings+1).
+    """
 
     def __init__(
         self,
@@ -133,19 +125,13 @@ class PriorNet(nn.Module):
         attention=False,  # a `ChannelGate` in the residual blocks
     ):
         super().__init__()
-        self.multiple = 2 ** (halvings + 1)
+        row = lambda n, make, *args: nn.Sequential(*[make(*args) for _ in range(n)])
+        self.multiple, half = 2 ** (halvings + 1), width // 2
         self.conv1, self.conv2 = conv_bn_relu(3, width // 4, 7, 2), conv_bn_relu(width // 4, width)
-        self.residual_blocks = nn.Sequential(
-            *[FSRBlock(width, norm, attention) for _ in range(blocks)]
-        )
-        self.hourglasses = nn.Sequential(
-            *[BottleneckHourglass(width, depth, halvings) for _ in range(hourglasses)]
-        )
-        self.conv3 = nn.Conv2d(width, width // 2, 1)
-        self.landmark_head, self.parsing_head = (
-            nn.Conv2d(width // 2, landmarks, 1),
-            nn.Conv2d(width // 2, parts, 1),
-        )
+        self.residual_blocks = row(blocks, FSRBlock, width, norm, attention)
+        self.hourglasses = row(hourglasses, BottleneckHourglass, width, depth, halvings)
+        self.conv3 = nn.Conv2d(width, half, 1)
+        self.landmark_head, self.parsing_head = (nn.Conv2d(half, n, 1) for n in (landmarks, parts))
         nn.init.zeros_(self.landmark_head.weight), nn.init.zeros_(self.landmark_head.bias)
         self.closing = ("landmark_head", "parsing_head")  # no maps yet in an identity start
 
@@ -156,7 +142,17 @@ class PriorNet(nn.Module):
 
     def forward(self, x):
         shared = self.features(x)
-        return dict(
-            landmark_maps=torch.sigmoid(self.landmark_head(shared) - EMPTY),
-            parsing_maps=self.parsing_head(shared),
-        )
+        landmark_maps = torch.sigmoid(self.landmark_head(shared) - EMPTY)
+        return dict(landmark_maps=landmark_maps, parsing_maps=self.parsing_head(shared))
+
+# %% ../../nbs/3_networks/20_hourglass.ipynb #c034
+network(
+    "face_prior",
+    "prior",
+    "Chen et al. 2018, Section 3.2; layers of FCSR-GAN's released code",
+    small=dict(width=16, depth=1, blocks=1, landmarks=5),
+    small_side=64,
+    published=dict(
+        parameters=26_053_980, args={}, source="counted from the layers of FCSR-GAN's released code"
+    ),
+)(PriorNet)

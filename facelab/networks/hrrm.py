@@ -7,13 +7,17 @@ __all__ = ['DenseLayer', 'dense_block', 'transition', 'DenseEncoder', 'DenseDeco
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c002
 import torch
+from torch import nn
+
 from .expect import expect
 from .registry import network
-from torch import nn
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c009
 class DenseLayer(nn.Module):
-    "BN-ReLU-conv1x1-BN-ReLU-conv3x3 stacked on the input: (N,n_in,H,W) -> (N,n_in+growth,H,W) (Huang et al. 2017, DenseNet-B)."
+    """BN-ReLU-conv1x1-BN-ReLU-conv3x3 stacked on the input: (N,n_in,H,W) -> (N,n_in+growth,H,W).
+
+    Huang et al. 2017, DenseNet-B.
+    """
 
     def __init__(
         self,
@@ -48,14 +52,17 @@ def transition(
     n_out,  # channels
     change,  # module that changes the side, such as nn.AvgPool2d(2)
 ):
-    "BN-ReLU-conv1x1, then `change`."
+    "BN-ReLU-conv1x1, then `change`: (N,n_in,H,W) -> (N,n_out,H',W')."
     return nn.Sequential(
         nn.BatchNorm2d(n_in), nn.ReLU(), nn.Conv2d(n_in, n_out, 1, bias=False), change
     )
 
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c020
 class DenseEncoder(nn.Module):
-    "f_E: (N,3,H,W) in [0,1] -> [(N,8k,H,W), (N,16k,H/2,W/2), (N,32k,H/4,W/4)] at depth 6, k being the growth; `channels` tells them for any."
+    """f_E: (N,3,H,W) in [0,1] -> [(N,8k,H,W), (N,16k,H/2,W/2), (N,32k,H/4,W/4)] at depth 6.
+
+    k is the growth; the attribute `channels` holds the channels for any depth.
+    """
 
     def __init__(
         self,
@@ -94,11 +101,8 @@ class DenseDecoder(nn.Module):
         end=None,  # module behind the last convolution; nothing by default
     ):
         super().__init__()
-        c, self.blocks, self.ups = (
-            channels[-1],
-            nn.ModuleList([dense_block(channels[-1], depth, width)]),
-            nn.ModuleList(),
-        )
+        c = channels[-1]
+        self.blocks, self.ups = nn.ModuleList([dense_block(c, depth, width)]), nn.ModuleList()
         for skip in channels[-2::-1]:
             self.ups.append(transition(c + depth * width, skip // 2, nn.Upsample(scale_factor=2)))
             c = skip // 2 + skip
@@ -117,14 +121,17 @@ class DenseDecoder(nn.Module):
 # %% ../../nbs/3_networks/52_hrrm.ipynb #c026
 @network(
     "hrrm",
-    "part",
+    "module",
     "Son and Jeong 2022, Eq 12-16; Huang et al. 2017",
     side=32,
     small=dict(width=4, depth=1),
     small_side=16,
 )
 class HRRM(nn.Module):
-    "Eq 12-16: (N,3,H,W) in [0,1] -> dict of S, J (N,3,H,W), not clamped, and T, A (N,1,H,W) in (0,1); H and W are multiples of 4."
+    """Eq 12-16: (N,3,H,W) in [0,1] -> dict of S, J (N,3,H,W) and T, A (N,1,H,W).
+
+    S and J are not clamped, T and A in (0,1); H and W are multiples of 4.
+    """
 
     def __init__(
         self,

@@ -16,7 +16,7 @@ def init_dirac(
     noise: float = 0.1,  # share of He's random weights
     copies: int = 1,  # neighbouring output channels that start equal
 ):
-    "Output channel k passes input channel k // copies on."
+    "Output channel k passes input channel k // copies on, plus noise."
     weight = conv.weight[::copies].detach().clone()
     passing = torch.nn.init.dirac_(torch.empty_like(weight))
     random = torch.nn.init.kaiming_normal_(torch.empty_like(weight), a=0.25)
@@ -33,9 +33,8 @@ def init_bilinear(
     "Output channel k is input channel k, enlarged by the stride."
     weight, side = deconv.weight, deconv.kernel_size[0]
     tent = 1 - (torch.arange(side) - (side - 1) / 2).abs() / (side / 2)
-    mixed = torch.eye(*weight.shape[:2]) + noise * torch.nn.init.kaiming_normal_(
-        torch.empty(weight.shape[:2]), a=0.25
-    )
+    random = torch.nn.init.kaiming_normal_(torch.empty(weight.shape[:2]), a=0.25)
+    mixed = torch.eye(*weight.shape[:2]) + noise * random
     weight.copy_(mixed[..., None, None] * tent[:, None] * tent)
     if deconv.bias is not None:
         deconv.bias.zero_()
@@ -46,55 +45,68 @@ MEAN, SPREAD = 0.5, 0.25  # of faces in [0, 1]
 
 @torch.no_grad()
 def init_norm(
-    norm,  # a batch norm, changed in place
+    norm,  # an nn.BatchNorm2d, changed in place
 ):
-    "What comes out has the mean and the spread of a face."
+    "What comes out of the batch norm has the mean and the spread of faces."
     norm.weight.fill_(SPREAD), norm.bias.fill_(MEAN)
 
-# %% ../../nbs/3_networks/04_identity_start.ipynb #c017
-@torch.no_grad()
-def start_as_identity(
-    net,  # a generator, changed in place
-):
-    "Let a network begin as enlargement."
+# %% ../../nbs/3_networks/04_identity_start.ipynb #c029
+PASSING = nn.Conv2d, nn.ConvTranspose2d, nn.Upsample  # layers that pass a picture on
+
+
+def _sequences(net):
+    "The layers of every nn.Sequential in a network, as lists."
+    return [list(module) for module in net.modules() if isinstance(module, nn.Sequential)]
+
+
+def _count_copies(net):
+    "Layer before a PixelShuffle -> how many neighbouring channels become one pixel's sub-pixels."
     copies = {}
-    for module in net.modules():
-        parts = list(module) if isinstance(module, nn.Sequential) else []
-        copies |= {
-            a: b.upscale_factor**2
-            for a, b in zip(parts, parts[1:])
-            if isinstance(b, nn.PixelShuffle)
-        }
-        for before, norm, after in zip(parts, parts[1:], parts[2:]):
-            if (
-                isinstance(before, PASSING)
-                and isinstance(norm, nn.BatchNorm2d)
-                and isinstance(after, nn.ReLU)
-            ):
+    for layers in _sequences(net):
+        for layer, shuffle in zip(layers, layers[1:]):
+            if isinstance(shuffle, nn.PixelShuffle):
+                copies[layer] = shuffle.upscale_factor**2
+    return copies
+
+
+def _init_norms(net):
+    for layers in _sequences(net):
+        for before, norm, after in zip(layers, layers[1:], layers[2:]):
+            between = isinstance(before, PASSING) and isinstance(after, nn.ReLU)
+            if between and isinstance(norm, nn.BatchNorm2d):
                 init_norm(norm)
-    for module in net.modules():
-        if isinstance(module, nn.Conv2d):
-            init_dirac(module, copies=copies.get(module, 1))
-        elif isinstance(module, nn.ConvTranspose2d) and module.kernel_size == tuple(
-            2 * s for s in module.stride
-        ):
-            init_bilinear(module)
+
+
+def _silence_branches(net):
     for module in net.modules():
         for name in getattr(module, "closing", ()):
             last = module.get_submodule(name)
             last.weight.zero_()
             if last.bias is not None:
                 last.bias.zero_()
+
+# %% ../../nbs/3_networks/04_identity_start.ipynb #c017
+@torch.no_grad()
+def start_as_identity(
+    net,  # a generator, changed in place
+):  # the same network
+    "Let a network begin as enlargement."
+    copies = _count_copies(net)
+    _init_norms(net)
+    for module in net.modules():
+        if isinstance(module, nn.Conv2d):
+            init_dirac(module, copies=copies.get(module, 1))
+        elif isinstance(module, nn.ConvTranspose2d):
+            if module.kernel_size == tuple(2 * s for s in module.stride):
+                init_bilinear(module)
+    _silence_branches(net)
     return net
-
-
-PASSING = nn.Conv2d, nn.ConvTranspose2d, nn.Upsample
 
 # %% ../../nbs/3_networks/04_identity_start.ipynb #c027
 def init_he_balanced(
     net,  # changed in place
 ):
-    "He's normal weights for convolutions and dense layers, scaled by the mean of a layer's inputs and outputs; zero bias."
+    "He's normal weights, scaled by the mean of each layer's inputs and outputs; biases zero."
     for layer in net.modules():
         if isinstance(layer, (nn.Conv2d, nn.ConvTranspose2d, nn.Linear)):
             nn.init.xavier_normal_(layer.weight, gain=2**0.5)

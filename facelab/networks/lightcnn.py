@@ -11,15 +11,19 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from .. import FacelabError
 from ..degradations.camera import LUMA
 from .expect import expect
 from .registry import network
-from torch import nn
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c005
 class Recogniser(nn.Module):
-    "Base of the recognisers: a subclass' forward gives embeddings (N,embedding); FacelabError from `classify` without identities."
+    """Base of the recognisers: the forward of a subclass gives embeddings (N,embedding).
+
+    FacelabError from `classify` without identities.
+    """
 
     def __init__(
         self,
@@ -41,11 +45,11 @@ class Recogniser(nn.Module):
         return self.logits(self.dropout(z))
 
     def classify(self, x):
-        "Faces -> logits (N,identities)."
+        "Faces, as `forward` takes them -> logits (N,identities)."
         return self.head(self(x))
 
     def embed(self, x):
-        "Faces -> embeddings of length 1."
+        "Faces, as `forward` takes them -> embeddings of length 1 (N,embedding)."
         return F.normalize(self(x))
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c009
@@ -53,12 +57,12 @@ def blocks_per_stage(
     depth,  # blocks in all
     plan,  # blocks of each stage at full depth
 ):
-    "Blocks of each stage, in proportion to `plan`, at least one."
+    "Blocks of each stage, in proportion to `plan`, at least one: a list as long as the plan."
     return [max(1, round(depth * n / sum(plan))) for n in plan]
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c012
 def mfm(x):
-    "The larger of the two halves of the channels, place by place: (N,2C,...) -> (N,C,...)."
+    "Larger value of the two halves of the channels, place by place: (N,2C,...) -> (N,C,...)."
     return torch.maximum(*x.chunk(2, 1))
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c013
@@ -81,7 +85,11 @@ class MFM(nn.Module):
 class NetworkInNetwork(nn.Module):
     "1x1 and 3x3 convolution, each with max-feature-map: (N,n_in,H,W) -> (N,n_out,H,W)."
 
-    def __init__(self, n_in, n_out):
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels
+    ):
         super().__init__()
         self.conv_a, self.conv = MFM(n_in, n_in, 1), MFM(n_in, n_out)
 
@@ -90,7 +98,10 @@ class NetworkInNetwork(nn.Module):
 
 # %% ../../nbs/3_networks/40_lightcnn.ipynb #c022
 class LightCNN9Body(nn.Module):
-    "Convolutional part of LightCNN-9: (N,channels,H,W) in [0,1] -> (N,channels_out,H/16,W/16), sides rounded up."
+    """Convolutions of LightCNN-9: (N,channels,H,W) in [0,1] -> (N,channels_out,H/16,W/16).
+
+    The sides are rounded up.
+    """
 
     def __init__(
         self,
@@ -145,7 +156,7 @@ class Luma(nn.Module):
     ),
 )
 class LightCNN9(Recogniser):
-    "LightCNN-9: (N,3,size,size) in [0,1] -> embedding (N,embedding), not normalised (Wu et al. 2018)."
+    "(N,3,size,size) in [0,1] -> embedding (N,embedding), not normalised (Wu et al. 2018)."
 
     def __init__(
         self,

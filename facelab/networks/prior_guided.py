@@ -10,13 +10,17 @@ from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
+from torch import nn
+
 from .. import FacelabError
 from .srresnet import ResidualBlock, count_doublings, doubling
-from torch import nn
 
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c009
 class ChannelAttention(nn.Module):
-    "Eq 3.2 and 3.3: features (N,C,H,W) -> one weight per channel (N,C,1,1) in (0,1); with softmax they sum to 1. FacelabError on another attention."
+    """Eq 3.2 and 3.3: features (N,C,H,W) -> one weight per channel (N,C,1,1) in (0,1).
+
+    With softmax they sum to 1. FacelabError on another attention.
+    """
 
     def __init__(
         self,
@@ -78,7 +82,9 @@ class SRBranch(nn.Module):
         self.conv2 = nn.Sequential(nn.Conv2d(width, width, 3, padding=1), nn.BatchNorm2d(width))
         self.closing = ("conv2.1",)
         self.up = nn.Sequential(
-            OrderedDict((f"pixelshuffle{i + 1}", doubling(width)) for i in range(count_doublings(scale)))
+            OrderedDict(
+                (f"pixelshuffle{i + 1}", doubling(width)) for i in range(count_doublings(scale))
+            )
         )
         self.conv3 = nn.Conv2d(width, 3, kernel, padding=kernel // 2)
 
@@ -88,7 +94,10 @@ class SRBranch(nn.Module):
 
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c024
 class Hourglass(nn.Module):
-    "Thesis Fig 3.7: (N,width,H,W) -> the same, through maps down to H/2**depth; H and W are multiples of 2**depth."
+    """Thesis Fig 3.7: (N,width,H,W) -> the same, through maps down to H/2**depth.
+
+    H and W are multiples of 2**depth.
+    """
 
     def __init__(
         self,
@@ -96,11 +105,7 @@ class Hourglass(nn.Module):
         depth=3,  # halvings
     ):
         super().__init__()
-        self.across, self.before, self.after = (
-            ResidualBlock(width),
-            ResidualBlock(width),
-            ResidualBlock(width),
-        )
+        self.across, self.before, self.after = (ResidualBlock(width) for _ in range(3))
         self.inner = Hourglass(width, depth - 1) if depth > 1 else ResidualBlock(width)
 
     def forward(self, x):
@@ -109,7 +114,10 @@ class Hourglass(nn.Module):
 
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c028
 class PriorBranch(nn.Module):
-    "Predicts parsing maps: (N,3,h,w) in [0,1] -> (N,parts,h*scale,w*scale), linear, near 0 or 1 (for the missing Table 3.2)."
+    """Predicts parsing maps: (N,3,h,w) in [0,1] -> (N,parts,h*scale,w*scale), linear, near 0 or 1.
+
+    In place of the missing Table 3.2; h and w are multiples of 2**hourglass_depth.
+    """
 
     def __init__(
         self,
@@ -117,7 +125,7 @@ class PriorBranch(nn.Module):
         width=64,  # channels
         parts=11,  # maps
         hourglasses=2,  # in series
-        hourglass_depth=3,  # halvings in each; h and w are multiples of 2**hourglass_depth
+        hourglass_depth=3,  # halvings in each
     ):
         super().__init__()
         self.conv1 = nn.Sequential(
@@ -132,7 +140,9 @@ class PriorBranch(nn.Module):
             ]
         )
         self.up = nn.Sequential(
-            OrderedDict((f"pixelshuffle{i + 1}", doubling(width)) for i in range(count_doublings(scale)))
+            OrderedDict(
+                (f"pixelshuffle{i + 1}", doubling(width)) for i in range(count_doublings(scale))
+            )
         )
         self.conv2 = nn.Conv2d(width, parts, 3, padding=1)
         self.closing = ("conv2",)  # no maps yet in an identity start
@@ -149,7 +159,7 @@ class Concat(nn.Module):
 
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c034
 class FusingModule(nn.Module):
-    "Thesis Table 3.3: coarse image (N,3,H,W) and maps (N,parts,H,W) -> restored image (N,3,H,W), not clamped."
+    "Thesis Table 3.3: image (N,3,H,W) and maps (N,parts,H,W) -> restored (N,3,H,W), not clamped."
 
     def __init__(
         self,

@@ -5,17 +5,19 @@
 # %% auto #0
 __all__ = ['residue', 'window_mean', 'guided_filter', 'Decomposition', 'double_conv', 'UNet', 'TransmissionBranch', 'LightBranch',
            'three_convs', 'StreakBlock', 'StreakBranch', 'Inversion', 'Refinement', 'HeavyRainRemoval',
-           'DepthGuidedCritic']
+           'verdict_layers', 'init_as_released', 'DepthGuidedCritic']
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c002
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
+from torch import nn
+
 from .. import FacelabError
 from ..degradations.resample import resize
 from .expect import expect
 from .registry import network
 from .srresnet import count_doublings
-from torch import nn
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c008
 def residue(
@@ -51,7 +53,10 @@ def guided_filter(
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c019
 class Decomposition(nn.Module):
-    "(N,3,H,W) -> low and high frequencies, each (N,33,H,W): the picture and its ten filtered versions, or its ten remainders."
+    """(N,3,H,W) -> low and high frequencies, each (N,33,H,W).
+
+    The picture comes first in both; its ten filtered versions or their ten remainders follow.
+    """
 
     def __init__(
         self,
@@ -105,15 +110,8 @@ class UNet(nn.Module):
             skips.append(block(F.max_pool2d(skips[-1], 2)))
         x = skips.pop() if inner is None else torch.cat([skips.pop(), inner], 1)
         for block in self.up:
-            x = block(
-                torch.cat(
-                    [
-                        skips.pop(),
-                        F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True),
-                    ],
-                    1,
-                )
-            )
+            x = F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
+            x = block(torch.cat([skips.pop(), x], 1))
         return self.out(x)
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c029
@@ -133,7 +131,7 @@ class TransmissionBranch(nn.Module):
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c031
 class LightBranch(nn.Module):
-    "Low frequencies (N,n_in,H,W), H and W at least 64 -> A (N,3,H,W) in (0,1), the same in every pixel."
+    "Low frequencies (N,n_in,H,W), 64x64 or more -> A (N,3,H,W) in (0,1), one colour a picture."
 
     def __init__(
         self,
@@ -207,10 +205,8 @@ class StreakBranch(nn.Module):
         self.blocks = nn.Sequential(
             StreakBlock(w, wide, w), *[StreakBlock(wide, wide, w) for _ in range(depth)]
         )
-        self.branch, self.out = (
-            three_convs(wide, wide, 2 * w, w),
-            nn.Conv2d(wide + w, 1, 3, padding=1),
-        )
+        self.branch = three_convs(wide, wide, 2 * w, w)
+        self.out = nn.Conv2d(wide + w, 1, 3, padding=1)
         for m in self.modules():
             if isinstance(m, nn.Conv2d):
                 nn.init.xavier_normal_(m.weight)
@@ -265,22 +261,23 @@ class Refinement(nn.Module):
     ),
 )
 class HeavyRainRemoval(nn.Module):
-    "Li et al. 2019: (N,3,h,w) in [0,1] -> dict of S, T (N,1,H,W), A, J (before refinement) and restored (N,3,H,W), H = h*scale, not clamped."
+    """Li et al. 2019: (N,3,h,w) in [0,1] -> dict of S, T (N,1,H,W), A, J and restored (N,3,H,W).
+
+    H = h*scale and W = w*scale are multiples of 64; J is before refinement; nothing is clamped.
+    """
 
     def __init__(
         self,
-        scale=4,  # 2, 4 or 8: enlarged by it first, bicubically; h*scale and w*scale are multiples of 64
+        scale=4,  # 2, 4 or 8: the face is enlarged first, bicubically
         width=64,  # a multiple of 4
         depth=2,  # blocks in the middle of the streak branch
     ):
         super().__init__()
         self.scale, self.multiple = scale, max(1, 64 >> count_doublings(scale))
         self.decomposition = Decomposition()
-        self.transmission, self.light, self.streaks = (
-            TransmissionBranch(width=width),
-            LightBranch(width=width),
-            StreakBranch(width=width, depth=depth),
-        )
+        self.transmission = TransmissionBranch(width=width)
+        self.light = LightBranch(width=width)
+        self.streaks = StreakBranch(width=width, depth=depth)
         self.inversion, self.refinement = Inversion(), Refinement(width)
 
     def forward(self, x):
@@ -290,6 +287,28 @@ class HeavyRainRemoval(nn.Module):
         T, A, S = self.transmission(low), self.light(low), self.streaks(high)
         J = self.inversion(I, S, T, A)
         return dict(S=S, T=T, A=A, J=J, restored=self.refinement(J, A))
+
+# %% ../../nbs/3_networks/34_rain_removal.ipynb #c062
+def verdict_layers(
+    size,  # side of the images
+    width,  # see `DepthGuidedCritic`
+):
+    "Two dense layers, nothing between them: (N,4*width,size/16,size/16) -> logits (N,1)."
+    return nn.Sequential(
+        nn.Flatten(),
+        nn.Linear(4 * width * (size // 16) ** 2, 128 * width),
+        nn.Linear(128 * width, 1),
+    )
+
+# %% ../../nbs/3_networks/34_rain_removal.ipynb #c063
+def init_as_released(
+    net,  # a `DepthGuidedCritic`
+):
+    "Xavier's uniform weights and biases of .01 for every convolution and dense layer."
+    for m in net.modules():
+        if isinstance(m, (nn.Conv2d, nn.Linear)):
+            nn.init.xavier_uniform_(m.weight)
+            nn.init.constant_(m.bias, 0.01)
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c055
 @network(
@@ -301,7 +320,7 @@ class HeavyRainRemoval(nn.Module):
     small_side=32,
 )
 class DepthGuidedCritic(nn.Module):
-    "x (N,3,size,size) in [0,1] and the rainy I, of any size -> dict of score, logits (N,1), and depth (N,1,size,size) (Li et al. 2019)."
+    "x (N,3,size,size), rainy I -> dict of score, logits (N,1), and depth (N,1,size,size)."
 
     def __init__(
         self,
@@ -316,40 +335,28 @@ class DepthGuidedCritic(nn.Module):
             )
         c = [width * k for k in (1, 2, 8, 16, 16, 16)]
         self.size = size
-        self.convs = nn.Sequential(
-            *[
-                layer
-                for a, b in zip([6, *c], c)
-                for layer in (nn.Conv2d(a, b, 5, padding=2), nn.ReLU())
-            ]
-        )
+        conv = lambda a, b, stride, padding: (nn.Conv2d(a, b, 5, stride, padding), nn.ReLU())
+        self.convs = nn.Sequential(*[l for a, b in zip([6, *c], c) for l in conv(a, b, 1, 2)])
         self.depth = nn.Conv2d(c[-1], 1, 5, padding=2)
         self.shrink = nn.Sequential(
-            nn.Conv2d(c[-1], 8 * width, 5, 4, 1),
-            nn.ReLU(),
-            nn.Conv2d(8 * width, 4 * width, 5, 4, 1),
-            nn.ReLU(),
+            *conv(c[-1], 8 * width, 4, 1), *conv(8 * width, 4 * width, 4, 1)
         )
-        self.dense = nn.Sequential(
-            nn.Flatten(),
-            nn.Linear(4 * width * (size // 16) ** 2, 128 * width),
-            nn.Linear(128 * width, 1),
-        )
-        for m in self.modules():
-            if isinstance(m, (nn.Conv2d, nn.Linear)):
-                nn.init.xavier_uniform_(m.weight)
-                nn.init.constant_(m.bias, 0.01)  # as released
+        self.dense = verdict_layers(size, width)
+        init_as_released(self)
 
     def forward(self, x, I=None):
         expect(self, x, size=self.size)
-        I = resize(
-            expect(self, I, what="I", why="the rainy face, which the critic compares x with"),
-            self.size,
-        )
-        features = self.convs(torch.cat([I, x], 1))
+        expect(self, I, what="I", why="the rainy face, which the critic compares x with")
+        features = self.convs(torch.cat([resize(I, self.size), x], 1))
         depth = self.depth(features)
         return dict(score=self.dense(self.shrink(features * depth)), depth=depth)
 
-    def probability(self, x, I=None):
-        "The probability that x is real, (N,1) in (0,1)."
-        return self(x, I)["score"].sigmoid()
+# %% ../../nbs/3_networks/34_rain_removal.ipynb #c064
+@patch
+def probability(
+    self: DepthGuidedCritic,
+    x,  # (N,3,size,size) in [0,1]
+    I=None,  # the rainy face (N,3,h,w)
+):
+    "The probability that x is real, (N,1) in (0,1)."
+    return self(x, I)["score"].sigmoid()

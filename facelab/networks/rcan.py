@@ -8,9 +8,10 @@ __all__ = ['SubMean', 'AddMean', 'ChannelGate', 'RCAB', 'ResidualGroup', 'plain_
 # %% ../../nbs/3_networks/13_rcan.ipynb #c002
 import torch
 from torch import nn
+
 from .expect import expect
-from .srresnet import count_doublings
 from .registry import network
+from .srresnet import count_doublings
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c005
 class SubMean(nn.Module):
@@ -32,7 +33,10 @@ class AddMean(SubMean):
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c009
 class ChannelGate(nn.Module):
-    "Features (N,width,H,W) -> the same, each channel times a number in (0,1) (Zhang et al. 2018, Fig. 3)."
+    """Each channel times a number in (0,1) (Zhang et al. 2018, Fig. 3).
+
+    Features (N,width,H,W) -> the same.
+    """
 
     def __init__(
         self,
@@ -56,7 +60,10 @@ class ChannelGate(nn.Module):
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c014
 class RCAB(nn.Module):
-    "conv3x3-ReLU-conv3x3-gate added to the input, (N,width,H,W) -> the same (Zhang et al. 2018, Fig. 4)."
+    """conv3x3-ReLU-conv3x3-gate added to the input (Zhang et al. 2018, Fig. 4).
+
+    (N,width,H,W) -> the same.
+    """
 
     def __init__(
         self,
@@ -74,7 +81,10 @@ class RCAB(nn.Module):
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c018
 class ResidualGroup(nn.Module):
-    "`depth` blocks and a conv3x3, added to the input: (N,width,H,W) -> the same (Zhang et al. 2018, Fig. 2)."
+    """`depth` blocks and a conv3x3, added to the input (Zhang et al. 2018, Fig. 2).
+
+    (N,width,H,W) -> the same.
+    """
 
     def __init__(
         self,
@@ -91,7 +101,9 @@ class ResidualGroup(nn.Module):
         return x + self.conv(self.blocks(x))
 
 # %% ../../nbs/3_networks/13_rcan.ipynb #c022
-def plain_doubling(width=64):
+def plain_doubling(
+    width=64,  # channels
+):
     "conv3x3 to 4*width channels, PixelShuffle(2): (N,width,H,W) -> (N,width,2H,2W)."
     return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2))
 

@@ -6,8 +6,12 @@
 __all__ = ['ROLES', 'Entry', 'network', 'entries', 'find', 'create', 'example']
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c002
-import importlib, inspect, pkgutil, re
+import importlib
+import inspect
+import pkgutil
+import re
 from dataclasses import dataclass, field
+
 from .. import FacelabError
 from ..base.names import call, near
 
@@ -19,13 +23,13 @@ ROLES = dict(
     critic="face -> how real it looks",
     prior="face -> maps of landmarks or parts",
     recogniser="face -> embedding (N,D)",
-    part="a part of other networks that is trained or tested by itself",
+    module="a module of other networks that is trained or tested by itself",
 )
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c006
 @dataclass(frozen=True)
 class Entry:
-    "A registered network; `side` is that of its output for a generator, else of its input, in pixels."
+    "A registered network."
 
     name: str
     make: type  # the class, or a function that builds one
@@ -33,7 +37,7 @@ class Entry:
     source: str  # where the architecture is printed
     aliases: tuple = ()  # other names
     scales: tuple = (1,)  # factors of enlargement that a table needs
-    side: int | tuple = 128  # or (height, width)
+    side: int | tuple = 128  # pixels of a generator's output, else of the input; or (height, width)
     inputs: dict = field(default_factory=lambda: {"x": 3})  # arguments of forward -> channels
     small: dict = field(default_factory=dict)  # arguments of a small one
     small_side: int | tuple | None = None  # its side, if not `side`
@@ -44,8 +48,18 @@ class Entry:
 _ENTRIES = {}
 
 
-def _plain(name):
+def _normalise(name):
     return re.sub(r"[^a-z0-9]", "", str(name).lower())
+
+
+def _require_free(key, entry):
+    "FacelabError if another network has the name; the same class again is a notebook that reruns."
+    taken = _ENTRIES.get(key, entry)
+    if (taken.name, taken.make.__qualname__) != (entry.name, entry.make.__qualname__):
+        raise FacelabError(
+            f"the network name {key!r} of {entry.make.__qualname__} belongs to"
+            f" {taken.make.__qualname__} already: choose another"
+        )
 
 
 def network(
@@ -54,55 +68,45 @@ def network(
     source,  # where the architecture is printed
     **about,  # other fields of `Entry`
 ):
-    "Decorator: make a network known under its name and aliases; FacelabError if another one has the name."
+    "Decorator that registers a network by name and aliases; FacelabError if one of them is taken."
     if role not in ROLES:
         raise FacelabError(f"{name} has the unknown role {role!r}: give one of {', '.join(ROLES)}")
 
     def register(make):
         entry = Entry(name, make, role, source, **about)
-        for key in map(_plain, (name, *entry.aliases)):
-            taken = _ENTRIES.get(key)
-            if taken and (taken.name, taken.make.__qualname__) != (
-                name,
-                make.__qualname__,
-            ):  # the same class again: its notebook runs
-                raise FacelabError(
-                    f"the network name {key!r} of {make.__qualname__} belongs to"
-                    f" {taken.make.__qualname__} already: choose another"
-                )
+        for key in map(_normalise, (name, *entry.aliases)):
+            _require_free(key, entry)
             _ENTRIES[key] = entry
         return make
 
     return register
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c010
-def _load():
-    import facelab.networks, facelab.systems
+def _import_networks():
+    import facelab.networks
+    import facelab.systems
 
-    for room in (facelab.networks, facelab.systems):
-        for module in pkgutil.iter_modules(room.__path__, room.__name__ + "."):
+    for package in (facelab.networks, facelab.systems):
+        for module in pkgutil.iter_modules(package.__path__, package.__name__ + "."):
             importlib.import_module(module.name)
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c011
 def entries(
     role: str | None = None,  # only of this role
 ) -> dict[str, Entry]:
-    "All registered networks, name -> `Entry`, sorted."
-    _load()
-    return {
-        name: e
-        for name, e in sorted({e.name: e for e in _ENTRIES.values()}.items())
-        if role in (None, e.role)
-    }
+    "All registered networks, name -> `Entry`, sorted by name."
+    _import_networks()
+    by_name = {e.name: e for e in _ENTRIES.values() if role in (None, e.role)}
+    return dict(sorted(by_name.items()))
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c012
 def find(
     name: str,  # of a network, or an alias
 ) -> Entry:
     "The `Entry` of a name; FacelabError with the nearest known name otherwise."
-    _load()
-    if _plain(name) in _ENTRIES:
-        return _ENTRIES[_plain(name)]
+    _import_networks()
+    if _normalise(name) in _ENTRIES:
+        return _ENTRIES[_normalise(name)]
     raise FacelabError(f"unknown network {name!r}: {near(name, entries())}")
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c018
@@ -129,7 +133,8 @@ def example(
     if "scale" in inspect.signature(entry.make).parameters:
         given = {"scale": scale, **given}
     side = (small and entry.small_side) or entry.side
-    height, width = (s // scale for s in (side if isinstance(side, tuple) else (side, side)))
+    sides = side if isinstance(side, tuple) else (side, side)
+    height, width = (s // scale for s in sides)
     net = create(name, **({**entry.small, **given} if small else given))
     return net, {
         arg: torch.rand(batch, channels, height, width) for arg, channels in entry.inputs.items()

@@ -8,10 +8,11 @@ __all__ = ['init_he', 'DenseBlock', 'RRDB', 'nearest_doubling', 'RRDBNet', 'conv
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c002
 import torch
 from torch import nn
+
 from .. import FacelabError
 from .expect import expect
-from .srresnet import count_doublings
 from .registry import network
+from .srresnet import count_doublings
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c005
 @torch.no_grad()
@@ -25,7 +26,10 @@ def init_he(
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c006
 class DenseBlock(nn.Module):
-    "Five densely connected conv3x3, a fraction beta of the last added to the input: (N,width,H,W) -> the same (Wang et al. 2018, Fig. 4)."
+    """Five densely connected conv3x3, a fraction beta of the last added to the input.
+
+    (N,width,H,W) -> the same (Wang et al. 2018, Fig. 4).
+    """
 
     def __init__(
         self,
@@ -53,7 +57,10 @@ class DenseBlock(nn.Module):
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c011
 class RRDB(nn.Module):
-    "Three dense blocks, a fraction beta of their output added to the input: (N,width,H,W) -> the same (Wang et al. 2018, Fig. 4)."
+    """Three dense blocks, a fraction beta of their output added to the input.
+
+    (N,width,H,W) -> the same (Wang et al. 2018, Fig. 4).
+    """
 
     def __init__(
         self,
@@ -69,7 +76,9 @@ class RRDB(nn.Module):
         return x + self.beta * self.dense(x)
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c015
-def nearest_doubling(width=64):
+def nearest_doubling(
+    width=64,  # channels
+):
     "Nearest neighbour x2, conv3x3, LReLU(.2): (N,width,H,W) -> (N,width,2H,2W)."
     return nn.Sequential(
         nn.Upsample(scale_factor=2, mode="nearest"),
@@ -89,7 +98,10 @@ def nearest_doubling(width=64):
     published=dict(parameters=16_697_987, args=dict(scale=4), source="released code"),
 )
 class RRDBNet(nn.Module):
-    "ESRGAN's generator: (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale), not clamped (Wang et al. 2018, Fig. 3 and 4)."
+    """ESRGAN's generator (Wang et al. 2018, Fig. 3 and 4).
+
+    (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale), not clamped.
+    """
 
     def __init__(
         self,
@@ -115,8 +127,8 @@ class RRDBNet(nn.Module):
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c028
 def conv_norm(
-    n_in,
-    n_out,  # channels
+    n_in,  # channels of the input
+    n_out,  # channels of the output
     kernel,  # 3 keeps the side, 4 halves it
 ):
     "conv-BN-LReLU(.2): (N,n_in,H,W) -> (N,n_out,H,W), or half as large with kernel 4."
@@ -135,11 +147,11 @@ def conv_norm(
     small_side=64,
 )
 class VGGCritic(nn.Module):
-    "ESRGAN's VGG-style critic: (N,3,size,size) in [0,1] -> logits (N,1). FacelabError on another size than 64, 128 or 256."
+    "ESRGAN's VGG-style critic: (N,3,size,size) in [0,1] -> logits (N,1)."
 
     def __init__(
         self,
-        size=128,  # side of the images: 64, 128 or 256
+        size=128,  # side of the images: 64, 128 or 256, else FacelabError
         width=64,  # channels of the first convolution; the last has 8 times as many
     ):
         super().__init__()

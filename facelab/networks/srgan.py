@@ -7,15 +7,17 @@ __all__ = ['conv_block', 'Discriminator']
 
 # %% ../../nbs/3_networks/12_srgan.ipynb #c002
 from collections import OrderedDict
+
 from torch import nn
+
 from .. import FacelabError
 from .expect import expect
 from .registry import network
 
 # %% ../../nbs/3_networks/12_srgan.ipynb #c005
 def conv_block(
-    n_in,
-    n_out,  # channels
+    n_in,  # channels of the input
+    n_out,  # channels of the output
     stride=1,  # 2 halves the side
 ):
     "conv3x3-BN-LReLU(.2): (N,n_in,H,W) -> (N,n_out,H/stride,W/stride)."
@@ -32,11 +34,11 @@ def conv_block(
     small_side=64,
 )
 class Discriminator(nn.Module):
-    "Thesis Table 3.4: (N,3,size,size) in [0,1] -> logits (N,1); `probability` adds the sigmoid. FacelabError if size is no multiple of 16."
+    "Thesis Table 3.4: (N,3,size,size) in [0,1] -> logits (N,1); `probability` adds the sigmoid."
 
     def __init__(
         self,
-        size=128,  # side of the images, a multiple of 16
+        size=128,  # side of the images, a multiple of 16, else FacelabError
         width=64,  # channels of the first convolution; the last has 8 times as many
     ):
         super().__init__()
@@ -48,31 +50,17 @@ class Discriminator(nn.Module):
         w = width
         self.size = size
         self.conv1, self.lrelu1 = nn.Conv2d(3, w, 3, padding=1), nn.LeakyReLU(0.2)
-        plan = (
-            (w, w, 2),
-            (w, 2 * w, 1),
-            (2 * w, 2 * w, 2),
-            (2 * w, 4 * w, 1),
-            (4 * w, 4 * w, 2),
-            (4 * w, 8 * w, 1),
-            (8 * w, 8 * w, 2),
-        )
-        self.blocks = nn.Sequential(
-            OrderedDict((f"conv_block{i}", conv_block(*row)) for i, row in enumerate(plan, 1))
-        )
+        widths = (w, w, 2 * w, 2 * w, 4 * w, 4 * w, 8 * w, 8 * w)
+        plan = enumerate(zip(widths, widths[1:], (2, 1, 2, 1, 2, 1, 2)), 1)
+        blocks = {f"conv_block{i}": conv_block(*layer) for i, layer in plan}
+        self.blocks = nn.Sequential(OrderedDict(blocks))
         self.dense1 = nn.Sequential(nn.Flatten(), nn.Linear(8 * w * (size // 16) ** 2, 16 * w))
-        self.lrelu2, self.dense2, self.sigmoid = (
-            nn.LeakyReLU(0.2),
-            nn.Linear(16 * w, 1),
-            nn.Sigmoid(),
-        )
+        self.lrelu2 = nn.LeakyReLU(0.2)
+        self.dense2, self.sigmoid = nn.Linear(16 * w, 1), nn.Sigmoid()
 
     def forward(self, x):
-        return self.dense2(
-            self.lrelu2(
-                self.dense1(self.blocks(self.lrelu1(self.conv1(expect(self, x, size=self.size)))))
-            )
-        )
+        x = self.lrelu1(self.conv1(expect(self, x, size=self.size)))
+        return self.dense2(self.lrelu2(self.dense1(self.blocks(x))))
 
     def probability(self, x):
         "The last row of Table 3.4: the probability that x is real, (N,1) in (0,1)."

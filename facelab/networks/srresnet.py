@@ -7,13 +7,17 @@ __all__ = ['ResidualBlock', 'doubling', 'count_doublings', 'SRResNet']
 
 # %% ../../nbs/3_networks/11_srresnet.ipynb #c002
 from torch import nn
+
 from .. import FacelabError
 from .expect import expect
 from .registry import network
 
 # %% ../../nbs/3_networks/11_srresnet.ipynb #c005
 class ResidualBlock(nn.Module):
-    "conv3x3-BN-PReLU-conv3x3-BN added to the input, (N,width,H,W) -> the same (Ledig et al. 2017, Fig. 4)."
+    """conv3x3-BN-PReLU-conv3x3-BN added to the input (Ledig et al. 2017, Fig. 4).
+
+    (N,width,H,W) -> the same.
+    """
 
     def __init__(
         self,
@@ -25,16 +29,17 @@ class ResidualBlock(nn.Module):
         self.conv1, self.bn1 = nn.Conv2d(width, width, 3, padding=1), bn(width)
         self.prelu = nn.PReLU()
         self.conv2, self.bn2 = nn.Conv2d(width, width, 3, padding=1), bn(width)
-        self.closing = (
-            "bn2" if norm else "conv2",
-        )  # what ends the branch: silent in an identity start
+        # What ends the branch: silent in an identity start.
+        self.closing = ("bn2" if norm else "conv2",)
 
     def forward(self, x):
         return x + self.bn2(self.conv2(self.prelu(self.bn1(self.conv1(x)))))
 
 # %% ../../nbs/3_networks/11_srresnet.ipynb #c009
-def doubling(width=64):
-    "One stage that doubles the side: conv3x3 to 4*width channels, PixelShuffle(2), PReLU; (N,width,H,W) -> (N,width,2H,2W)."
+def doubling(
+    width=64,  # channels
+):
+    "conv3x3 to 4*width channels, PixelShuffle(2), PReLU: (N,width,H,W) -> (N,width,2H,2W)."
     return nn.Sequential(nn.Conv2d(width, 4 * width, 3, padding=1), nn.PixelShuffle(2), nn.PReLU())
 
 # %% ../../nbs/3_networks/11_srresnet.ipynb #c011
@@ -59,7 +64,10 @@ def count_doublings(
     small=dict(width=8, depth=2),
 )
 class SRResNet(nn.Module):
-    "SRResNet with batch norm: (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale), not clamped (Ledig et al. 2017, Fig. 4)."
+    """SRResNet with batch norm (Ledig et al. 2017, Fig. 4).
+
+    (N,3,h,w) in [0,1] -> (N,3,h*scale,w*scale), not clamped.
+    """
 
     def __init__(
         self,

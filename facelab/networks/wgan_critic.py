@@ -6,21 +6,31 @@
 __all__ = ['layer_norm', 'DownBlock', 'WGANCritic']
 
 # %% ../../nbs/3_networks/51_wgan_critic.ipynb #c002
+from torch import nn
+
 from .. import FacelabError
 from .expect import expect
 from .registry import network
-from torch import nn
 
 # %% ../../nbs/3_networks/51_wgan_critic.ipynb #c005
-def layer_norm(channels):
-    "Layer norm of a sample's (C,H,W) with a gain and an offset a channel."
+def layer_norm(
+    channels,  # C
+):
+    "Layer norm over a sample's (C,H,W), with a gain and an offset for each channel."
     return nn.GroupNorm(1, channels)
 
 # %% ../../nbs/3_networks/51_wgan_critic.ipynb #c008
 class DownBlock(nn.Module):
-    "Residual block that halves the side: (N,n_in,H,W) -> (N,n_out,H/2,W/2) (Gulrajani et al. 2017, authors' code)."
+    """Residual block that halves the side: (N,n_in,H,W) -> (N,n_out,H/2,W/2).
 
-    def __init__(self, n_in, n_out):
+    Gulrajani et al. 2017, authors' code.
+    """
+
+    def __init__(
+        self,
+        n_in,
+        n_out,  # channels
+    ):
         super().__init__()
         self.norm1, self.conv1 = layer_norm(n_in), nn.Conv2d(n_in, n_in, 3, padding=1, bias=False)
         self.norm2, self.conv2 = layer_norm(n_in), nn.Conv2d(n_in, n_out, 3, padding=1)
@@ -46,7 +56,10 @@ class DownBlock(nn.Module):
     ),
 )
 class WGANCritic(nn.Module):
-    "Critic of WGAN-GP: (N,3,size,size) in [0,1] -> scores (N,1), without sigmoid (Gulrajani et al. 2017). FacelabError if size is not 8, 16, 32, ..."
+    """Critic of WGAN-GP: (N,3,size,size) in [0,1] -> scores (N,1), without sigmoid.
+
+    Gulrajani et al. 2017. FacelabError if size is not 8, 16, 32, ...
+    """
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""`python -m facelab.pipeline check | sources | grid [PAPER] | recipes | navigation | docs | inventory | publish NAME | ship NAME | run STAGE [ITEM] | profile NAME`: what the Makefile and dvc.yaml call."""
+"""`python -m facelab.pipeline COMMAND`: what the Makefile and dvc.yaml call. `--help` lists the commands."""
 
 import argparse
 import sys
@@ -7,87 +7,116 @@ from facelab import FacelabError
 from facelab.base.params import choose_profile, project_root
 
 
+def check(root, args):
+    "Are parameters, recipes and faces fit for `dvc repro`?"
+    from facelab.pipeline.sources import check_chains
+
+    check_chains(root)
+
+
+def sources(root, args):
+    "Write the fingerprints that the stages depend on."
+    from facelab.pipeline.sources import write_sources
+
+    write_sources(root)
+
+
+def schedule(root, args):
+    "Write the stages that are out of date as a makefile, build/schedule.mk, and print how many they are."
+    from facelab.pipeline.schedule import write_schedule
+
+    print(write_schedule(root, args.paper))
+
+
+def inventory(root, args):
+    "Every table and figure of the papers, and the file in build/ that holds it."
+    from facelab.pipeline.inventory import main
+
+    return min(1, main(root))
+
+
+def recipes(root, args):
+    "Write docs/recipes.md, docs/deviations.md, and the list of recipe files in dvc.yaml."
+    from facelab.base.files import write_text
+    from facelab.pipeline.sources import list_recipe_files
+    from facelab.publication.deviations import project_deviations
+    from facelab.training.recipes import recipes_page
+
+    list_recipe_files(root)
+    write_text(root / "docs" / "recipes.md", recipes_page(root))
+    write_text(root / "docs" / "deviations.md", project_deviations(root))
+
+
+def navigation(root, args):
+    "Write the last lines of every notebook (before, contents, next) and nbs/contents.ipynb."
+    from facelab.pipeline.navigation import write_navigation
+
+    print(f"{len(write_navigation(root))} notebooks were brought up to date")
+
+
+def docs(root, args):
+    "Write the site, build/site/html."
+    from facelab.pipeline.site import build
+
+    print(f"{len(build(root))} pages in {root / 'build' / 'site' / 'html'}")
+
+
+def publish(root, args):
+    "Copy tables and verdicts of a finished run that is no demo to results/NAME, with its provenance."
+    from facelab.pipeline.publish import publish
+
+    print(publish(root, args.name))
+
+
+def ship(root, args):
+    "Put a small trained model among those that come with the package, with a card."
+    from facelab.publication.shipping import ship
+
+    print(ship(args.name, args.run, args.test))
+
+
+def run(root, args):
+    "Run one notebook of nbs/pipeline."
+    from facelab.pipeline.notebooks import run
+
+    run(args.stage, args.item, root)
+
+
+def profile(root, args):
+    "Choose demo, real or paper: writes params.yaml."
+    choose_profile(args.name, root)
+
+
+COMMANDS = (check, sources, schedule, inventory, recipes, navigation, docs, publish, ship, run, profile)
+
+
+def parser():
+    "The commands and their arguments."
+    out = argparse.ArgumentParser(prog="python -m facelab.pipeline", description=__doc__)
+    known = out.add_subparsers(required=True, metavar="COMMAND")
+    added = {}
+    for command in COMMANDS:
+        added[command] = known.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
+        added[command].set_defaults(command=command)
+    added[schedule].add_argument("paper", nargs="?", help="only what this paper shows")
+    added[publish].add_argument("name", help="of the folder in results/")
+    added[ship].add_argument("name", help="of its recipe")
+    added[ship].add_argument("--run", required=True, help="the folder of the run that trained it")
+    added[ship].add_argument("--test", required=True, nargs="+", help="face sets on whose test splits it is measured")
+    added[run].add_argument("stage", help="of dvc.yaml")
+    added[run].add_argument("item", nargs="?", help="the recipe or paper, for stages that have one")
+    added[profile].add_argument("name")
+    return out
+
+
 def main(argv=None):
-    parser = argparse.ArgumentParser(prog="python -m facelab.pipeline", description=__doc__)
-    todo = parser.add_subparsers(dest="todo", required=True)
-    todo.add_parser("check", help="are parameters, recipes and faces fit for `dvc repro`?")
-    todo.add_parser("sources", help="write the fingerprints that the stages depend on")
-    grid = todo.add_parser(
-        "grid", help="write the stages that are out of date as a makefile, build/grid.mk, and print how many they are"
-    )
-    grid.add_argument("paper", nargs="?", help="only what this paper shows")
-    todo.add_parser("inventory", help="every table and figure of the papers, and the file in build/ that holds it")
-    todo.add_parser(
-        "recipes",
-        help=(
-            "write docs/recipes.md, all recipes and where their values come from, and docs/deviations.md, what papers"
-            " left open"
-        ),
-    )
-    todo.add_parser(
-        "navigation", help="write the last lines of every notebook (before, contents, next) and nbs/contents.ipynb"
-    )
-    todo.add_parser("docs", help="write the site, build/site/html")
-    todo.add_parser(
-        "publish",
-        help="copy tables and verdicts of a finished run that is no demo to results/NAME, with its provenance",
-    ).add_argument("name")
-    ship = todo.add_parser("ship", help="put a small trained model among those that come with the package, with a card")
-    ship.add_argument("name", help="of its recipe")
-    ship.add_argument("--run", required=True, help="the folder of the run that trained it")
-    ship.add_argument("--test", required=True, nargs="+", help="face sets whose test parts it is measured on")
-    stage = todo.add_parser("run", help="run one notebook of nbs/pipeline")
-    stage.add_argument("stage")
-    stage.add_argument("item", nargs="?", help="the recipe or paper, for stages that have one")
-    todo.add_parser("profile", help="choose demo, real or paper: writes params.yaml").add_argument("name")
-    args = parser.parse_args(argv)
+    "The command line; returns the exit status."
+    args = parser().parse_args(argv)
     try:
-        root = project_root()
-        if args.todo == "run":
-            from facelab.pipeline.notebooks import run
-
-            run(args.stage, args.item, root)
-        elif args.todo == "profile":
-            choose_profile(args.name, root)
-        elif args.todo == "grid":
-            from facelab.pipeline.schedule import write_grid
-
-            print(write_grid(root, args.paper))
-        elif args.todo == "inventory":
-            from facelab.pipeline.inventory import main as inventory
-
-            return min(1, inventory(root))
-        elif args.todo == "recipes":
-            from facelab.publication.deviations import project_deviations
-            from facelab.base.files import write_text
-            from facelab.training.recipes import recipes_page
-
-            write_text(root / "docs" / "recipes.md", recipes_page(root))
-            write_text(root / "docs" / "deviations.md", project_deviations(root))
-        elif args.todo == "navigation":
-            from facelab.pipeline.navigation import write_navigation
-
-            print(f"{len(write_navigation(root))} notebooks were brought up to date")
-        elif args.todo == "docs":
-            from facelab.pipeline.site import build
-
-            print(f"{len(build(root))} pages in {root / 'build' / 'site' / 'html'}")
-        elif args.todo == "publish":
-            from facelab.pipeline.publish import publish
-
-            print(publish(root, args.name))
-        elif args.todo == "ship":
-            from facelab.publication.shipping import ship
-
-            print(ship(args.name, args.run, args.test))
-        else:
-            from facelab.pipeline.sources import check_chains, write_sources
-
-            (check_chains if args.todo == "check" else write_sources)(root)
+        return args.command(project_root(), args) or 0
     except FacelabError as error:
         print(f"facelab: {error}", file=sys.stderr)
         return 1
-    return 0
 
 
 if __name__ == "__main__":

@@ -1,4 +1,7 @@
-"""The last lines of every notebook (the papers that use it; before, contents, next), and nbs/contents.ipynb. `python -m facelab.pipeline navigation` writes them."""
+"""The last lines of every notebook (the papers that use it; before, contents, next), and nbs/contents.ipynb.
+
+`python -m facelab.pipeline navigation` writes them.
+"""
 
 import json
 import posixpath
@@ -7,7 +10,7 @@ from pathlib import Path
 
 from facelab import FacelabError
 from facelab.pipeline.site import CONTENTS, SECTIONS, pages_of
-from facelab.pipeline.sources import imports, module_code
+from facelab.pipeline.sources import imports, module_code, modules_in
 from facelab.base.files import write_text
 from facelab.training.recipes import load_recipes
 
@@ -26,24 +29,14 @@ def title_and_claim(source, cells):
     return found[1].strip(), " ".join(line.lstrip("> ").strip() for line in claim.splitlines())
 
 
-def modules_of(recipe):
-    "Names of the modules that a recipe names."
-    if isinstance(recipe, dict):
-        if isinstance(recipe.get("use"), str):
-            yield "facelab." + recipe["use"].rpartition(".")[0]
-        recipe = recipe.values()
-    if not isinstance(recipe, str) and hasattr(recipe, "__iter__"):
-        for part in recipe:
-            yield from modules_of(part)
-
-
 def users(root):
     "Module -> papers whose recipes name it, or name a system that imports it."
     found = {}
     for recipe in load_recipes(root).values():
-        for module in set(modules_of(recipe)):
-            parts = imports(module_code(module, root) or "", module) if module.startswith("facelab.systems.") else ()
-            for name in (module, *parts):
+        for module in modules_in(recipe):
+            system = module.startswith("facelab.systems.")
+            inside = imports(module_code(module, root) or "", module) if system else ()
+            for name in (module, *inside):
                 found.setdefault(name, set()).add(recipe["paper"])
     return found
 
@@ -54,6 +47,7 @@ def dump(book):
 
 
 def markdown_cell(text, name, tags=None):
+    "A Markdown cell with an id."
     return {
         "cell_type": "markdown",
         "id": name,
@@ -97,22 +91,14 @@ def with_navigation(root):
 
 def contents(pages, known):
     "The notebook of all notebooks."
-    head, lines = (
-        "# Contents\n\n> Every notebook in reading order, with what it shows.",
-        [],
-    )  # two cells: nbdev takes a list below a title for settings
+    # two cells: nbdev takes a list below a title for settings
+    head, lines = "# Contents\n\n> Every notebook in reading order, with what it shows.", []
     for section, title in SECTIONS.items():
         inside = [page.source for page in pages if page.section == section]
-        if inside:
-            lines += [
-                "",
-                f"## {title}",
-                "",
-                *(
-                    f"- [{known[source][0]}]({source.relative_to('nbs').as_posix()}): {known[source][1]}"
-                    for source in inside
-                ),
-            ]
+        lines += ["", f"## {title}", ""] if inside else []
+        for source in inside:
+            name, claim = known[source]
+            lines.append(f"- [{name}]({source.relative_to('nbs').as_posix()}): {claim}")
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
     return {
         "cells": [markdown_cell(head, "contents"), markdown_cell("\n".join(lines).strip(), "list")],

@@ -1,4 +1,4 @@
-"""Run one pipeline notebook with papermill: parameters in, executed copy under `build/notebooks`, progress on the terminal."""
+"""Run one pipeline notebook with papermill: parameters in, executed copy under `build/notebooks`, progress shown."""
 
 import os
 import re
@@ -9,19 +9,8 @@ from facelab import FacelabError
 from facelab.base.names import near
 from facelab.base.params import project_root
 
-STAGES = (
-    "draw",
-    "faces",
-    "synthesize",
-    "samples",
-    "train",
-    "restore",
-    "score",
-    "tables",
-    "figures",
-    "architecture",
-    "claims",
-)
+STAGES = ("draw", "faces", "synthesize", "samples", "train", "restore", "score", "tables", "figures")
+STAGES += ("architecture", "claims")
 
 
 def run(stage, item=None, root=None):
@@ -29,9 +18,8 @@ def run(stage, item=None, root=None):
     root = Path(root or project_root())
     if stage not in STAGES:
         raise FacelabError(f"unknown stage {stage!r}: {near(stage, STAGES)}")
-    sys.modules.setdefault(
-        "rfc3987_syntax", None
-    )  # jsonschema would parse the grammar of addresses, which takes most of a second, for a format that notebooks do not have
+    # jsonschema would parse the grammar of addresses, most of a second, for a format that notebooks do not have
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
 
     name = f"{stage}@{item}" if item else stage
@@ -49,14 +37,14 @@ def run(stage, item=None, root=None):
             stdout_file=sys.stdout,
             stderr_file=sys.stderr,
             log_output=False,
-            extra_arguments=["--log-level=40"],
-        )  # the kernel warns about its transport at every start
+            extra_arguments=["--log-level=40"],  # the kernel warns about its transport at every start
+        )
     except papermill.PapermillExecutionError as error:
         raise FacelabError(sentence(error, folder / f"{name}.ipynb")) from None
 
 
 def sentence(error, notebook):
-    "The user's mistakes are told as they were raised; anything else points to the executed notebook."
+    "One line: the user's mistakes as they were raised, anything else with the executed notebook."
     if error.ename == "FacelabError":
         return re.sub(r"\s+", " ", error.evalue).strip()
     return (

@@ -1,6 +1,7 @@
 """A run's tables and verdicts, copied into `results/` with all that one must know to judge them.
 
-Numbers alone are copied, no pictures: those of a run on real faces show people. A demo is not published: its numbers prove nothing about a paper.
+Only numbers are copied, no pictures: those of a run on real faces show people. A demo is not published, because its
+numbers prove nothing about a paper.
 """
 
 import json
@@ -8,19 +9,20 @@ import shutil
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.base.params import load_params
 from facelab.base.files import write_text
+from facelab.base.params import load_params
 
-SAME = ("revision", "python", "torch", "device", "processes", "threads")
+COMMON = ("revision", "python", "torch", "device", "processes", "threads")
 
 
 def provenance(root):
     "Profile, parameters, faces, revision, versions, device and time of the run in `build`."
     params, faces = load_params(root), json.loads((root / "build" / "faces.json").read_text())
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted((root / "build" / "runs").glob("*.json"))}
+    folder = root / "build" / "runs"
+    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
     if not runs:
-        raise FacelabError(f"{root / 'build' / 'runs'} has no run: train first, with `make repro`")
-    said = {key: " / ".join(sorted({str(run.get(key)) for run in runs.values()})) for key in SAME}
+        raise FacelabError(f"{folder} has no run: train first, with `make repro`")
+    common = {key: " / ".join(sorted({str(run.get(key)) for run in runs.values()})) for key in COMMON}
     steps = {
         name: {k: run[k] for k in ("steps", "seconds", "images_per_second", "peak_memory_gib")}
         for name, run in runs.items()
@@ -31,7 +33,7 @@ def provenance(root):
         "faces": faces["name"],
         "faces_sha256": faces["sha256"],
         "test_faces": faces["test"],
-        **said,
+        **common,
         "training_minutes": round(sum(s["seconds"] for s in steps.values()) / 60, 1),
         "params": params,
         "recipes": steps,
@@ -47,9 +49,8 @@ def publish(root, name):
             " PROFILE=real`, and run it"
         )
     build, out = root / "build", root / "results" / name
-    missing = [
-        path for path in (build / "tables", build / "claims" / "claims.csv", build / "faces.json") if not path.exists()
-    ]
+    needed = (build / "tables", build / "claims" / "claims.csv", build / "faces.json")
+    missing = [path for path in needed if not path.exists()]
     if missing:
         raise FacelabError(f"{missing[0]} is missing: finish the run with `make repro` before you publish it")
     half = out.with_name(f".{name}.half")

@@ -1,8 +1,9 @@
-"""The stages that are out of date, as a makefile: make runs as many of them side by side as it is told, each after what it needs.
+"""The stages that are out of date, as a makefile: make runs several of them side by side, each after what it needs.
 
-DVC knows the stages and what they need, but runs them one after the other. `dvc repro -s` of different stages may run at the same time (while one process
-writes down what its stage made, others cannot start, and try again), and make is a scheduler that every machine has; so one is written in the language of the other.
-DVC takes seconds to start, so short stages that need the same are given to it in bundles.
+DVC has the stages and what they need, but runs them one after the other. `dvc repro -s` of different stages may run at
+the same time (while one process writes down what its stage made, others cannot start, and try again), and make is a
+scheduler that every machine has; so one is written in the language of the other. DVC takes seconds to start, so short
+stages that need the same are given to it in bundles.
 """
 
 from pathlib import Path
@@ -12,14 +13,17 @@ from facelab.base.names import near
 from facelab.pipeline.sources import evaluated_papers
 from facelab.base.files import write_text
 
-HEAD = """# Written by `python -m facelab.pipeline grid`; run by `make repro`.
+HEAD = r"""# Written by `python -m facelab.pipeline schedule`; run by `make repro`.
 SHELL := /bin/bash
 .PHONY: first all {names}
 first: {first}
 all: {names}
 {names}:
-\t@until dvc repro -k -s $(STAGES) > build/logs/$@.log 2>&1; do grep -q "Unable to acquire lock" build/logs/$@.log && sleep 1 || {{ echo "stage $@ failed; the end of build/logs/$@.log:" >&2; tail -n 5 build/logs/$@.log >&2; exit 1; }}; done
-\t@printf '%s\\n' $(STAGES)
+	@until dvc repro -k -s $(STAGES) > build/logs/$@.log 2>&1; do \
+	  grep -q "Unable to acquire lock" build/logs/$@.log && sleep 1 || \
+	  {{ echo "stage $@ failed; the end of build/logs/$@.log:" >&2; tail -n 5 build/logs/$@.log >&2; exit 1; }}; \
+	done
+	@printf '%s\n' $(STAGES)
 """
 TOGETHER = 3  # stages in a bundle
 
@@ -69,21 +73,19 @@ def bundle(stages, alone):
     return [names[i : i + TOGETHER] for names in alike.values() for i in range(0, len(names), TOGETHER)]
 
 
-def write_grid(root, paper=None):
-    "Write `build/grid.mk`, all of it or what one paper shows; returns how many stages it holds."
+def write_schedule(root, paper=None):
+    "Write `build/schedule.mk`, all of it or what one paper shows; returns how many stages it holds."
     papers, stages, build = evaluated_papers(root), stale_stages(root), Path(root) / "build"
-    first = [
-        name for name in (f"tables@{papers[0]}", f"figures@{papers[0]}") if name in stages
-    ]  # something to see, while the others are made
+    # something to see, while the others are made
+    first = [name for name in (f"tables@{papers[0]}", f"figures@{papers[0]}") if name in stages]
     stages = stages_of_paper(stages, paper, papers) if paper else stages
     (build / "logs").mkdir(parents=True, exist_ok=True)
     bundles = bundle(stages, needed_for(first, stages))
     leader = {name: names[0] for names in bundles for name in names}
-    rules = [
-        f"{names[0]}: STAGES := {' '.join(names)}\n{names[0]}:"
-        f" {' '.join(dict.fromkeys(leader[need] for need in stages[names[0]]))}\n"
-        for names in bundles
-    ]
+    rules = []
+    for names in bundles:
+        before = dict.fromkeys(leader[need] for need in stages[names[0]])
+        rules.append(f"{names[0]}: STAGES := {' '.join(names)}\n{names[0]}: {' '.join(before)}\n")
     head = HEAD.format(names=" ".join(names[0] for names in bundles), first="" if paper else " ".join(first))
-    write_text(build / "grid.mk", head + "".join(rules) if stages else "first all:\n")
+    write_text(build / "schedule.mk", head + "".join(rules) if stages else "first all:\n")
     return len(stages)

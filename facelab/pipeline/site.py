@@ -1,4 +1,8 @@
-"""The notebooks, executed, as a site that needs no server and no network: Sphinx with MyST-NB and Furo; `make docs` calls it."""
+"""The notebooks, executed, as a site that needs neither a server nor a network; `make docs` calls it.
+
+Sphinx with MyST-NB and Furo makes it: search, light and dark, narrow screens, contents, and a list of what is wrong.
+Ours are the order of pages, what is shown of a notebook, the names that its module exports, and equations as MathML.
+"""
 
 import importlib
 import inspect
@@ -8,14 +12,16 @@ import os
 import posixpath
 import re
 import shutil
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from facelab import FacelabError
 from facelab.moved import NOTEBOOKS
 from facelab.pipeline.sources import closure, imports, notebook_code
-from facelab.base.files import was_made, write_record
+from facelab.base.files import record_matches, write_record
 
 SECTIONS = {  # folder of nbs -> its title, in reading order; guides and the notebooks that are in no folder come first
     "": "Guides",
@@ -32,7 +38,10 @@ SECTIONS = {  # folder of nbs -> its title, in reading order; guides and the not
     "9_apps": "Apps",
     "pipeline": "Pipeline",
 }
-GUIDES = "README docs/tour docs/own_faces docs/new_degradation docs/new_system docs/gpu docs/recipes docs/deviations results/README"
+GUIDES = (
+    "README docs/tour docs/own_faces docs/new_degradation docs/new_system docs/gpu docs/recipes docs/deviations "
+    "results/README"
+).split()
 ORDER = (  # of notebooks without numbers; stages as in dvc.yaml
     "prior_guided_sr jdsr_gan fcsr_gan sr_deblur_gan heavy_rain "
     "draw faces synthesize samples train restore score tables figures architecture claims"
@@ -51,7 +60,7 @@ class Page:
 
 def pages_of(root):
     "All pages in reading order."
-    guides = [Page(Path(f"{name}.md"), "") for name in GUIDES.split() if (root / f"{name}.md").exists()]
+    guides = [Page(Path(f"{name}.md"), "") for name in GUIDES if (root / f"{name}.md").exists()]
     found = [p.relative_to(root) for p in sorted((root / "nbs").glob("**/*.ipynb")) if p.parent.name[0] != "."]
     books = [Page(path, "/".join(path.parts[1:-1])) for path in found]
     unknown = {page.section for page in books} - set(SECTIONS)
@@ -66,28 +75,47 @@ def pages_of(root):
 def executed(root, source):
     """The notebook with its outputs: executed when its code, or a module that it uses, has changed since.
 
-    Notebooks of stages are as the last run left them.
+    Stages show what their last run left.
     """
+    book = json.loads((root / source).read_text())  # its words may be newer than its outputs
     if source.parts[1] == "pipeline":
-        done = sorted((root / "build" / "notebooks").glob(f"{source.stem}*.ipynb"))
-        return json.loads((done[0] if done else root / source).read_text())
+        out = next(iter(sorted((root / "build" / "notebooks").glob(f"{source.stem}*.ipynb"))), root / source)
+    else:
+        out = root / "build" / "site" / "executed" / source.relative_to("nbs")
+        execute(root, source, out)
+    done = json.loads(out.read_text())
+    ours, theirs = ([c for c in b["cells"] if c["cell_type"] == "code" and not injected(c)] for b in (book, done))
+    if ["".join(cell["source"]) for cell in ours] != ["".join(cell["source"]) for cell in theirs]:
+        return done  # a stage whose code is newer
+    for cell, other in zip(ours, theirs):
+        cell["outputs"] = other["outputs"]
+    return book
+
+
+def injected(cell):
+    "Did papermill write this cell?"
+    return "injected-parameters" in cell["metadata"].get("tags", [])
+
+
+def execute(root, source, out):
+    "Execute a notebook, unless it is as it was."
     import papermill
 
-    code = notebook_code(root / source)
-    used = closure(imports(re.sub(r"(?m)^\s*[%!].*$", "", code)), root)
-    made_from, out = {"code": code, "modules": used}, root / "build" / "site" / "executed" / source.relative_to("nbs")
-    record, half = out.with_suffix(".json"), out.with_suffix(".half.ipynb")
-    if not (out.exists() and was_made(record, made_from)):
+    code, record, half = notebook_code(root / source), out.with_suffix(".json"), out.with_suffix(".half.ipynb")
+    made_from = {"code": code, "modules": closure(imports(re.sub(r"(?m)^\s*[%!].*$", "", code)), root)}
+    if not (out.exists() and record_matches(record, made_from)):
         out.parent.mkdir(parents=True, exist_ok=True)
         quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=40"]}
         papermill.execute_notebook(root / source, half, kernel_name="python3", cwd=(root / source).parent, **quiet)
         half.replace(out)
         write_record(record, made_from)
-    book = json.loads((root / source).read_text())  # its words may be newer
-    code_cells = ([c for c in b["cells"] if c["cell_type"] == "code"] for b in (book, json.loads(out.read_text())))
-    for cell, done in zip(*code_cells, strict=True):
-        cell["outputs"] = done["outputs"]
-    return book
+
+
+def refuse_errors(source, book):
+    "A stage that failed has left a notebook with an error in it."
+    for out in (out for cell in book["cells"] for out in cell.get("outputs", [])):
+        if out["output_type"] == "error":
+            raise FacelabError(f"{source}, executed, ends with an error: {out['ename']}: {out['evalue']}")
 
 
 def public_names(module):
@@ -98,8 +126,9 @@ def public_names(module):
     for name in getattr(loaded, "__all__", []):
         thing = getattr(loaded, name)
         if callable(thing) and getattr(thing, "__module__", module) == module:
-            kind = "class" if isinstance(thing, type) else "function"
-            signature = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))
+            kind, signature = "class" if isinstance(thing, type) else "function", ""
+            with suppress(ValueError):  # exceptions have none
+                signature = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))
             said = "".join(f"- `{arg}`: {words}\n" for arg, words in docments(thing).items() if words)
             yield f"``````{{py:{kind}}} {module}.{name}{signature}\n{inspect.getdoc(thing) or ''}\n\n{said}``````\n"
 
@@ -111,7 +140,7 @@ def shown(book):
         text, tags = "".join(cell["source"]), cell["metadata"].get("tags", [])
         if module := re.search(r"(?m)^#\|\s*default_exp\s+(\S+)", text):
             names = "\n".join(public_names(f"facelab.{module[1]}"))
-        if "injected-parameters" in tags or re.search(r"(?m)^#\|\s*(hide|default_exp)", text):
+        if injected(cell) or re.search(r"(?m)^#\|\s*(hide|default_exp)", text):
             continue
         text = text.rpartition("\n\n")[0] if "navigation" in tags else text
         text = re.sub(r"(?m)^#\|.*\n?", "", text) if cell["cell_type"] == "code" else text
@@ -144,26 +173,22 @@ def read(app, name, source):
         source[0] = json.dumps(shown(executed(root, Path(f"{name}.ipynb"))))
     if name == "README":
         for section, title in SECTIONS.items():
-            inside = [str(p.source.with_suffix("")) for p in pages_of(root)[1:] if p.section == section]
-            source[0] += "\n".join(["\n\n```{toctree}", ":hidden:", f":caption: {title}", *inside, "```"]) if inside else ""
+            inside = [str(page.source.with_suffix("")) for page in pages_of(root)[1:] if page.section == section]
+            if inside:
+                source[0] += "\n".join(["\n\n```{toctree}", ":hidden:", f":caption: {title}", *inside, "```"])
 
 
 def equation(writer, node):
     "Write an equation as MathML, which browsers show without a library."
     from docutils.nodes import SkipNode, math_block
-    from sphinx.util.logging import getLogger
-
-    text = mathml(node.astext(), isinstance(node, math_block))
-    if left := re.search(r"\\[a-zA-Z]+", text):
-        getLogger(__name__).warning("nothing turns %s into MathML", left[0], location=node)
-    writer.body.append(text)
-    raise SkipNode
-
-
-def mathml(text, block):
     from latex2mathml.converter import convert
 
-    return convert(text.replace(r"\arg", r"\operatorname{arg}"), display="block" if block else "inline")
+    block = "block" if isinstance(node, math_block) else "inline"
+    text = convert(node.astext().replace(r"\arg", r"\operatorname{arg}"), display=block)
+    if left := re.search(r"\\[a-zA-Z]+", text):
+        writer.document.reporter.warning(f"nothing turns {left[0]} into MathML", base_node=node)
+    writer.body.append(text)
+    raise SkipNode
 
 
 def slug(heading):
@@ -174,18 +199,19 @@ def slug(heading):
 def fault(said, root):
     "The first thing that Sphinx warns of, in words that say what to do."
     said = re.sub(r"\x1b\[[0-9;]*m", "", said).replace(f"{root}/", "").strip().splitlines()[0]
-    found = re.match(r"(\S+?\.(?:md|ipynb)).*target not found: '?([^\s']+)'?", said)
+    found = re.match(r"(\S+?\.(?:md|ipynb)):.* '([^']+)' \[myst\.xref_missing\]", said)
     if not found:
         return said
     page, link = found.groups()
     old = posixpath.normpath(posixpath.join(posixpath.dirname(page), link.partition("#")[0]))
     new = NOTEBOOKS.get(old.removeprefix("nbs/").removesuffix(".ipynb"))
-    return f"{page} links to {link}, which " + (f"has moved: it is nbs/{new}.ipynb" if new else "is not there")
+    return f"{page} links to {link}, which " + (f"is now nbs/{new}.ipynb" if new else "is not on the site")
 
 
 def build(root, jobs=2, progress=True):
     "Write the site to build/site/html, and refuse whatever Sphinx warns of, such as a dead link; returns the pages."
     from sphinx.application import Sphinx
+    from sphinx.util.docutils import docutils_namespace
     from tqdm import tqdm
 
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -193,39 +219,34 @@ def build(root, jobs=2, progress=True):
     books = [page.source for page in pages if page.source.suffix == ".ipynb"]
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(lambda source: executed(root, source), books)
-        list(tqdm(done, total=len(books), desc="notebooks", unit="notebook", disable=not progress))
-    used = {page.source.parts[0] for page in pages}
+        for source, book in zip(books, tqdm(done, "notebooks", len(books), disable=not progress)):
+            refuse_errors(source, book)
     moved = {f"nbs/{old}": posixpath.relpath(f"{new}.html", posixpath.dirname(old)) for old, new in NOTEBOOKS.items()}
     settings = {
-        "project": "facelab",
-        "html_title": "facelab",
-        "html_theme": "furo",
-        "pygments_dark_style": "github-dark",
         "root_doc": "README",
-        "extensions": ["myst_nb", "sphinx_reredirects", __name__],
         "include_patterns": [page.source.as_posix() for page in pages],
-        "exclude_patterns": [path.name for path in root.iterdir() if path.name not in used],
+        "exclude_patterns": list({path.name for path in root.iterdir()} - {page.source.parts[0] for page in pages}),
+        "extensions": ["myst_nb", "sphinx_reredirects", __name__],
         "redirects": {"index": "README.html", **moved},
-        "add_module_names": False,
+        "html_theme": "furo",
+        "html_title": "facelab",
         "html_math_renderer": "mathml",
         "html_show_search_summary": False,  # it fetches pages, which needs a server
         "html_show_copyright": False,
         "html_copy_source": False,
         "myst_enable_extensions": ["dollarmath"],
         "myst_dmath_allow_space": False,
-        "myst_dmath_allow_digits": False,
         "myst_heading_anchors": 4,
         "myst_heading_slug_func": f"{__name__}.slug",
         "nb_execution_mode": "off",
+        "nb_ipywidgets_js": {},  # from other servers
         "nb_output_stderr": "remove",
         "nb_render_markdown_format": "myst",
     }
-    folder = root / "build" / "site"
-    shutil.rmtree(folder / "html", ignore_errors=True)
-    app = Sphinx(
-        root, None, folder / "html", folder / "doctrees", "html", settings, None, warnings, freshenv=True, parallel=jobs
-    )
-    app.build()
+    html, kept, status = root / "build/site/html", root / "build/site/doctrees", sys.stdout if progress else None
+    shutil.rmtree(html, ignore_errors=True)
+    with docutils_namespace():
+        Sphinx(root, None, html, kept, "html", settings, status, warnings, freshenv=True, parallel=jobs).build()
     if warnings.getvalue().strip():
         raise FacelabError(fault(warnings.getvalue(), root))
     return pages

@@ -9,6 +9,7 @@ docstring, an executed output or a cell id. `write_sources` puts one small JSON 
 import ast
 import hashlib
 import json
+import re
 from functools import lru_cache, reduce
 from operator import getitem
 from pathlib import Path
@@ -52,7 +53,7 @@ def notebook_code(path):
 
 @lru_cache(maxsize=None)
 def imports(code, module=""):
-    "Names of the facelab modules that this code imports, anywhere in it; `module` is its own name, for relative imports."
+    "Names of the facelab modules that this code imports, anywhere in it; `module` is its own name."
     found = set()
     for node in ast.walk(ast.parse(code)):
         if isinstance(node, ast.Import):
@@ -74,7 +75,8 @@ def module_code(name, root):
     return None
 
 
-REFUSING = {"facelab.base.schema"}  # modules that can stop a stage, but not change what it makes
+# modules that can stop a stage, but not change what it makes
+REFUSING = {"facelab.base.schema", "facelab.moved"}
 
 
 def closure(names, root):
@@ -123,10 +125,8 @@ def recipe_sources(root, recipes, params):
     "Training depends on the whole recipe, but not on its name in a table."
     for name in recipes:
         full = resolve(name, recipes, params)
-        yield (
-            f"train@{name}",
-            stage_source(root, "train", params, {k: v for k, v in full.items() if k not in ("label", "needs")}),
-        )
+        about = {k: v for k, v in full.items() if k not in ("label", "needs")}
+        yield f"train@{name}", stage_source(root, "train", params, about)
 
 
 def networks(names, recipes, params):
@@ -138,60 +138,36 @@ def networks(names, recipes, params):
 
 
 def paper_sources(root, recipes, params):
-    """Restoring depends on which systems are given which inputs and on their networks, not on how they learned; scores on which there are; tables,
-    figures and drawings on what the paper reports and on the names of rows; claims on all papers."""
+    """Restoring depends on which systems are given which inputs and on their networks, not on how they were trained;
+    scores depend on which systems there are; tables, figures and drawings on what the paper reports and on the names
+    of rows; claims on all papers."""
     papers = read_papers(root)
-    labels = {name: r["label"] for name, r in recipes.items() if r["kind"] == "recipes"}
+    rows = {name: r for name, r in recipes.items() if r["kind"] == "recipes"}
+    labels = {name: r["label"] for name, r in rows.items()}
     for paper in evaluated_papers(root):
         says = papers.get(paper, {})
         wanted = says.get("evaluate") or []
-        names = {name for name, r in recipes.items() if r["kind"] == "recipes" and r["paper"] == paper} | {
-            name for entry in wanted for name in entry["systems"]
-        } & recipes.keys()
-        yield (
-            f"restore@{paper}",
-            stage_source(root, "restore", params, {"evaluate": wanted, **networks(sorted(names), recipes, params)}),
-        )
-        yield (
-            f"score@{paper}",
-            stage_source(
-                root,
-                "score",
-                params,
-                {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")},
-            ),
-        )
-        for stage, fields in (("tables", ("convention", "tables")), ("figures", ("convention", "figures"))):
-            missing = [f for f in fields if f not in says]
-            if missing:
-                raise FacelabError(
-                    f"{root / 'papers' / paper}.yaml lacks {missing[0]!r}, which the stage {stage} needs: add it"
-                )
-            yield (
-                f"{stage}@{paper}",
-                stage_source(root, stage, params, {"labels": labels, **{f: says[f] for f in fields}}),
-            )
+        names = {name for name, r in rows.items() if r["paper"] == paper}
+        names |= {name for entry in wanted for name in entry["systems"]} & recipes.keys()
+        depends = {
+            "restore": {"evaluate": wanted, **networks(sorted(names), recipes, params)},
+            "score": {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")},
+        }
+        for stage in ("tables", "figures"):
+            for field in ("convention", stage):
+                if field not in says:
+                    raise FacelabError(
+                        f"{root / 'papers' / paper}.yaml lacks {field!r}, which the stage {stage} needs: add it"
+                    )
+            depends[stage] = {"labels": labels, "convention": says["convention"], stage: says[stage]}
         if "architecture" in says:
-            yield (
-                f"architecture@{paper}",
-                stage_source(root, "architecture", params, {f: says.get(f) for f in ("architecture", "layers")}),
-            )
-    yield (
-        "claims",
-        stage_source(
-            root,
-            "claims",
-            params,
-            {
-                "labels": labels,
-                "claims": papers["claims"],
-                **{
-                    paper: {k: says.get(k) for k in ("tables", "convention", "deviations")}
-                    for paper, says in papers.items()
-                },
-            },
-        ),
-    )
+            depends["architecture"] = {field: says.get(field) for field in ("architecture", "layers")}
+        for stage, about in depends.items():
+            yield f"{stage}@{paper}", stage_source(root, stage, params, about)
+    about = {"labels": labels, "claims": papers["claims"]}
+    for paper, says in papers.items():
+        about[paper] = {field: says.get(field) for field in ("tables", "convention", "deviations")}
+    yield "claims", stage_source(root, "claims", params, about)
 
 
 def read_papers(root):
@@ -201,11 +177,26 @@ def read_papers(root):
 
 def evaluated_papers(root):
     "The papers whose systems are restored and scored, as dvc.yaml has them."
-    return list(
-        dict.fromkeys(
-            key for path in sorted((root / "recipes").glob("*.yaml")) for key in read_yaml(path).get("evaluated") or {}
-        )
-    )
+    found = [read_yaml(path).get("evaluated") or {} for path in sorted((root / "recipes").glob("*.yaml"))]
+    return list(dict.fromkeys(paper for some in found for paper in some))
+
+
+VARS = re.compile(r"(?m)^vars:\n((?:  - .*\n)+)")
+HEADINGS = {"evaluated", "helpers", "papers", "priors", "recipes"}  # that dvc.yaml makes stages of
+
+
+def recipe_files(root):
+    "The files of recipes/ that dvc.yaml reads."
+    return [p.name for p in sorted((root / "recipes").glob("*.yaml")) if read_yaml(p).keys() & HEADINGS]
+
+
+def list_recipe_files(root):
+    "Bring the list `vars` of dvc.yaml up to date with the folder recipes/."
+    path = root / "dvc.yaml"
+    lines = "".join(f"  - recipes/{name}\n" for name in recipe_files(root))
+    text = path.read_text()
+    if VARS.search(text)[1] != lines:
+        write_text(path, VARS.sub(lambda _: "vars:\n" + lines, text, count=1))
 
 
 def check_project(root):
@@ -226,6 +217,11 @@ def check_project(root):
             )
     for name in recipes:
         resolve(name, recipes, params)
+    missing = [name for name in recipe_files(root) if f"recipes/{name}\n" not in (root / "dvc.yaml").read_text()]
+    if missing:
+        raise FacelabError(
+            f"dvc.yaml does not read recipes/{missing[0]}: list it with `python -m facelab.pipeline recipes`"
+        )
     return params, recipes
 
 
@@ -246,15 +242,10 @@ def write_sources(root):
     params, recipes = check_project(root)
     out = {name: stage_source(root, name, params) for name in ("draw", "faces")}
     papers = read_papers(root)
-    out["synthesize"] = stage_source(
-        root,
-        "synthesize",
-        params,
-        {name: chain["steps"] for name, chain in load_degradations(root).items()} | {"unseen": unseen_inputs(papers)},
-    )
-    out["samples"] = stage_source(
-        root, "samples", params, {paper: says.get("samples", {}) for paper, says in papers.items()}
-    )
+    chains = {name: chain["steps"] for name, chain in load_degradations(root).items()}
+    out["synthesize"] = stage_source(root, "synthesize", params, {**chains, "unseen": unseen_inputs(papers)})
+    samples = {paper: says.get("samples", {}) for paper, says in papers.items()}
+    out["samples"] = stage_source(root, "samples", params, samples)
     out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
     folder = root / "build" / "sources"
     folder.mkdir(parents=True, exist_ok=True)

@@ -7,17 +7,85 @@ __all__ = ['FCSRGAN']
 
 # %% ../../nbs/5_systems/03_fcsr_gan.ipynb #c002
 import inspect
-from torch import nn
+
 import torch.nn.functional as F
+from torch import nn
+
 from .. import FacelabError
 from ..degradations.resample import resize
 from ..losses.regions import composite
 from ..networks.expect import expect
-from ..networks.srresnet import count_doublings
 from ..networks.registry import create, find, network
+from ..networks.srresnet import count_doublings
+
+# %% ../../nbs/5_systems/03_fcsr_gan.ipynb #c019
+def _require_compound(completion, sr, variant):
+    if variant not in ("paper", "code"):
+        raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
+    if variant == "code" and sr != "fsrnet":
+        raise FacelabError(
+            f'variant="code" enlarges before it completes, so sr must be "fsrnet", not {sr!r}'
+        )
+    if find(completion).role != "completion":
+        raise FacelabError(
+            f"{completion} is no completion network: it takes a {find(completion).role}'s place"
+        )
+
+
+def _arguments_of(name):
+    return inspect.signature(find(name).make).parameters
+
+
+def _completion_width(completion, width):
+    "Channels of a completion network beside an SR network of this width, as a profile scales it."
+    return max(8, 4 * round(_arguments_of(completion)["width"].default * width / 256))
+
+
+def _variant_of(name, variant):
+    "The argument `variant` for a network, if it has the released code's and that is asked for."
+    return {"variant": "code"} if variant == "code" and "variant" in _arguments_of(name) else {}
 
 # %% ../../nbs/5_systems/03_fcsr_gan.ipynb #c007
-@network(
+class FCSRGAN(nn.Module):
+    """Face with a hole (N,3,h,w) in [0,1], M (N,1,h,w), 1 where visible -> dict, not clamped.
+
+    raw, completed, restored (N,3,size,size) and the other outputs of the SR network.
+    """
+
+    def __init__(
+        self,
+        scale=4,  # 4 or 8
+        completion="pconv",  # name of a completion network
+        sr="fsrnet",  # name of a generator
+        size=128,  # side of the restored face
+        width=64,  # channels of the SR network; the completion's grow and shrink with it
+        depth=12,  # blocks of the SR network: 12 for FSRNet, 16 for SRResNet
+        variant="paper",  # "paper": completes the small picture; "code": enlarges it before
+    ):
+        super().__init__()
+        _require_compound(completion, sr, variant)
+        count_doublings(scale)  # refuses what is no power of two
+        first, self.enlarge = (size // scale, 1) if variant == "paper" else (size, scale)
+        given = dict(size=first, width=_completion_width(completion, width))
+        self.completion = create(completion, **given, **_variant_of(completion, variant))
+        self.takes_M = "M" in find(completion).inputs
+        given = dict(scale=scale, width=width, depth=depth, **_variant_of(sr, variant))
+        self.sr = create(sr, **given, **({} if variant == "paper" else dict(enlarge=False)))
+
+    def forward(self, x, M=None):
+        h, w = expect(self, x).shape[-2:]
+        expect(self, M, 1, "M", like=x, why="1 where the face is visible")
+        if self.enlarge > 1:
+            x = resize(x, (h * self.enlarge, w * self.enlarge))
+            M = F.interpolate(M, scale_factor=self.enlarge, mode="nearest")
+        raw = self.completion(x, M) if self.takes_M else self.completion(x)
+        completed = composite(raw, x, M)
+        out = self.sr(completed)
+        out = out if isinstance(out, dict) else dict(restored=out)
+        return dict(raw=raw, completed=completed, **out)
+
+# %% ../../nbs/5_systems/03_fcsr_gan.ipynb #c020
+network(
     "fcsr_gan",
     "generator",
     "Cai et al. 2020, Fig 2, Eq 1-3",
@@ -31,69 +99,4 @@ from ..networks.registry import create, find, network
         dict(completion="gfc", sr="srresnet"),
         dict(variant="code"),
     ),
-)
-class FCSRGAN(nn.Module):
-    "Face with a hole (N,3,h,w) in [0,1], M (N,1,h,w), 1 where visible -> dict raw, completed, restored (N,3,size,size) and what the SR part tells; not clamped."
-
-    def __init__(
-        self,
-        scale=4,  # 4 or 8
-        completion="pconv",  # name of a completion network
-        sr="fsrnet",  # name of a generator
-        size=128,  # side of the restored face
-        width=64,  # channels of the SR part; the completion's grow and shrink with it
-        depth=12,  # blocks of the SR part: 12 for FSRNet, 16 for SRResNet
-        variant="paper",  # "paper": completes the small picture; "code": enlarges it before
-    ):
-        super().__init__()
-        if variant not in ("paper", "code"):
-            raise FacelabError(f'variant is {variant!r}: give "paper" or "code"')
-        if variant == "code" and sr != "fsrnet":
-            raise FacelabError(
-                f'variant="code" enlarges before it completes, so sr must be "fsrnet", not {sr!r}'
-            )
-        if find(completion).role != "completion":
-            raise FacelabError(
-                f"{completion} is no completion network: it takes a {find(completion).role}'s place"
-            )
-        count_doublings(scale)  # refuses what is no power of two
-        first, self.enlarge = (size // scale, 1) if variant == "paper" else (size, scale)
-        channels = max(
-            8,
-            4
-            * round(
-                inspect.signature(find(completion).make).parameters["width"].default * width / 256
-            ),
-        )  # as a profile scales a completion of its own
-        released = lambda name: (
-            dict(variant="code")
-            if variant == "code" and "variant" in inspect.signature(find(name).make).parameters
-            else {}
-        )
-        self.completion, self.takes_M = (
-            create(completion, size=first, width=channels, **released(completion)),
-            "M" in find(completion).inputs,
-        )
-        self.sr = create(
-            sr,
-            scale=scale,
-            width=width,
-            depth=depth,
-            **released(sr),
-            **({} if variant == "paper" else dict(enlarge=False)),
-        )
-
-    def forward(self, x, M=None):
-        h, w = expect(self, x).shape[-2:]
-        expect(self, M, 1, "M", like=x, why="1 where the face is visible")
-        if self.enlarge > 1:
-            x, M = (
-                resize(x, (h * self.enlarge, w * self.enlarge)),
-                F.interpolate(M, scale_factor=self.enlarge, mode="nearest"),
-            )
-        raw = self.completion(x, M) if self.takes_M else self.completion(x)
-        completed = composite(raw, x, M)
-        out = self.sr(completed)
-        return dict(
-            raw=raw, completed=completed, **(out if isinstance(out, dict) else dict(restored=out))
-        )
+)(FCSRGAN)

@@ -7,10 +7,11 @@ __all__ = ['HeavyRainFace']
 
 # %% ../../nbs/5_systems/05_heavy_rain.ipynb #c002
 from torch import nn
+
 from ..networks.expect import expect
-from ..networks.hrrm import HRRM
 from ..networks.fcg import FCGGenerator
 from ..networks.fpm import FaceParsing
+from ..networks.hrrm import HRRM
 from ..networks.registry import network
 
 # %% ../../nbs/5_systems/05_heavy_rain.ipynb #c006
@@ -24,7 +25,10 @@ from ..networks.registry import network
     small_side=64,
 )
 class HeavyRainFace(nn.Module):
-    "Fig 3: (N,3,h,w) in [0,1] -> dict of S, T, A, J, parsing_maps of that size and restored (N,3,h*scale,w*scale), not clamped; h, w multiples of 16."
+    """Fig 3: (N,3,h,w) in [0,1] -> dict of maps and faces, not clamped; h, w multiples of 16.
+
+    S, T, A, J and parsing_maps of that size, restored (N,3,h*scale,w*scale).
+    """
 
     def __init__(
         self,
@@ -39,7 +43,7 @@ class HeavyRainFace(nn.Module):
         self.generator = FCGGenerator(scale, width, depth, maps)
 
     def analyse(self, x):
-        "What the first two networks find: S, T, A, J and parsing_maps; they are trained before the third."
+        "S, T, A, J and parsing_maps: the first two modules, which are trained before the third."
         rain = self.hrrm(expect(self, x, multiple=16))
         return dict(**rain, parsing_maps=self.fpm(x, rain["J"]))
 

@@ -7,6 +7,7 @@ __all__ = ['JDSRGAN']
 
 # %% ../../nbs/5_systems/02_jdsr_gan.ipynb #c002
 from torch import nn
+
 from ..networks.cbdnet import CBDNet
 from ..networks.expect import expect
 from ..networks.fsrnet import FSRNet
@@ -24,7 +25,11 @@ from ..networks.registry import network
     variants=(dict(attention=False),),
 )
 class JDSRGAN(nn.Module):
-    "Masked face (N,3,h,w) in [0,1] -> dict noise_map, denoised (N,3,h,w), coarse, restored (N,3,h*scale,w*scale), landmark_maps, parsing_maps; not clamped."
+    """Masked face (N,3,h,w) in [0,1] -> dict of faces, not clamped, and maps.
+
+    noise_map, denoised (N,3,h,w); coarse, restored (N,3,h*scale,w*scale); landmark_maps and
+    parsing_maps of half that side.
+    """
 
     def __init__(
         self,

@@ -7,9 +7,10 @@ __all__ = ['PriorGuidedSR']
 
 # %% ../../nbs/5_systems/01_prior_guided_sr.ipynb #c002
 from torch import nn
+
 from ..networks.expect import expect
+from ..networks.prior_guided import FusingModule, PriorBranch, SRBranch
 from ..networks.registry import network
-from ..networks.prior_guided import SRBranch, PriorBranch, FusingModule
 
 # %% ../../nbs/5_systems/01_prior_guided_sr.ipynb #c006
 @network(
@@ -22,12 +23,15 @@ from ..networks.prior_guided import SRBranch, PriorBranch, FusingModule
     variants=(dict(attention="sigmoid"), dict(rescale=True)),
 )
 class PriorGuidedSR(nn.Module):
-    "Thesis Fig 3.1: (N,3,h,w) in [0,1] -> dict of coarse_sr, restored (N,3,h*scale,w*scale) and prior (N,parts,h*scale,w*scale), not clamped."
+    """Thesis Fig 3.1: (N,3,h,w) in [0,1] -> dict of coarse_sr, prior and restored, not clamped.
+
+    coarse_sr and restored (N,3,h*scale,w*scale), prior (N,parts,h*scale,w*scale).
+    """
 
     def __init__(
         self,
         scale=8,  # 4 or 8
-        width=64,  # channels of all three parts
+        width=64,  # channels of all three modules
         depth=16,  # basic blocks
         parts=11,  # parsing maps
         hourglasses=2,  # in the prior branch

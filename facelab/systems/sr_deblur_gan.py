@@ -7,11 +7,12 @@ __all__ = ['SRDeblurGAN']
 
 # %% ../../nbs/5_systems/04_sr_deblur_gan.ipynb #c002
 from torch import nn
+
 from ..networks.bicubic import Bicubic
 from ..networks.expect import expect
+from ..networks.registry import network
 from ..networks.srresnet import count_doublings
 from ..networks.two_branch import FiveLayerCNN, TwoBranchUNet
-from ..networks.registry import network
 
 # %% ../../nbs/5_systems/04_sr_deblur_gan.ipynb #c006
 @network(
@@ -25,7 +26,10 @@ from ..networks.registry import network
     variants=(dict(noise=0.05),),
 )
 class SRDeblurGAN(nn.Module):
-    "Fig 2: (N,3,h,w) in [0,1] -> dict of features (I_LRf), blurred (I_HRB hat), restored (I_HR hat), each h*scale by w*scale, not clamped."
+    """Fig 2: (N,3,h,w) in [0,1] -> features (I_LRf), blurred (I_HRB hat), restored (I_HR hat).
+
+    A dict; each is h*scale by w*scale and not clamped.
+    """
 
     def __init__(
         self,
@@ -33,8 +37,8 @@ class SRDeblurGAN(nn.Module):
         width=64,  # channels of the five-layer CNN and of the U-Net's first stage
         size=256,  # side of the restored face: 256, or 128 for 16x16 inputs
         features=64,  # channels of I_LRf
-        five_layer=True,  # False: bicubic enlargement instead of the five-layer CNN (Table 3, Model 1)
-        noise=0.0,  # strength of the Gaussian noise after every convolution, also in evaluation mode (w/N: .05)
+        five_layer=True,  # False: bicubic instead of the five-layer CNN (Table 3, Model 1)
+        noise=0.0,  # Gaussian, after every convolution, also in evaluation mode (w/N: .05)
     ):
         super().__init__()
         self.multiple = size // 2 ** count_doublings(scale)

@@ -121,7 +121,7 @@ def predict_with(
 
 
 class _Called(torch.nn.Module):
-    "A network whose forward is `call_network`, so that `functional_call` can run any of its methods."
+    "A network whose forward is `call_network`: `functional_call` runs any of its methods."
 
     def __init__(self, net, call):
         super().__init__()

@@ -101,7 +101,7 @@ def write_tensors(
     tensors: dict,  # name -> tensor
     about=None,  # text entries of its header
 ):
-    "A safetensors file, whole or not at all; a full disk is told in one sentence, and what was there stays."
+    "A safetensors file, whole or not at all; what was there stays if the disk is full."
     tensors = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     try:
         with replacing(path) as half:
@@ -160,7 +160,7 @@ def _only_networks(spec):
 def read_recipe(
     folder,  # as `write_model` leaves it
 ) -> dict:
-    "The recipe of a trained model; one that is missing, damaged or foreign is told in one sentence."
+    "The recipe of a trained model; `FacelabError` if it is missing, damaged or foreign."
     path = Path(folder) / "recipe.json"
     if not path.exists():
         raise FacelabError(

@@ -5,16 +5,16 @@
 # %% auto #0
 __all__ = ['FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'OWN', 'KINDS', 'TRAINING', 'check_recipe', 'check_terms',
            'merge_fields', 'load_degradations', 'unseen_inputs', 'load_losses', 'terms_table', 'terms_of', 'helper_of',
-           'helpers_used', 'needs_features', 'check_helpers', 'load_recipes', 'folder_of', 'scale_network',
-           'fill_from_generator', 'stage_steps', 'features_for', 'sequence_fields', 'resolve', 'sources_table',
-           'recipes_table', 'recipes_page']
+           'helpers_used', 'needs_features', 'check_helpers', 'load_recipes', 'put_terms', 'folder_of', 'scale_network',
+           'fill_from_generator', 'stage_steps', 'features_for', 'sequence_fields', 'resolve', 'scale_recipe',
+           'set_steps', 'set_features', 'helper_path', 'sources_table', 'recipes_table', 'recipe_row', 'recipes_page']
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c002
 import copy
 from pathlib import Path
 
 from .. import FacelabError
-from ..base.names import check_keys, near
+from ..base.names import as_list, check_keys, near
 from ..base.params import project_root, read_yaml
 from ..base.files import markdown_table
 
@@ -52,15 +52,10 @@ def check_recipe(
 ):
     "Refuse unknown and missing fields, naming file and recipe."
     check_keys(recipe, FIELDS, f"{where}: {name}")
-    what = () if "sequence" in recipe else ("generator", "stages")
-    for field in (
-        "paper",
-        "label",
-        "needs",
-        "degradation",
-        *what,
-        *(["group"] if recipe["kind"] == "helpers" else []),
-    ):
+    fields = ["paper", "label", "needs", "degradation"]
+    fields += [] if "sequence" in recipe else ["generator", "stages"]
+    fields += ["group"] if recipe["kind"] == "helpers" else []
+    for field in fields:
         if field not in recipe:
             raise FacelabError(
                 f"recipe {name!r} in {where} lacks {field!r}: add it"
@@ -99,7 +94,7 @@ def merge_fields(
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c011
 def _entries(root, *kinds):
-    "What all of `recipes/*.yaml` say under these headings: name -> (kind, entry), `like` already followed, and name -> file."
+    "What stands under these headings: name -> (kind, entry), and name -> file."
     raw, kind_of, origin = {}, {}, {}
     for path in sorted((Path(root or project_root()) / "recipes").glob("*.yaml")):
         data = read_yaml(path)
@@ -144,7 +139,9 @@ def _follow(name, raw, origin, seen=()):
 def load_degradations(
     root=None,  # the project's folder; found by itself
 ) -> dict:  # name -> dict: label, steps, and paper and sources if it has them
-    "All chains of degradations under `degradations:` in `recipes/*.yaml`, checked; one that has `each` becomes one chain a value."
+    """All chains of degradations under `degradations:` in `recipes/*.yaml`, checked.
+
+    One that has `each` becomes one chain a value."""
     (found, origin), out = _entries(root, "degradations"), {}
     for name, (_, entry) in found.items():
         where = f"{origin[name].name}: {name}"
@@ -155,21 +152,17 @@ def load_degradations(
                 f"the degradation {name!r} in {origin[name].name} lacks {missing[0]!r}: add it, or"
                 " say `like:` another one"
             )
-        each = entry.pop("each", None)
-        made = {
-            f"{name}_{v}".replace(" ", "_"): {
-                **entry,
-                "label": f"{entry['label']}: {v}",
-                "steps": _filled(entry["steps"], v),
-                "one_of": name,
-            }
-            for v in each or []
-        }
-        out |= made or {name: entry}
+        if "each" in entry:
+            for value in entry.pop("each"):
+                own = {"label": f"{entry['label']}: {value}", "one_of": name}
+                own["steps"] = _substitute(entry["steps"], value)
+                out[f"{name}_{value}".replace(" ", "_")] = {**entry, **own}
+        else:
+            out[name] = entry
     return out
 
 
-def _filled(steps, value):
+def _substitute(steps, value):
     "The steps with the word `each` replaced."
     return [{k: value if v == "each" else v for k, v in step.items()} for step in steps]
 
@@ -211,23 +204,14 @@ def terms_table(
     paper: str,  # only what belongs to this paper
 ) -> str:  # Markdown
     "The weighted sums of a paper, one row a term."
-    said = lambda what: " and ".join(
-        f"`{w}`" for w in (what if isinstance(what, list) else [what] if what else [])
-    )
-    rows = [
-        (
-            entry["equation"],
-            term,
-            f"`{loss['use']}`",
-            said(loss.get("of")),
-            said(loss.get("to")),
-            f"{loss.get('weight', 1):g}",
-        )
-        for entry in sums.values()
-        if entry["paper"] == paper
-        for term, loss in entry["terms"].items()
-        if loss
-    ]
+    code = lambda what: " and ".join(f"`{w}`" for w in as_list(what))
+    rows = []
+    for entry in sums.values():
+        for term, loss in entry["terms"].items():
+            if loss and entry["paper"] == paper:
+                sides = code(loss.get("of")), code(loss.get("to"))
+                weight = f"{loss.get('weight', 1):g}"
+                rows.append((entry["equation"], term, f"`{loss['use']}`", *sides, weight))
     return markdown_table(
         rows, ("equation", "term", "loss", "of", "compared with", "weight"), ["---"] * 5 + ["---:"]
     )
@@ -271,24 +255,19 @@ def helper_of(
 def helpers_used(
     recipe: dict,  # as its file says it, or resolved
 ) -> list:  # names, each once
-    "The helpers that a recipe is made of or asks."
-    asked = [
-        *recipe.get("sequence", []),
-        *recipe.get("helpers", {}).values(),
-        *recipe.get("begin", {}).values(),
-    ]
-    return list(dict.fromkeys(helper_of(a)[0] for a in asked))
+    "The helpers that a recipe is made of, or that its losses use."
+    fields = [recipe.get("helpers", {}).values(), recipe.get("begin", {}).values()]
+    addresses = [*recipe.get("sequence", []), *fields[0], *fields[1]]
+    return list(dict.fromkeys(helper_of(a)[0] for a in addresses))
 
 
 def needs_features(
     recipe: dict,  # resolved
 ) -> bool:
-    "Does a loss look through the pipeline's own parts network?"
+    "Does a loss use the features network that the pipeline trains?"
     losses = [loss for stage in recipe["stages"] for loss in stage["losses"].values() if loss]
-    return any(
-        ((loss.get("with") or {}).get("features") or {}).get("source") == "trained"
-        for loss in losses
-    )
+    wishes = [(loss.get("with") or {}).get("features") or {} for loss in losses]
+    return any(wish.get("source") == "trained" for wish in wishes)
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c032
 def check_helpers(
@@ -307,20 +286,17 @@ def check_helpers(
             )
         if recipe["needs"] != f"helpers/{helpers[helper]['group']}":
             raise FacelabError(
-                f"recipe {name!r} in {where} uses the helper {helper!r} but needs {recipe['needs']}:"
-                f" say `needs: helpers/{helpers[helper]['group']}`"
+                f"recipe {name!r} in {where} uses the helper {helper!r} but needs"
+                f" {recipe['needs']}: say `needs: helpers/{helpers[helper]['group']}`"
             )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c034
 def load_recipes(
     root=None,  # the project's folder; found by itself
-) -> dict:  # name -> recipe, `like` already followed, `kind` telling which of `KINDS` it is
-    "All recipes of `recipes/*.yaml`, checked, with the steps of their degradation and the terms of their losses."
-    (found, origin), chains, sums = (
-        _entries(root, *KINDS),
-        load_degradations(root),
-        load_losses(root),
-    )
+) -> dict:  # name -> recipe, `like` already followed, with `kind`, one of `KINDS`
+    "All recipes of `recipes/*.yaml`, checked, with their degradation's steps and losses' terms."
+    found, origin = _entries(root, *KINDS)
+    chains, sums = load_degradations(root), load_losses(root)
     out = {name: {**recipe, "kind": kind} for name, (kind, recipe) in found.items()}
     for name, recipe in out.items():
         check_recipe(name, recipe, origin[name].name)
@@ -333,26 +309,33 @@ def load_recipes(
     for name, recipe in out.items():
         recipe["inputs"] = recipe["degradation"]
         recipe["degradation"] = chains[recipe["inputs"]]["steps"]
-        unused = set(recipe.get("without", []))
-        for stage in recipe.setdefault("stages", []):
-            stage["losses"] = terms_of(stage["losses"], sums, f"recipe {name!r}")
-            unused -= stage["losses"].keys()
-            stage["losses"] = {
-                term: loss
-                for term, loss in stage["losses"].items()
-                if term not in recipe.get("without", [])
-            }
-            stage["critics"] = {
-                critic: terms_of(terms, sums, f"recipe {name!r}")
-                for critic, terms in stage.get("critics", {}).items()
-            }
-        if unused:
-            raise FacelabError(
-                f"recipe {name!r} in {origin[name].name} is without {min(unused)!r}, which no stage"
-                " has: there is"
-                f" {', '.join(sorted({t for s in recipe['stages'] for t in s['losses']}))}"
-            )
+        put_terms(name, recipe, sums, origin[name].name)
     return out
+
+# %% ../../nbs/6_training/01_recipes.ipynb #c041
+def put_terms(
+    name: str,  # the recipe's name
+    recipe: dict,  # its fields, changed in place
+    sums: dict,  # as `load_losses` returns them
+    where,  # the file it stands in
+):
+    "The terms of each stage in place of the sums that it names, without those of `without`."
+    without = recipe.get("without", [])
+    unused = set(without)
+    for stage in recipe.setdefault("stages", []):
+        terms = terms_of(stage["losses"], sums, f"recipe {name!r}")
+        unused -= terms.keys()
+        stage["losses"] = {term: loss for term, loss in terms.items() if term not in without}
+        stage["critics"] = {
+            critic: terms_of(own, sums, f"recipe {name!r}")
+            for critic, own in stage.get("critics", {}).items()
+        }
+    if unused:
+        there = sorted({term for stage in recipe["stages"] for term in stage["losses"]})
+        raise FacelabError(
+            f"recipe {name!r} in {where} is without {min(unused)!r}, which no stage"
+            f" has: there is {', '.join(there)}"
+        )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c039
 def folder_of(
@@ -371,17 +354,16 @@ def scale_network(
     spec: dict,  # a network: `use` and arguments
     train: dict,  # the `train` section of the parameters
 ) -> dict:
-    "The network with its channels, `width` and `features` (rounded to a multiple of 4, at least 8), and its blocks, `depth` (at least 1), made fewer."
-    channels = {
-        k: max(8, 4 * round(v * train["width"] / 4))
-        for k, v in spec.items()
-        if k in ("width", "features")
-    }
-    return {
-        **spec,
-        **channels,
-        **({"depth": max(1, round(spec["depth"] * train["depth"]))} if "depth" in spec else {}),
-    }
+    """The network with fewer channels and blocks.
+
+    `width` and `features` are rounded to a multiple of 4, at least 8; `depth` is at least 1."""
+    out = dict(spec)
+    for key in ("width", "features"):
+        if key in spec:
+            out[key] = max(8, 4 * round(spec[key] * train["width"] / 4))
+    if "depth" in spec:
+        out["depth"] = max(1, round(spec["depth"] * train["depth"]))
+    return out
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c052
 def fill_from_generator(
@@ -407,12 +389,8 @@ def stage_steps(
         )
     ends = [0]
     for i in range(len(shares)):
-        ends.append(
-            min(
-                max(round(steps * sum(shares[: i + 1]) / sum(shares)), ends[-1] + 1),
-                steps - (len(shares) - i - 1),
-            )
-        )
+        end = max(round(steps * sum(shares[: i + 1]) / sum(shares)), ends[-1] + 1)
+        ends.append(min(end, steps - (len(shares) - i - 1)))
     return [b - a for a, b in zip(ends, ends[1:])]
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c058
@@ -421,11 +399,8 @@ def features_for(
     perceptual: dict,  # the section of the parameters
 ) -> dict:  # arguments of `facelab.losses.features.make_features`
     "Which features a loss gets under these parameters."
-    return (
-        {**perceptual, **wish}
-        if isinstance(wish, dict) and perceptual["source"] == "torchvision"
-        else perceptual
-    )
+    own = isinstance(wish, dict) and perceptual["source"] == "torchvision"
+    return {**perceptual, **wish} if own else perceptual
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c061
 def sequence_fields(
@@ -434,32 +409,19 @@ def sequence_fields(
     params: dict,  # as `facelab.base.params.load_params` returns them
 ) -> dict:  # fields of a recipe
     "Generator and weights of helpers that follow each other."
-    specs = [
-        {k: v for k, v in resolve(name, recipes, params).items() if k in ("generator", "call")}
-        for name in names
-    ]
-    return dict(
-        generator={
-            "use": "systems.sequence.Sequence",
-            "parts": [spec["generator"] for spec in specs],
-        },
-        begin={f"generator.parts.{i}": name for i, name in enumerate(names)},
-    )
+    parts = []
+    for name in names:
+        full = resolve(name, recipes, params)
+        parts.append(full["generator"])
+    return {
+        "generator": {"use": "systems.sequence.Sequence", "parts": parts},
+        "begin": {f"generator.parts.{i}": name for i, name in enumerate(names)},
+    }
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c062
-TRAINING = [
-    "start",
-    "seconds",
-    "warmup",
-    "schedule",
-    "clip",
-    "ema",
-    "validate",
-    "threads",
-    "precision",
-    "compile",
-    "log_every",
-]
+# what a resolved recipe takes from the section `train` of the parameters
+TRAINING = ["start", "seconds", "warmup", "schedule", "clip", "ema", "validate", "threads"]
+TRAINING += ["precision", "compile", "log_every"]
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c063
 def resolve(
@@ -467,54 +429,73 @@ def resolve(
     recipes: dict,  # as `load_recipes` returns them
     params: dict,  # as `facelab.base.params.load_params` returns them
 ) -> dict:
-    "The recipe as it will be trained under these parameters; paths of helpers are relative to their folder."
+    """The recipe as it will be trained under these parameters.
+
+    Paths of helpers are relative to the folder of helpers."""
     if name not in recipes:
         raise FacelabError(f"unknown recipe {name!r}: {near(name, recipes)}")
-    out = copy.deepcopy(recipes[name])
-    train = {
-        **params["train"],
-        **params["instead"].get(out["paper"], {}),
-        **params["instead"].get(name, {}),
-    }
+    out, instead = copy.deepcopy(recipes[name]), params["instead"]
+    train = {**params["train"], **instead.get(out["paper"], {}), **instead.get(name, {})}
     if "sequence" in out:
         out |= sequence_fields(out.pop("sequence"), recipes, params)
-    elif (
-        out["kind"] != "priors"
-    ):  # these keep their size: a paper's losses should not depend on the profile's widths
-        out["generator"] = scale_network(out["generator"], train)
-        out["critics"] = {
-            k: fill_from_generator(scale_network(v, train), out["generator"])
-            for k, v in out.get("critics", {}).items()
-        }
-        out["batch"] = train["batch"] or out.get("batch")
-        if "optimiser" in out:
-            out["optimiser"] |= {
-                k: v for k, v in (("use", train["optimiser"]), ("lr", train["lr"])) if v
-            }
-    steps = [s["steps"] for s in out["stages"]]
-    for stage, n in zip(
-        out["stages"], stage_steps(steps, train["steps"]) if steps and train["steps"] else steps
-    ):
-        stage["steps"] = n
-        for loss in filter(None, stage["losses"].values()):
-            if "features" in (loss.get("with") or {}):
-                loss["with"]["features"] = features_for(
-                    loss["with"]["features"], params["perceptual"]
-                )
-    path = lambda helper: "/".join([recipes[helper_of(helper)[0]]["group"], helper])
-    out |= {
-        field: {k: path(helper) for k, helper in out.get(field, {}).items()}
-        for field in ("helpers", "begin")
-    }
+    elif out["kind"] != "priors":  # whose size no profile changes: losses depend on them
+        out |= scale_recipe(out, train)
+    set_steps(out["stages"], train["steps"])
+    set_features(out["stages"], params["perceptual"])
+    for field in ("helpers", "begin"):
+        out[field] = {k: helper_path(v, recipes) for k, v in out.get(field, {}).items()}
     for field in ("sources", "without"):
         out.pop(field, None)
-    return {
-        "name": name,
-        "seed": params["seed"],
-        "critics": {},
-        **out,
-        **{k: train[k] for k in TRAINING},
+    own = {k: train[k] for k in TRAINING}
+    return {"name": name, "seed": params["seed"], "critics": {}, **out, **own}
+
+# %% ../../nbs/6_training/01_recipes.ipynb #c042
+def scale_recipe(
+    recipe: dict,  # its fields
+    train: dict,  # the `train` section of the parameters
+) -> dict:  # the fields that change
+    "Networks, batch and optimiser as the parameters have them."
+    generator = scale_network(recipe["generator"], train)
+    critics = {k: scale_network(v, train) for k, v in recipe.get("critics", {}).items()}
+    out = {
+        "generator": generator,
+        "critics": {k: fill_from_generator(v, generator) for k, v in critics.items()},
+        "batch": train["batch"] or recipe.get("batch"),
     }
+    if "optimiser" in recipe:
+        change = {"use": train["optimiser"], "lr": train["lr"]}
+        out["optimiser"] = recipe["optimiser"] | {k: v for k, v in change.items() if v}
+    return out
+
+
+def set_steps(
+    stages: list,  # of a recipe, changed in place
+    steps: int | None,  # of all stages together; None: the recipe's own
+):
+    "Share the steps among the stages, as the recipe's own are shared."
+    if stages and steps:
+        for stage, n in zip(stages, stage_steps([s["steps"] for s in stages], steps)):
+            stage["steps"] = n
+
+
+def set_features(
+    stages: list,  # of a recipe, changed in place
+    perceptual: dict,  # the section of the parameters
+):
+    "Give each perceptual loss the features that it gets under these parameters."
+    for stage in stages:
+        for loss in filter(None, stage["losses"].values()):
+            options = loss.get("with") or {}
+            if "features" in options:
+                options["features"] = features_for(options["features"], perceptual)
+
+
+def helper_path(
+    address: str,  # a helper, or helper.submodule
+    recipes: dict,  # as `load_recipes` returns them
+) -> str:
+    "Where a helper lies in the folder of helpers."
+    return f"{recipes[helper_of(address)[0]]['group']}/{address}"
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c067
 def sources_table(
@@ -524,14 +505,10 @@ def sources_table(
     sums: dict = {},  # as `load_losses` returns them
 ) -> str:  # Markdown
     "Where the values of a paper's degradations, weighted sums and recipes come from."
-    entries = [
-        *{entry.get("one_of", name): entry for name, entry in chains.items()}.values(),
-        *sums.values(),
-        *recipes.values(),
-    ]  # a sweep once
+    once = {entry.get("one_of", name): entry for name, entry in chains.items()}  # of a sweep
     rows = [
         (entry.get("label") or entry["equation"], f"`{field}`", why)
-        for entry in entries
+        for entry in (*once.values(), *sums.values(), *recipes.values())
         if entry.get("paper") == paper
         for field, why in entry.get("sources", {}).items()
     ]
@@ -542,49 +519,35 @@ def recipes_table(
     recipes: dict,  # as `load_recipes` returns them
     paper: str,  # only what belongs to this paper
 ) -> str:  # Markdown
-    "The recipes of a paper as a table: what learns, from what, for how long. Sizes and schedules are the paper's; a profile scales them."
+    """The recipes of a paper as a table: what learns, from what, for how long.
+
+    Sizes and schedules are the paper's; a profile scales them."""
+    heads = ["recipe", "row", "degradation", "generator", "critics", "begins with"]
+    heads += ["stages and steps", "optimiser"]
+    rows = [recipe_row(name, r) for name, r in recipes.items() if r["paper"] == paper]
+    return markdown_table(rows, heads)
+
+
+def recipe_row(
+    name: str,  # of the recipe
+    r: dict,  # its fields
+) -> tuple:  # of texts
+    "A recipe in a line."
     short = lambda use: use.rpartition(".")[2]
-
-    def row(name, r):
-        made = (
-            " + ".join(f"`{p}`" for p in r["sequence"])
-            if "sequence" in r
-            else short(r["generator"]["use"])
-        )
-        args = ", ".join(f"{k} {v}" for k, v in r.get("generator", {}).items() if k != "use")
-        starts = ", ".join(
-            f"{k.removeprefix('generator.')} from `{v}`" for k, v in r.get("begin", {}).items()
-        )
+    if "sequence" in r:
+        made = " + ".join(f"`{p}`" for p in r["sequence"])
+    else:
+        made = short(r["generator"]["use"])
+        options = ", ".join(f"{k} {v}" for k, v in r["generator"].items() if k != "use")
+        made += f" ({options})" if options else ""
+    critics = ", ".join(short(c["use"]) for c in r.get("critics", {}).values())
+    begin = {k.removeprefix("generator."): v for k, v in r.get("begin", {}).items()}
+    starts = ", ".join(f"{k} from `{v}`" for k, v in begin.items())
+    stages, learns = "", ""
+    if r["stages"]:
         stages = "; ".join(f"{s['name']} {s['steps']:,}" for s in r["stages"])
-        learns = (
-            f"{r['optimiser']['use']} {r['optimiser']['lr']:g}, batch {r['batch']}"
-            if r["stages"]
-            else ""
-        )
-        return (
-            f"`{name}`",
-            r["label"],
-            r["inputs"],
-            " ".join(filter(None, [made, args and f"({args})"])),
-            ", ".join(map(short, (c["use"] for c in r.get("critics", {}).values()))),
-            starts,
-            stages,
-            learns,
-        )
-
-    return markdown_table(
-        [row(n, r) for n, r in recipes.items() if r["paper"] == paper],
-        (
-            "recipe",
-            "row",
-            "degradation",
-            "generator",
-            "critics",
-            "begins with",
-            "stages and steps",
-            "optimiser",
-        ),
-    )
+        learns = f"{r['optimiser']['use']} {r['optimiser']['lr']:g}, batch {r['batch']}"
+    return f"`{name}`", r["label"], r["inputs"], made, critics, starts, stages, learns
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c072
 def recipes_page(
