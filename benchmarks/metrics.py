@@ -1,4 +1,7 @@
-"""PSNR and SSIM of many faces of 128 pixels beside scikit-image, one face at a time; each is given the images that its users have, float tensors or arrays of bytes."""
+"""PSNR and SSIM of many faces of 128 pixels beside scikit-image, one face at a time.
+
+Each is given the images that its users have: float tensors, or arrays of bytes.
+"""
 
 import time
 
@@ -8,10 +11,10 @@ from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from benchmarks.common import arguments, asked, hwc
-from facelab.degradations.resample import resize
-from facelab.faces.drawn import draw_faces
 from facelab.base.images import to_float, to_uint8
+from facelab.degradations.resample import resize
 from facelab.evaluation.metrics import as_convention, psnr_ssim
+from facelab.faces.drawn import draw_faces
 
 SPEED, DIFFERENCE = 10, 1e-4  # how much faster ours is to be, and how much it may differ
 
@@ -42,15 +45,15 @@ def usual(restored, true, colour):
 
 
 def in_turn(ways, faces, piece):
-    "Seconds that each way takes for `faces` faces, and what it says of each face; the ways take turns, `piece` faces at a time."
-    spent, said = dict.fromkeys(ways, 0.0), {name: [] for name in ways}
+    "Seconds that each way takes for `faces` faces, and its numbers; the ways take turns, `piece` faces at a time."
+    spent, numbers = dict.fromkeys(ways, 0.0), {name: [] for name in ways}
     for first in range(0, faces, piece):
         n = min(piece, faces - first)
         for name, way in ways.items():
             start = time.perf_counter()
-            said[name].append(way(n))
+            numbers[name].append(way(n))
             spent[name] += time.perf_counter() - start
-    return spent, {name: np.concatenate(parts) for name, parts in said.items()}
+    return spent, {name: np.concatenate(pieces) for name, pieces in numbers.items()}
 
 
 def compare(conventions, restored, true, faces, piece=1000):
@@ -59,17 +62,16 @@ def compare(conventions, restored, true, faces, piece=1000):
     arrays, floats = list(zip(hwc(restored), hwc(true))), (to_float(restored), to_float(true))
 
     def ours(n):
-        said = psnr_ssim(
-            floats[0][:n], floats[1][:n], conventions
-        )  # the first so many of the different faces, for every piece
-        return torch.stack(list(said.values()), 1).numpy()
+        # every piece is of the first n faces: time depends on how many there are, not on which
+        columns = psnr_ssim(floats[0][:n], floats[1][:n], conventions)
+        return torch.stack(list(columns.values()), 1).numpy()
 
     def loop(n):
         return np.array([[v for colour in colours for v in usual(*arrays[i], colour)] for i in range(n)])
 
     ours(32), loop(2)
-    spent, said = in_turn(dict(ours=ours, loop=loop), faces, piece)
-    return spent["ours"], spent["loop"], float(np.abs(said["ours"] - said["loop"]).max())
+    spent, numbers = in_turn(dict(ours=ours, loop=loop), faces, piece)
+    return spent["ours"], spent["loop"], float(np.abs(numbers["ours"] - numbers["loop"]).max())
 
 
 def main():
@@ -80,12 +82,12 @@ def main():
     torch.set_num_threads(args.threads)
     restored, true = pairs(min(1024, -(-faces // 64) * 64))
     print(
-        f"{faces:,} faces of 128 pixels, threads: {args.threads}; wanted: {SPEED} times as fast, difference at most"
-        f" {DIFFERENCE}\n"
+        f"{faces:,} faces of 128 pixels, threads: {args.threads};"
+        f" wanted: {SPEED} times as fast, difference at most {DIFFERENCE}\n"
     )
     print(
-        "| convention | ours, img/s | scikit-image, one by one, img/s | ratio | largest difference |\n| --- | ---: |"
-        " ---: | ---: | ---: |"
+        "| convention | ours, img/s | scikit-image, one by one, img/s | ratio | largest difference |\n"
+        "| --- | ---: | ---: | ---: | ---: |"
     )
     for conventions in (["rgb"], ["rgb", "y"]):
         ours, loop, off = compare(conventions, restored, true, faces)

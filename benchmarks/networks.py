@@ -1,4 +1,7 @@
-"""Size, multiply-adds, time and memory of every network at full width; on a GPU also training: float32 as written beside bf16, channels_last and compiled."""
+"""Size, multiply-adds, time and memory of every network at full width.
+
+On a GPU also training: float32 as written beside bf16, channels_last and compiled.
+"""
 
 import contextlib
 import time
@@ -43,7 +46,10 @@ def on_cpu(name, scale, batch=4, threads=2, seconds=1.0, small=False):
 
 
 def training(name, scale, fast, batch=64, seconds=3.0):
-    "Faces a second of a training step on a GPU: float32 as written, or bf16, channels_last and compiled; and its largest memory (MB)."
+    """Faces a second of a training step on a GPU, and its largest memory (MB).
+
+    float32 as written, or `fast`: bf16, channels_last and compiled.
+    """
     torch.cuda.reset_peak_memory_stats()
     layout = torch.channels_last if fast else torch.contiguous_format
     with torch.device("cuda"):
@@ -69,15 +75,11 @@ def main():
     parser.add_argument("names", nargs="*", metavar="NAME", help="by default all")
     args, gpu = asked(parser), torch.cuda.is_available()
     batch, small, seconds = (1, True, 0.0) if args.quick else (4, False, 1.0)
-    names = args.names or (
-        list({entry.role: entry.name for entry in entries().values()}.values()) if args.quick else list(entries())
-    )
-    head = ["network", "scale", "parameters", "multiply-adds a face, G", "CPU, ms a face", "CPU memory, MB"] + [
-        "GPU training float32, img/s",
-        "bf16 + channels_last + compile",
-        "ratio",
-        "memory, MB",
-    ] * gpu
+    one_a_role = {entry.role: entry.name for entry in entries().values()}
+    names = args.names or (list(one_a_role.values()) if args.quick else list(entries()))
+    head = ["network", "scale", "parameters", "multiply-adds a face, G", "CPU, ms a face", "CPU memory, MB"]
+    if gpu:
+        head += ["GPU training float32, img/s", "bf16 + channels_last + compile", "ratio", "memory, MB"]
     print(
         f"faces of 128 pixels (256 for sr_deblur_gan), batch {batch}, threads: {args.threads}; GPU training:"
         f" {torch.cuda.get_device_name() if gpu else 'n/a, there is no GPU'}\n"
@@ -86,9 +88,8 @@ def main():
     for entry in map(find, names):
         for scale in entry.scales[: 1 if args.quick else None]:
             parameters, macs = sizes(entry.name, scale, small)
-            ms, peak = on_cpu(
-                entry.name, scale, batch, args.threads, seconds, small
-            )  # before a GPU is used: CUDA does not survive a fork
+            # Before a GPU is used: CUDA does not survive a fork.
+            ms, peak = on_cpu(entry.name, scale, batch, args.threads, seconds, small)
             row = [entry.name, scale, f"{parameters:,}", f"{macs / 1e9:.2f}", f"{ms:.1f}", f"{peak:.0f}"]
             if gpu and parameters and not args.quick:
                 (plain, _), (fast, memory) = training(entry.name, scale, False), training(entry.name, scale, True)

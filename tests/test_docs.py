@@ -12,9 +12,9 @@ import pytest
 from conftest import ENV, ROOT
 
 from facelab import FacelabError
-from facelab.pipeline import site
 from facelab.apps.commands import parser
 from facelab.base.params import read_yaml
+from facelab.pipeline import site
 from facelab.training.recipes import load_recipes
 
 FILES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

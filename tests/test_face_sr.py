@@ -1,4 +1,7 @@
-"Heat maps, FSRNet, DIC, SICNN: literal formulations, and the faults of published code planted. What every network must do is asked in test_registry.py."
+"""Heat maps, FSRNet, DIC, SICNN: literal formulations, and the faults of published code planted.
+
+test_registry.py tests what every network must do.
+"""
 
 import math
 
@@ -9,11 +12,11 @@ from torch import nn
 from facelab import FacelabError
 from facelab.faces.drawn import draw_faces
 from facelab.faces.heatmaps import DIC_MAPS, FSRNET_MAPS, heatmaps, merge_parts, part_matrix, points
+from facelab.faces.parts import LANDMARK_SCHEMES, MIRROR_11, mirror, parsing_11, scheme
 from facelab.networks.dic import DIC, AttentiveFusion, DICCritic, FeedbackHourglass, PlainBottleneck
 from facelab.networks.fsrnet import FSRNet, coarse_network
 from facelab.networks.hourglass import Bottleneck, BottleneckHourglass, FSRBlock, PriorNet
 from facelab.networks.sicnn import SICNN, GrowingBlock, SphereFace20
-from facelab.faces.parts import LANDMARK_SCHEMES, MIRROR_11, mirror, parsing_11, scheme
 
 torch.set_num_threads(1)
 FACES = draw_faces(range(4))
@@ -28,11 +31,13 @@ def seeded(make, *args, **given):
     return make(*args, **given).eval()
 
 
-def own_numbers(net):
+def count_once(net):
+    "Parameters, shared ones once."
     return sum(p.numel() for p in net.parameters())
 
 
-def written_numbers(net):
+def count_every_use(net):
+    "Parameters, shared ones as often as they are used."
     return sum(p.numel() for _, p in net.named_parameters(remove_duplicate=False))
 
 
@@ -60,21 +65,15 @@ def literal_heatmap(x, y, side, size, sigma, window, exact):
 )
 def test_heatmaps_are_the_formula_pixel_by_pixel(how):
     at = images(2, 6, 2) * 40 - 4  # some outside of 32
-    expected = [
-        [
-            literal_heatmap(*p.tolist(), 32, how["size"], how["sigma"], how["window"], how.get("exact", False))
-            for p in face
-        ]
-        for face in at
-    ]
-    assert torch.allclose(heatmaps(at, 32, **how), torch.stack([torch.stack(face) for face in expected]), atol=1e-5)
+    settings = how["size"], how["sigma"], how["window"], how.get("exact", False)
+    expected = [torch.stack([literal_heatmap(*p.tolist(), 32, *settings) for p in face]) for face in at]
+    assert torch.allclose(heatmaps(at, 32, **how), torch.stack(expected), atol=1e-5)
 
 
 def test_released_setting_is_the_window_of_fcsr_gan():
     maps = heatmaps(torch.tensor([[[60.0, 40.0]]]), 128, **FSRNET_MAPS)
-    kernel = torch.tensor(
-        [[math.exp(-(((i - 3) / 1.75) ** 2 + ((j - 3) / 1.75) ** 2) / 2) for i in range(7)] for j in range(7)]
-    )
+    value = lambda i, j: math.exp(-(((i - 3) / 1.75) ** 2 + ((j - 3) / 1.75) ** 2) / 2)
+    kernel = torch.tensor([[value(i, j) for i in range(7)] for j in range(7)])
     assert maps.shape == (1, 1, 64, 64) and (maps > 0).sum() == 49
     assert torch.allclose(maps[0, 0, 17:24, 27:34], kernel, atol=1e-6)
 
@@ -149,8 +148,8 @@ def test_bad_landmarks_get_one_sentence():
     "make", [lambda: nn.Sequential(*[FSRBlock(8)] * 3), lambda: nn.Sequential(*[Bottleneck(8)] * 2)]
 )
 def test_blocks_made_by_list_multiplication_are_one_block(make):
-    """The fault of an FSRNet port, planted: what our networks are asked below says no to it."""
-    assert own_numbers(make()) < written_numbers(make())
+    """The fault of an FSRNet port, planted: the test below would find it in our networks."""
+    assert count_once(make()) < count_every_use(make())
 
 
 @pytest.mark.parametrize(
@@ -173,11 +172,14 @@ def test_blocks_made_by_list_multiplication_are_one_block(make):
     ],
 )
 def test_no_block_is_another_block(net, rows):
-    assert own_numbers(net) == written_numbers(net)
+    assert count_once(net) == count_every_use(net)
     for name, length in rows.items():
         row = list(net.get_submodule(name))
         own = [p for block in row for p in block.parameters()]
         assert len(row) == length and len({id(p) for p in own}) == len(own)
+
+
+# Parameters, counted from the lists of layers.
 
 
 def conv(n_in, n_out, k):
@@ -251,7 +253,7 @@ GATES = 18 * (conv(64, 4, 1) + conv(4, 64, 1)) + 3 * (conv(256, 16, 1) + conv(16
     ],
 )
 def test_counts_are_those_of_the_layer_lists(make, expected, published):
-    assert own_numbers(make()) == expected == published
+    assert count_once(make()) == expected == published
 
 
 def literal_hourglass(net, x, block, up):
@@ -293,14 +295,11 @@ def as_released(b, x):
 def test_hourglass_is_the_recursion(block, mode, literal, up):
     net, x = seeded(BottleneckHourglass, 8, 2, 2, block, mode), images(2, 8, 16, 16)
     with torch.no_grad():
-        for m in net.modules():
-            if isinstance(m, nn.BatchNorm2d):
-                (
-                    m.running_mean.uniform_(-1, 1),
-                    m.running_var.uniform_(0.5, 2),
-                    m.weight.uniform_(0.5, 2),
-                    m.bias.uniform_(-1, 1),
-                )
+        for norm in (m for m in net.modules() if isinstance(m, nn.BatchNorm2d)):
+            norm.running_mean.uniform_(-1, 1)
+            norm.running_var.uniform_(0.5, 2)
+            norm.weight.uniform_(0.5, 2)
+            norm.bias.uniform_(-1, 1)
         assert torch.allclose(net(x), literal_hourglass(net, x, literal, up), atol=1e-4)
 
 
@@ -319,27 +318,23 @@ def test_the_prior_is_read_off_the_coarse_face_and_trains_it():
     net, x = seeded(FSRNet, 4, 8, 1, landmarks=5, parts=3), images(2, 3, 16, 16)
     nn.init.normal_(net.prior.landmark_head.weight)  # it begins at zero
     net(x)["landmark_maps"].sum().backward()
-    reached = {
-        name.split(".")[0] for name, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0
-    }
-    assert reached == {"coarse_network", "prior"}
+    moved = [name for name, p in net.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0]
+    assert {name.split(".")[0] for name in moved} == {"coarse_network", "prior"}
 
 
 @pytest.mark.parametrize("variant, norms, up", [("paper", 2, nn.ConvTranspose2d), ("code", 0, nn.Upsample)])
-def test_variants_of_fsrnet_differ_where_they_say(variant, norms, up):
+def test_variants_of_fsrnet_differ_in_batch_norm_and_enlargement(variant, norms, up):
     net = FSRNet(8, 8, 4, variant=variant)
-    blocks = [m for m in net.modules() if isinstance(m, FSRBlock)]
-    assert all(sum(isinstance(m, nn.BatchNorm2d) for m in b.modules()) == norms for b in blocks) and isinstance(
-        net.decoder.up[0], up
-    )
+    for block in (m for m in net.modules() if isinstance(m, FSRBlock)):
+        assert sum(isinstance(m, nn.BatchNorm2d) for m in block.modules()) == norms
+    assert isinstance(net.decoder.up[0], up)
 
 
 def test_attention_is_in_every_residual_block_and_nowhere_else():
     gates = lambda net: [name for name, m in net.named_modules() if type(m).__name__ == "ChannelGate"]
     net = FSRNet(attention=True, width=8, hourglass_width=16)
-    assert len(gates(net)) == sum(isinstance(m, FSRBlock) for m in net.modules()) == 21 and not gates(
-        FSRNet(width=8, hourglass_width=16)
-    )
+    assert len(gates(net)) == sum(isinstance(m, FSRBlock) for m in net.modules()) == 21
+    assert not gates(FSRNet(width=8, hourglass_width=16))
     block, x = seeded(FSRBlock, 8, attention=True), images(1, 8, 6, 6)
     branch = block.conv2(block.conv1(x).relu())
     assert torch.allclose(block(x), x + branch * block.gate.weights(branch), atol=1e-6)
@@ -390,7 +385,7 @@ def small_dic(scale=8, **given):
 
 
 def literal_dic(net, x):
-    "DIC's four steps, written out; the hourglass and the projections are asked elsewhere."
+    "DIC's four steps, written out; the hourglass and the projections are tested elsewhere."
     mean = torch.tensor([0.509, 0.424, 0.378]).view(3, 1, 1)
     skip = nn.functional.interpolate(x - mean, scale_factor=net.scale, mode="bilinear", align_corners=False)
     f = net.feat_in(net.conv_in(x - mean))
@@ -421,9 +416,9 @@ def test_dic_is_its_steps_written_out(scale):
     net, x = small_dic(scale), images(2, 3, 64 // scale, 64 // scale)
     with torch.no_grad():
         out, expected = net(x), literal_dic(net, x)
-    assert all(torch.allclose(out[name], t, atol=1e-5) for name, t in expected.items()) and torch.equal(
-        out["restored"], out["sr_4"]
-    )
+    for name, t in expected.items():
+        assert torch.allclose(out[name], t, atol=1e-5), name
+    assert torch.equal(out["restored"], out["sr_4"])
 
 
 def test_a_loss_at_every_step_is_not_the_last_one_four_times():
@@ -441,17 +436,15 @@ def test_a_loss_at_every_step_is_not_the_last_one_four_times():
 def test_each_step_has_its_own_graph():
     net = small_dic()
     out = net(images(2, 3, 8, 8))
-    alone = [
-        torch.autograd.grad(out[f"sr_{t}"].square().mean(), net.conv_out.weight, retain_graph=True)[0]
-        for t in range(1, 5)
-    ]
+
+    def gradient(loss, weight):
+        return torch.autograd.grad(loss, weight, retain_graph=True, allow_unused=True)[0]
+
+    alone = [gradient(out[f"sr_{t}"].square().mean(), net.conv_out.weight) for t in range(1, 5)]
     assert all(not torch.allclose(a, b, rtol=1e-3) for a, b in zip(alone, alone[1:]))
     for weight in (net.block.up[0][0].weight, net.hourglass.compress.weight):  # what the first face has not met yet
-        grads = [
-            torch.autograd.grad(out[f"sr_{t}"].sum(), weight, retain_graph=True, allow_unused=True)[0]
-            for t in range(1, 5)
-        ]
-        assert [g is not None for g in grads] == [False, True, True, True]
+        gradients = [gradient(out[f"sr_{t}"].sum(), weight) for t in range(1, 5)]
+        assert [g is not None for g in gradients] == [False, True, True, True]
 
 
 def test_landmarks_steer_the_restoration():
@@ -476,12 +469,11 @@ def test_the_hourglass_remembers():
     net, face = seeded(FeedbackHourglass, 16, 68, 2), images(1, 3, 64, 64)
     with torch.no_grad():
         first, memory = net(face)
-        assert torch.equal(net(face)[0], first) and not torch.allclose(
-            net(face, memory)[0], first
-        )  # no state between calls
+        assert torch.equal(net(face)[0], first)  # no state between calls
+        assert not torch.allclose(net(face, memory)[0], first)
 
 
-def test_dic_says_what_it_cannot_do():
+def test_dic_refuses_what_it_cannot_do():
     with pytest.raises(FacelabError, match="scale is 2"):
         DIC(2)
     with pytest.raises(FacelabError, match="steps=1"):
@@ -492,7 +484,7 @@ def test_dic_says_what_it_cannot_do():
         small_dic()(images(1, 3, 12, 16))
 
 
-def test_mean_colours_travel_with_the_network():
+def test_mean_colours_move_with_the_network():
     """A plain tensor would stay behind on `.to()` and be missing from the file."""
     for net in (small_dic(), DICCritic(32, 12, 16)):
         assert net.double().sub_mean.shift.dtype == torch.float64 and "sub_mean.shift" in net.state_dict()
@@ -502,10 +494,10 @@ def test_mean_colours_travel_with_the_network():
 def test_growing_block_remembers_everything():
     block, x = seeded(GrowingBlock, 3, 8, 3), images(1, 3, 6, 6)
     with torch.no_grad():
-        parts = [block.first(x)]
+        maps = [block.first(x)]
         for more in block.more:
-            parts.append(more(torch.cat(parts, 1)))
-        assert torch.allclose(block(x), torch.cat(parts, 1), atol=1e-6)
+            maps.append(more(torch.cat(maps, 1)))
+        assert torch.allclose(block(x), torch.cat(maps, 1), atol=1e-6)
 
 
 def test_sicnn_works_between_minus_one_and_one():
@@ -528,10 +520,10 @@ def test_sphereface_is_its_stages():
         y = stage[1](stage[0](y))
         for block in list(stage)[2:]:
             y = y + block.conv2(block.conv1(y))
-    assert torch.allclose(net(x), net.fc5(y.flatten(1)), atol=1e-5) and [len(s) - 2 for s in net.stages] == [1, 2, 4, 1]
-    assert (
-        SphereFace20((112, 96), 8).fc5.in_features == 64 * 7 * 6 and SphereFace20(100, 8).fc5.in_features == 64 * 7 * 7
-    )
+    assert torch.allclose(net(x), net.fc5(y.flatten(1)), atol=1e-5)
+    assert [len(s) - 2 for s in net.stages] == [1, 2, 4, 1]
+    assert SphereFace20((112, 96), 8).fc5.in_features == 64 * 7 * 6
+    assert SphereFace20(100, 8).fc5.in_features == 64 * 7 * 7
 
 
 def test_layers_in_a_python_list_would_be_lost():
@@ -540,8 +532,11 @@ def test_layers_in_a_python_list_would_be_lost():
     assert sum(name.endswith("conv1.0.weight") for name in net.state_dict()) == 8
 
 
-def test_unknown_variants_are_named():
+def test_an_error_names_an_unknown_variant():
     for make in (FSRNet, SICNN):
         with pytest.raises(FacelabError, match='\'port\': give "paper" or "code"'):
             make(variant="port")
+
+
+def test_the_coarse_network_keeps_the_size_of_a_face():
     assert coarse_network(8, 2, norm=True, attention=True)(images(1, 3, 8, 8)).shape == (1, 3, 8, 8)

@@ -1,4 +1,4 @@
-"""Features: VGG equals torchvision's, files that lack a layer are refused, nothing is swapped, nothing is downloaded."""
+"""Features: VGG equals torchvision's, files that lack a layer are refused, nothing is swapped or downloaded."""
 
 import os
 from pathlib import Path
@@ -81,19 +81,16 @@ def test_layers_that_the_papers_name(network, cfg, layers, tmp_path):
         assert (seen["conv5_4"] < 0).any() and seen["pool5"].shape == (1, 512, 1, 1)  # before its ReLU
 
 
-def test_images_that_are_not_normalised_are_said_in_the_name(file):
+def test_the_name_tells_that_images_are_not_normalised(file):
     plain, raw = (
         make_features("file", file=file, layers=["relu1_1"], scale=1, **more) for more in ({}, dict(normalise="none"))
     )
     x = torch.rand(1, 3, 16, 16)
     ready = (x - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(3, 1, 1)
-    assert torch.equal(plain(x)["relu1_1"], raw(ready)["relu1_1"]) and not torch.equal(
-        plain(x)["relu1_1"], raw(x)["relu1_1"]
-    )
-    assert (
-        plain.name == "VGG-19 relu1_1 (file vgg.safetensors)"
-        and raw.name == "VGG-19 relu1_1 (file vgg.safetensors, images not normalised)"
-    )
+    assert torch.equal(plain(x)["relu1_1"], raw(ready)["relu1_1"])
+    assert not torch.equal(plain(x)["relu1_1"], raw(x)["relu1_1"])
+    assert plain.name == "VGG-19 relu1_1 (file vgg.safetensors)"
+    assert raw.name == "VGG-19 relu1_1 (file vgg.safetensors, images not normalised)"
     assert make_features("file", file=file, layers=["relu1_1"], normalise="imagenet").name == plain.name
 
 
@@ -112,11 +109,9 @@ def test_only_the_needed_layers_are_built(file):
 
 def test_frozen_and_stays_in_evaluation(file):
     f = make_features("file", file=file, layers=["relu2_1"])
-    assert (
-        not f.train().training
-        and not any(m.training for m in f.modules())
-        and not any(p.requires_grad for p in f.parameters())
-    )
+    assert not f.train().training
+    assert not any(m.training for m in f.modules())
+    assert not any(p.requires_grad for p in f.parameters())
 
 
 def test_random_numbers_of_a_run_are_left_alone(file, parts_file):
@@ -191,16 +186,16 @@ def test_missing_weights_are_unavailable_and_nothing_takes_their_place(nowhere, 
 
 
 def test_download_only_when_allowed(nowhere, monkeypatch):
-    asked = []
+    urls = []
 
     def refuse(url, path, **k):
-        asked.append(url)
+        urls.append(url)
         raise OSError("offline")
 
     monkeypatch.setattr(torch.hub, "download_url_to_file", refuse)
     with pytest.raises(Unavailable, match="could not be downloaded"):
         make_features("torchvision", download=True)
-    assert asked == ["https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"]
+    assert urls == ["https://download.pytorch.org/models/vgg19-dcbb9e9d.pth"]
 
 
 def test_damaged_files(nowhere, monkeypatch):
@@ -251,6 +246,13 @@ def test_trained_source(parts_file):
     assert make_features("trained", file=parts_file, trained_on="photographs").name.endswith("(trained on photographs)")
 
 
+def test_without_a_file_the_trained_source_takes_the_network_of_the_pipeline(parts_file, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(features.PARTS_FILE).parent.mkdir(parents=True)
+    parts_file.rename(features.PARTS_FILE)
+    assert make_features("trained").name == "facelab parts network, stage 2 (trained on drawn faces)"
+
+
 def test_vgg_is_no_parts_network_and_the_reverse(file, parts_file):
     with pytest.raises(FacelabError, match="holds no PartsNet"):
         make_features("trained", file=file)
@@ -282,10 +284,10 @@ def oxford():
 
 
 def test_oxford_activations_have_their_known_size(oxford):
-    """Means after ReLU on twenty faces at 256x256, told with the weights; one portrait comes within a third."""
+    """Means after ReLU on twenty faces at 256x256, known of these weights; one portrait comes within a third."""
     means = [x.mean().item() for x in oxford(astronaut(256)).values()]
-    for mean, told in zip(means, (19, 88, 104, 89, 106, 141, 302, 430)):
-        assert told / 1.34 < mean < told * 1.34
+    for mean, known in zip(means, (19, 88, 104, 89, 106, 141, 302, 430)):
+        assert known / 1.34 < mean < known * 1.34
 
 
 def test_oxford_weights_tell_blur_from_noise(oxford):

@@ -1,18 +1,23 @@
-"RCAN, ESRGAN, SRFBN and DRN: each against its equations written out, its released count, and the bugs of published code."
+"""RCAN, ESRGAN, SRFBN and DRN.
+
+Each is held against its equations written out, its released count, and the bugs of published code.
+"""
 
 from copy import deepcopy
+
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
+
 from facelab import FacelabError
-from facelab.networks.drawing import count_parameters
 from facelab.degradations.resample import resize
+from facelab.networks.drawing import count_parameters
 from facelab.networks.drn import DRN, PLANS, DualRegression
 from facelab.networks.rcan import RCAB, RCAN, AddMean, ChannelGate, ResidualGroup, SubMean
+from facelab.networks.registry import find
 from facelab.networks.rrdb import RRDB, DenseBlock, RRDBNet, VGGCritic, conv_norm
 from facelab.networks.srfbn import SRFBN, FeedbackBlock, projection
-from facelab.networks.registry import find
 
 MEAN = torch.tensor([0.4488, 0.4371, 0.4040]).view(1, 3, 1, 1)
 
@@ -119,10 +124,9 @@ def test_counts_follow_from_the_layers(net, expected):
 )
 def test_registered_counts_follow_from_the_layers_too(name, expected, printed):
     published = find(name).published
-    assert (
-        count_parameters(find(name).make(**published["args"])) == published["parameters"] == expected
-        and f"{expected / 1e6:.2f}" == printed
-    )
+    assert published["parameters"] == expected
+    assert count_parameters(find(name).make(**published["args"])) == expected
+    assert f"{expected / 1e6:.2f}" == printed
 
 
 @pytest.mark.parametrize(
@@ -171,10 +175,9 @@ def test_a_saved_mean_comes_back():
     net, other = seeded(RCAN, 4, width=8, depth=1, groups=1), RCAN(4, width=8, depth=1, groups=1)
     net.sub_mean.mean += 0.1
     other.load_state_dict(net.state_dict())
-    x = images(1, 3, 8, 8)
-    assert torch.equal(net(x), other.eval()(x)) and not close(
-        net(x), seeded(RCAN, 4, width=8, depth=1, groups=1)(x), 1e-3
-    )
+    x, fresh = images(1, 3, 8, 8), seeded(RCAN, 4, width=8, depth=1, groups=1)
+    assert torch.equal(net(x), other.eval()(x))
+    assert not close(net(x), fresh(x), 1e-3)
 
 
 def test_the_mean_has_no_trainable_numbers():
@@ -216,15 +219,19 @@ def test_no_gate_starts_silent_whatever_the_face(width):
     "With torch's independent weights, gates of four silent ReLUs appear; with opposite pairs they cannot."
     faces = [size * images(1, width, 1, 1, seed=1) for size in (-100, 1e-3, 100)]
 
-    def silent(make):
+    def count_silent(make):
         return sum(not make(k)(z).relu().any() for k in range(40) for z in faces)
 
-    def torchs(k):
+    def opposite_pairs(k):
+        return seeded(ChannelGate, width, seed=k).W_D
+
+    def independent(k):
         W_D = seeded(ChannelGate, width, seed=k).W_D
         W_D.reset_parameters()
         return W_D
 
-    assert silent(lambda k: seeded(ChannelGate, width, seed=k).W_D) == 0 and silent(torchs) > 0
+    assert count_silent(opposite_pairs) == 0
+    assert count_silent(independent) > 0
 
 
 def test_rcan_is_its_equations():
@@ -271,19 +278,19 @@ def test_the_residual_is_scaled_at_both_levels():
     for dense in block.dense:
         y = dense(y)
     assert close(block(x), x + 0.2 * y)
-    for forgotten in (block, block.dense[1]):
-        wrong = deepcopy(block)
-        (wrong if forgotten is block else wrong.dense[1]).beta = 1
-        assert not close(wrong(x), block(x), 1e-3)
+    outer, inner = deepcopy(block), deepcopy(block)
+    outer.beta = inner.dense[1].beta = 1
+    for unscaled in (outer, inner):
+        assert not close(unscaled(x), block(x), 1e-3)
 
 
 def test_dense_convolutions_start_at_a_tenth_of_he():
     net = seeded(RRDBNet, 4, width=32, depth=2)
-    for conv in (c for m in net.modules() if isinstance(m, DenseBlock) for c in m.convs):
-        assert (
-            conv.weight.std().item() == pytest.approx(0.1 * (2 / (9 * conv.in_channels)) ** 0.5, rel=0.1)
-            and not conv.bias.any()
-        )
+    for block in (m for m in net.modules() if isinstance(m, DenseBlock)):
+        for conv in block.convs:
+            he = (2 / (9 * conv.in_channels)) ** 0.5
+            assert conv.weight.std().item() == pytest.approx(0.1 * he, rel=0.1)
+            assert not conv.bias.any()
     assert net.trunk_conv.bias.any()
 
 
@@ -337,7 +344,8 @@ def test_projections_are_as_printed_and_fit(scale, printed):
     assert tuple(projection(scale).values()) == printed
     x = torch.rand(1, 2, 5, 7)
     large = nn.ConvTranspose2d(2, 2, **projection(scale))(x)
-    assert large.shape[2:] == (5 * scale, 7 * scale) and nn.Conv2d(2, 2, **projection(scale))(large).shape == x.shape
+    assert large.shape[2:] == (5 * scale, 7 * scale)
+    assert nn.Conv2d(2, 2, **projection(scale))(large).shape == x.shape
 
 
 def test_the_feedback_block_is_its_equations():
@@ -367,22 +375,17 @@ def test_srfbn_is_its_equations():
 def test_srfbn_starts_as_released():
     net = seeded(SRFBN, 4, width=32, groups=2)
     assert all(m.weight.item() == pytest.approx(0.2) for m in net.modules() if isinstance(m, nn.PReLU))
-    convs = [m for m in net.modules() if isinstance(m, (nn.Conv2d, nn.ConvTranspose2d))]
-    assert all(
-        m.weight.std().item() == pytest.approx((2 / m.weight[0].numel()) ** 0.5, rel=0.1) and not m.bias.any()
-        for m in convs
-    )
+    for conv in (m for m in net.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)):
+        assert conv.weight.std().item() == pytest.approx((2 / conv.weight[0].numel()) ** 0.5, rel=0.1)
+        assert not conv.bias.any()
 
 
 def test_more_steps_continue_fewer():
     two, four = seeded(SRFBN, 4, width=8, groups=2, steps=2), seeded(SRFBN, 4, width=8, groups=2, steps=4)
     x = images(1, 3, 8, 8)
     a, b = two(x), four(x)
-    assert (
-        torch.equal(a["sr_1"], b["sr_1"])
-        and torch.equal(a["sr_2"], b["sr_2"])
-        and not torch.equal(b["sr_2"], b["sr_4"])
-    )
+    assert torch.equal(a["sr_1"], b["sr_1"]) and torch.equal(a["sr_2"], b["sr_2"])
+    assert not torch.equal(b["sr_2"], b["sr_4"])
 
 
 class Keeping(FeedbackBlock):
@@ -480,7 +483,7 @@ def test_the_dual_network_is_its_equations():
 
 
 @pytest.mark.parametrize(
-    "make, said",
+    "make, message",
     [
         (lambda: RCAN(3), "scale is 3"),
         (lambda: RRDBNet(6), "scale is 6"),
@@ -496,10 +499,10 @@ def test_the_dual_network_is_its_equations():
         (lambda: DRN(4, width=8, depth=1)(images(1, 4, 8, 8)), "(N,3,H,W)"),
     ],
 )
-def test_bad_settings_and_inputs_get_one_sentence(make, said):
+def test_bad_settings_and_inputs_get_one_sentence(make, message):
     with pytest.raises(FacelabError) as error:
         make()
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_plans_are_the_released_ones():

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from facelab import FacelabError
-from facelab.degradations.chain import Chain
 from facelab.base.dice import Dice
-from facelab.faces.drawn import draw_set
+from facelab.degradations.chain import Chain
 from facelab.evaluation.inputs import FACES_PER_FILE, Inputs, write_inputs, write_missing
+from facelab.faces.drawn import draw_set
 
 STEPS = [dict(use="degradations.occlusion.Block"), dict(use="degradations.resample.Downsample", scale=4)]
 
@@ -21,9 +21,8 @@ def faces():
 
 def test_every_face_is_there_once_and_is_what_the_chain_gives(faces, tmp_path):
     inputs = write_inputs(tmp_path / "x", faces, STEPS, seed=3)
-    assert inputs.names == list(faces.names) and sorted(p.stem for p in (tmp_path / "x" / "input").iterdir()) == sorted(
-        n.rsplit(".")[0] for n in faces.names
-    )
+    written = sorted(p.stem for p in (tmp_path / "x" / "input").iterdir())
+    assert inputs.names == list(faces.names) and written == sorted(n.rsplit(".")[0] for n in faces.names)
     alone = Chain(STEPS)(faces.batch([4])["image"], Dice(3, "test", [4]))
     assert torch.allclose(inputs.images([4]), alone.input, atol=0.5 / 255 + 1e-6)
     assert torch.allclose(inputs.maps([4], "gamma")["gamma"], alone.maps["gamma"], atol=0.5 / 255 + 1e-6)
@@ -62,9 +61,11 @@ def test_what_was_touched_or_lost_is_refused_in_a_sentence(faces, tmp_path):
 def test_a_failure_leaves_the_old_folder_and_no_half(faces, tmp_path, monkeypatch):
     write_inputs(tmp_path / "x", faces, STEPS)
     before = (tmp_path / "x" / "manifest.json").read_bytes()
-    monkeypatch.setattr(
-        "facelab.evaluation.inputs.write_image", lambda *a: (_ for _ in ()).throw(OSError("no space left"))
-    )
+
+    def fail(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr("facelab.evaluation.inputs.write_image", fail)
     with pytest.raises(OSError):
         write_inputs(tmp_path / "x", faces, STEPS, seed=9)
     assert (tmp_path / "x" / "manifest.json").read_bytes() == before and [p.name for p in tmp_path.iterdir()] == ["x"]

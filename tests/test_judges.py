@@ -7,18 +7,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from facelab.evaluation import judges as module
-from facelab.degradations.resample import resize
-from facelab.faces.drawn import draw_set
-from facelab.losses.features import PartsNet
-from facelab.base.weights import Unavailable
 from facelab import FacelabError
+from facelab.base.names import build
+from facelab.base.weights import Unavailable
+from facelab.degradations.resample import resize
+from facelab.evaluation import judges as module
 from facelab.evaluation.judges import Judges, hidden_error, landmark_error, nearest, parsing_error
 from facelab.evaluation.labelling import predict_labels
-from facelab.training.models import write_model, write_tensors
-from facelab.networks.mobilefacenet import MobileFaceNet, crops
+from facelab.faces.drawn import draw_set
 from facelab.faces.parts import five_points
-from facelab.base.names import build
+from facelab.losses.features import PartsNet
+from facelab.networks.mobilefacenet import MobileFaceNet, crops
+from facelab.training.models import write_model, write_tensors
 
 torch.set_num_threads(1)
 SPECS = {
@@ -67,38 +67,35 @@ def test_every_column_has_a_number_and_a_judge(judges, batch, restored):
     scores = judges.judge(restored, batch["image"], batch, torch.ones(6, 1, 24, 24)) | judges.recognise(
         restored, batch["image"], batch["identity"]
     )
-    assert set(scores) == set(judges.report()) and all(
-        len(v) == 6 and all(isinstance(x, float) for x in v) for v in scores.values()
-    )
     report = json.loads(json.dumps(judges.report()))
-    assert len(report) == 7 and all(r["by"] and r["missing"] == "" for r in report.values())
-    assert (
-        "LightCNN9 (helper lightcnn9_rgb, trained by this run on drawn)" == report["identity"]["by"]
-        and "InceptionResnetV1" in report["nearest_right"]["by"]
-    )
+    assert set(scores) == set(report)
+    for column, values in scores.items():
+        assert len(values) == 6 and all(isinstance(x, float) for x in values), column
+        assert report[column]["by"] and report[column]["missing"] == "", column
+    assert report["identity"]["by"] == "LightCNN9 (helper lightcnn9_rgb, trained by this run on drawn)"
+    assert "InceptionResnetV1" in report["nearest_right"]["by"]
 
 
 def test_batches_and_single_faces_agree(judges, batch, restored):
-    whole, hidden = judges.judge(restored, batch["image"], batch, torch.ones(6, 1, 96, 96)), torch.ones(1, 1, 96, 96)
+    hidden = torch.ones(6, 1, 96, 96)
+    whole = judges.judge(restored, batch["image"], batch, hidden)
     for i in range(6):
-        one = judges.judge(
-            restored[i : i + 1], batch["image"][i : i + 1], {k: v[i : i + 1] for k, v in batch.items()}, hidden
-        )
-        assert all(one[c] == pytest.approx(whole[c][i : i + 1], abs=1e-4) for c in one)
-    parts = judges.embed(restored.split(4))
-    assert torch.allclose(parts, judges.embed(restored), atol=1e-5) and parts.device.type == "cpu"
+        single = {k: v[i : i + 1] for k, v in batch.items()}
+        one = judges.judge(restored[i : i + 1], single["image"], single, hidden[:1])
+        for column, values in one.items():
+            assert values == pytest.approx(whole[column][i : i + 1], abs=1e-4), column
+    embedded = judges.embed(restored.split(4))
+    assert torch.allclose(embedded, judges.embed(restored), atol=1e-5) and embedded.device.type == "cpu"
 
 
 def test_each_judge_is_the_network_in_its_folder(judges, batch, restored):
     scores = judges.judge(restored, batch["image"], batch)
-    open_ = lambda column: judges.opened[column][0]
-    assert scores["landmark_error"] == pytest.approx(
-        landmark_error(predict_labels(open_("landmark_error"), restored, "landmarks"), batch["landmarks"]).tolist(), abs=1e-5
-    )
-    assert scores["parsing_error"] == pytest.approx(
-        parsing_error(predict_labels(open_("parsing_error"), restored, "parsing"), batch["parsing"]).tolist(), abs=1e-6
-    )
-    light = open_("identity")
+    network = lambda column: judges.open_judge(column)[0]
+    points = predict_labels(network("landmark_error"), restored, "landmarks")
+    assert scores["landmark_error"] == pytest.approx(landmark_error(points, batch["landmarks"]).tolist(), abs=1e-5)
+    parsing = predict_labels(network("parsing_error"), restored, "parsing")
+    assert scores["parsing_error"] == pytest.approx(parsing_error(parsing, batch["parsing"]).tolist(), abs=1e-6)
+    light = network("identity")
     a, b = (light(resize(x, 64).clamp(0, 1)) for x in (restored, batch["image"]))  # it is built for 64 pixels
     assert scores["identity"] == pytest.approx(F.cosine_similarity(a, b).tolist(), abs=1e-5)
     assert not any(p.requires_grad for judge in judges.opened.values() for p in judge[0].parameters())
@@ -117,30 +114,24 @@ def test_nothing_stands_in_for_what_is_missing(judges, batch, restored, tmp_path
     assert nobody.recognise(restored, batch["image"], batch["identity"]) == dict(nearest_l1=None, nearest_right=None)
     report = nobody.report()
     assert all(r["missing"] and "\n" not in r["missing"] for r in report.values())
-    assert (
-        "recognisers/lightcnn9_rgb" in report["identity"]["missing"]
-        and "inception_resnet_v1" in report["nearest_l1"]["missing"]
-    )
+    assert "recognisers/lightcnn9_rgb" in report["identity"]["missing"]
+    assert "inception_resnet_v1" in report["nearest_l1"]["missing"]
     scores = judges.judge(restored, batch["image"], {"landmarks": None})
     assert {c for c, v in scores.items() if v is None} == {"landmark_error", "parsing_error", "hidden_error"}
     assert judges.recognise(restored, batch["image"])["nearest_right"] is None
     missing = {c: r["missing"] for c, r in judges.report().items() if r["missing"]}
-    assert (
-        "no landmarks" in missing["landmark_error"]
-        and "no parsing" in missing["parsing_error"]
-        and "no identity" in missing["nearest_right"]
-        and "nearest_l1" not in missing
-    )
+    assert "no landmarks" in missing["landmark_error"]
+    assert "no parsing" in missing["parsing_error"]
+    assert "no identity" in missing["nearest_right"]
+    assert "nearest_l1" not in missing
     with pytest.raises(Unavailable, match="inception_resnet_v1"):
         nobody.embed(restored)
 
 
 def test_other_landmarks_than_the_landmarkers_are_refused(judges, batch, restored):
     scores = judges.judge(restored, batch["image"], {"landmarks": five_points(batch["landmarks"])})
-    assert (
-        scores["landmark_error"] is None
-        and "sees 81 points but the face set has 5" in judges.report()["landmark_error"]["missing"]
-    )
+    assert scores["landmark_error"] is None
+    assert "sees 81 points but the face set has 5" in judges.report()["landmark_error"]["missing"]
 
 
 def test_a_damaged_judge_is_an_error_not_a_gap(run, batch, restored, tmp_path):
@@ -161,10 +152,8 @@ def test_mobilefacenet_judges_where_its_file_is(judges, batch, restored, tmp_pat
         wanted = (
             net.embed(crops(restored, batch["landmarks"])) * net.embed(crops(batch["image"], batch["landmarks"]))
         ).sum(1)
-    assert (
-        got == pytest.approx(wanted.tolist(), abs=1e-5)
-        and judges.report()["identity"]["by"] == "MobileFaceNet (file mobilefacenet.safetensors)"
-    )
+    assert got == pytest.approx(wanted.tolist(), abs=1e-5)
+    assert judges.report()["identity"]["by"] == "MobileFaceNet (file mobilefacenet.safetensors)"
     assert judges.judge(restored, batch["image"], {})["identity"] is None  # it cannot crop, and nobody takes its place
 
 
@@ -191,18 +180,15 @@ def test_features_of_the_parameters(judges, run, batch, restored):
 
 def test_recognition_is_the_loop_of_its_definition():
     z, people = torch.randn(2, 23, 7, generator=torch.Generator().manual_seed(0)), torch.arange(23) // 3
+    share = lambda v: v / v.abs().sum()
     for own in (True, False):
         l1, right = nearest(z[0], z[1], people, own, batch=5)
         for i in range(23):
-            d = [
-                float("inf")
-                if i == j and not own
-                else (z[0, i] / z[0, i].abs().sum() - z[1, j] / z[1, j].abs().sum()).abs().sum().item()
-                for j in range(23)
-            ]
-            assert l1[i].item() == pytest.approx(min(d), abs=1e-6) and right[i] == (
-                people[d.index(min(d))] == people[i]
-            )
+            d = [(share(z[0, i]) - share(z[1, j])).abs().sum().item() for j in range(23)]
+            if not own:
+                d[i] = float("inf")
+            assert l1[i].item() == pytest.approx(min(d), abs=1e-6)
+            assert right[i] == (people[d.index(min(d))] == people[i])
     assert nearest(z[0], z[1])[1] is None
     with pytest.raises(FacelabError, match="as many restored as true"):
         nearest(z[0, :3], z[1])
@@ -211,20 +197,18 @@ def test_recognition_is_the_loop_of_its_definition():
 def test_iou_of_known_parts():
     true = torch.zeros(1, 8, 8, dtype=torch.uint8)
     true[:, :, 4:] = 1  # half face, half background
-    seen = true.clone()
-    seen[:, :, 6:] = 2  # a nose where face is: 16 of 32 left
-    assert parsing_error(seen, true).item() == pytest.approx(1 - (1 + 0.5) / 2)
-    assert parsing_error(true, seen).item() == pytest.approx(1 - (1 + 0.5 + 0) / 3)
+    found = true.clone()
+    found[:, :, 6:] = 2  # a nose where face is: 16 of 32 left
+    assert parsing_error(found, true).item() == pytest.approx(1 - (1 + 0.5) / 2)
+    assert parsing_error(true, found).item() == pytest.approx(1 - (1 + 0.5 + 0) / 3)
 
 
 def test_the_hidden_part_alone_counts():
     x, hidden = torch.zeros(2, 3, 8, 8), torch.zeros(2, 1, 4, 4)
     hidden[0, :, 1:3, 1:3] = 1
     y = x + F.interpolate(hidden, 8) * 10 / 255
-    assert (
-        hidden_error(y, x, hidden)[0] == pytest.approx(10, abs=1e-4)
-        and hidden_error(x, x + 0.5 - 0.5 * F.interpolate(hidden, 8), hidden)[0] == 0
-    )
+    assert hidden_error(y, x, hidden)[0] == pytest.approx(10, abs=1e-4)
+    assert hidden_error(x, x + 0.5 - 0.5 * F.interpolate(hidden, 8), hidden)[0] == 0
     assert hidden_error(y, x, hidden)[1].isnan()
 
 

@@ -1,4 +1,4 @@
-"Predicted labels: what a network sees becomes a label, the set says so, and what would mislead is refused."
+"Predicted labels: maps become labels, the set records it, and what would mislead is refused."
 
 from dataclasses import replace
 
@@ -8,27 +8,27 @@ from conftest import ROOT
 from torch import nn
 
 from facelab import FacelabError
-from facelab.faces.drawn import draw_set
 from facelab.base.params import load_params
-from facelab.faces.sets import FaceSet
+from facelab.evaluation.labelling import complete_labels, label, labels_19
+from facelab.faces.drawn import draw_set
+from facelab.faces.heatmaps import heatmaps
 from facelab.faces.layouts import Files
 from facelab.faces.parts import parsing_11
-from facelab.faces.heatmaps import heatmaps
+from facelab.faces.sets import FaceSet
 from facelab.losses.prior import balanced_cross_entropy
-from facelab.evaluation.labelling import complete_labels, label, labels_19
-from facelab.training.models import load_model, write_model
 from facelab.networks.gfc import GFCParser
 from facelab.networks.hourglass import PriorNet
+from facelab.training.loop import train
+from facelab.training.models import load_model, write_model
 from facelab.training.recipes import load_recipes, resolve
 from facelab.training.run import Run, take_step
-from facelab.training.loop import train
 
 torch.set_num_threads(1)
 QUIET = dict(progress=False, device="cpu")
 
 
-class Knows(nn.Module):
-    "Makes maps from true labels, which it finds by the face's first pixels."
+class TrueMaps(nn.Module):
+    "Makes maps from the true labels of the face that it is given."
 
     def __init__(self, faces, half=True, lose=()):
         super().__init__()
@@ -66,7 +66,7 @@ def models(faces, tmp_path_factory):
     return folder
 
 
-def said(call):
+def message_of(call):
     with pytest.raises(FacelabError) as error:
         call()
     assert "\n" not in str(error.value)
@@ -83,28 +83,31 @@ def test_parts_survive_the_way_over_classes(faces, form):
     assert torch.equal(parsing_11(labels_19(each)), each)  # rare parts too
 
 
-def test_a_network_that_knows_gives_the_true_labels(faces, bare):
+def test_a_network_with_true_maps_gives_the_true_labels(faces, bare):
     seen = label(
-        label(bare, Knows(faces, half=False), "parsing", batch=5, **QUIET), Knows(faces), "landmarks", batch=5, **QUIET
+        label(bare, TrueMaps(faces, half=False), "parsing", batch=5, **QUIET),
+        TrueMaps(faces),
+        "landmarks",
+        batch=5,
+        **QUIET,
     )
     assert torch.equal(parsing_11(seen.parsing), parsing_11(faces.parsing)) and seen.parsing.dtype == torch.uint8
     inside = ((faces.landmarks > 2) & (faces.landmarks < 62)).all(2)
-    assert (seen.landmarks - faces.landmarks).abs()[
-        inside
-    ].max() < 0.1 and seen.landmarks.shape == faces.landmarks.shape
+    assert seen.landmarks.shape == faces.landmarks.shape
+    assert (seen.landmarks - faces.landmarks).abs()[inside].max() < 0.1
     assert torch.equal(seen.images, bare.images) and seen.names == bare.names and bare.parsing is None
 
 
 def test_maps_of_half_size_are_enlarged(faces, bare):
-    seen = label(bare, Knows(faces), "parsing", **QUIET).parsing
+    seen = label(bare, TrueMaps(faces), "parsing", **QUIET).parsing
     assert seen.shape == faces.parsing.shape and (labels_19(parsing_11(faces.parsing)) == seen).float().mean() > 0.95
 
 
 def test_a_streamed_set_gets_the_same_labels(faces, bare):
     lazy = replace(bare, images=Files(lambda i: bare.images[i], (3, 64, 64), torch.arange(len(bare))))
     assert torch.equal(
-        label(lazy, Knows(faces), "parsing", batch=5, **QUIET).parsing,
-        label(bare, Knows(faces), "parsing", **QUIET).parsing,
+        label(lazy, TrueMaps(faces), "parsing", batch=5, **QUIET).parsing,
+        label(bare, TrueMaps(faces), "parsing", **QUIET).parsing,
     )
 
 
@@ -122,22 +125,20 @@ def test_name_and_notes_tell_the_origin_and_are_saved(models, bare, tmp_path):
 
 def test_the_landmarker_of_a_folder_is_the_one_that_was_trained(models, bare):
     net = load_model(models / "landmarker")[0]
-    assert isinstance(net, PriorNet) and label(bare, models / "landmarker", "landmarks", **QUIET).landmarks.equal(
-        label(bare, net, "landmarks", **QUIET).landmarks
-    )
+    assert isinstance(net, PriorNet)
+    ours, theirs = (label(bare, model, "landmarks", **QUIET) for model in (models / "landmarker", net))
+    assert torch.equal(ours.landmarks, theirs.landmarks)
 
 
 def test_landmark_maps_begin_empty_and_do_not_saturate(faces):
-    "A squared error behind a saturated sigmoid has no gradient: the first steps must lower the error below that of empty maps."
+    # A squared error behind a saturated sigmoid has no gradient: the first steps must do better than empty maps.
     params = load_params(ROOT)
     params["train"].update(steps=24, batch=4, width=0.125, depth=0.05, threads=1, validate=0)
     run = Run(resolve("landmarker", load_recipes(ROOT), params), faces.subset("train"))
     errors = [take_step(run)["points"].item() for _ in range(24)]
     empty = heatmaps(faces.landmarks, 64, 32).square().mean().item()
-    assert (
-        min(errors[-4:]) < empty < errors[0] * 1.2
-        and run.bare["generator"](torch.rand(1, 3, 64, 64))["landmark_maps"].max() < 0.99
-    )
+    assert min(errors[-4:]) < empty < errors[0] * 1.2
+    assert run.bare["generator"](torch.rand(1, 3, 64, 64))["landmark_maps"].max() < 0.99
 
 
 def test_a_small_part_counts_more_than_its_area():
@@ -152,42 +153,46 @@ def test_a_small_part_counts_more_than_its_area():
 
 
 def test_what_would_mislead_is_refused(models, faces, bare, tmp_path):
-    assert "set drawn has parsing already: say replace=True" in said(
+    assert "set drawn has parsing already: say replace=True" in message_of(
         lambda: label(faces, models / "parser", "parsing", **QUIET)
     )
-    assert label(faces, Knows(faces), "parsing", replace=True, **QUIET).name == "drawn, parsing predicted by Knows"
-    assert "no trained model in" in said(lambda: label(bare, tmp_path, "parsing", **QUIET))
-    assert "PriorNet makes landmark_maps (81, 32, 32), parsing_maps (1, 32, 32) of a face and no parsing" in said(
+    replaced = label(faces, TrueMaps(faces), "parsing", replace=True, **QUIET)
+    assert replaced.name == "drawn, parsing predicted by TrueMaps"
+    assert "no trained model in" in message_of(lambda: label(bare, tmp_path, "parsing", **QUIET))
+    assert "PriorNet makes landmark_maps (81, 32, 32), parsing_maps (1, 32, 32) of a face and no parsing" in message_of(
         lambda: label(bare, models / "landmarker", "parsing", **QUIET)
     )
-    assert "PriorNet makes" in said(
+    assert "PriorNet makes" in message_of(
         lambda: label(bare, models / "parser", "landmarks", **QUIET)
     )  # its one idle landmark map is no landmark scheme
-    assert "'depth' cannot be predicted" in said(lambda: label(bare, models / "parser", "depth", **QUIET))
-    assert "finds not all landmarks in 1 of 12 faces of set bare (first train-000003)" in said(
-        lambda: label(bare, Knows(faces, lose=[3]), "landmarks", **QUIET)
+    assert "'depth' cannot be predicted" in message_of(lambda: label(bare, models / "parser", "depth", **QUIET))
+    assert "finds not all landmarks in 1 of 12 faces of set bare (first train-000003)" in message_of(
+        lambda: label(bare, TrueMaps(faces, lose=[3]), "landmarks", **QUIET)
     )
     net, recipe = load_model(models / "parser")
     write_model(
         tmp_path / "parser", {"generator": net.state_dict()}, {**recipe, "faces": "celeb, parsing predicted by parser"}
     )
-    assert "learned from predicted parsing" in said(lambda: label(bare, tmp_path / "parser", "parsing", **QUIET))
+    assert "learned from predicted parsing" in message_of(lambda: label(bare, tmp_path / "parser", "parsing", **QUIET))
     assert label(bare, GFCParser(8), "parsing", **QUIET).name == "bare, parsing predicted by GFCParser"
 
 
 def test_parameters_decide_what_a_set_gets(models, faces, bare):
     wish = dict(landmarks="labels", parsing="labels", labeller=str(models))
-    assert (
-        complete_labels(bare, wish) is bare
-        and complete_labels(faces, dict(wish, parsing="predicted", landmarks="predicted")) is faces
+    assert complete_labels(bare, wish) is bare
+    assert complete_labels(faces, dict(wish, parsing="predicted", landmarks="predicted")) is faces
+    both = complete_labels(bare, dict(wish, parsing="landmarks", landmarks="predicted"))
+    assert both.name == "bare, landmarks predicted by landmarker, parsing from landmarks"
+    assert complete_labels(bare, dict(wish, parsing="predicted")).labels == (
+        "parsing",
+        "identity",
+        "depth",
+        "foreground",
     )
-    assert (
-        complete_labels(bare, dict(wish, parsing="landmarks", landmarks="predicted")).name
-        == "bare, landmarks predicted by landmarker, parsing from landmarks"
-    )
-    assert complete_labels(bare, dict(wish, parsing="predicted")).labels == ("parsing", "identity", "depth", "foreground")
-    assert "there is no model nowhere/landmarker: let data.labeller name" in said(
+    assert "there is no model nowhere/landmarker: let data.labeller name" in message_of(
         lambda: complete_labels(bare, dict(wish, landmarks="predicted", labeller="nowhere"))
     )
-    assert "unknown data.landmarks 'landmarks'" in said(lambda: complete_labels(bare, dict(wish, landmarks="landmarks")))
-    assert "0 landmarks" in said(lambda: complete_labels(bare, dict(wish, parsing="landmarks")))
+    assert "unknown data.landmarks 'landmarks'" in message_of(
+        lambda: complete_labels(bare, dict(wish, landmarks="landmarks"))
+    )
+    assert "0 landmarks" in message_of(lambda: complete_labels(bare, dict(wish, parsing="landmarks")))

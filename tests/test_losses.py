@@ -1,4 +1,4 @@
-"""Losses: values by independent formulas in NumPy, the optimum, who gets a gradient, and the bugs that published code had."""
+"""Losses: values by independent formulas in NumPy, the optimum, who gets a gradient, and bugs of published code."""
 
 import math
 from functools import partial
@@ -51,7 +51,7 @@ def sigmoid(z):
 
 
 def np_smooth(x):
-    "Eq 12 to the letter, pixel by pixel, with the L1 norm over the colours"
+    "Eq 12 as printed, pixel by pixel, with the L1 norm over the colours"
     _, h, w = x.shape
     norm = lambda i, j, k, m: np.abs(x[:, i, j] - x[:, k, m]).sum()
     return sum(norm(i, j + 1, i, j) for i in range(h) for j in range(w - 1)) + sum(
@@ -199,9 +199,8 @@ def test_half_precision_in_float32_out(name, dtype):
         narrow = ALL[name][0](a, b)
     assert narrow.dtype == torch.float32
     assert narrow.item() == pytest.approx(ALL[name][0](a.float(), b.float()).item(), rel=1e-5)
-    assert narrow.item() == pytest.approx(
-        ALL[name][0](*pair()).item(), rel=0.02, abs=2e-3
-    )  # the inputs themselves were rounded
+    # the inputs themselves were rounded
+    assert narrow.item() == pytest.approx(ALL[name][0](*pair()).item(), rel=0.02, abs=2e-3)
 
 
 @pytest.mark.parametrize("name", COMPARED)
@@ -272,10 +271,8 @@ def test_parsing_cross_entropy():
 
 
 def test_the_name_of_the_features_is_the_name_of_the_loss():
-    assert (
-        Perceptual(Doubled()).name == Style(Doubled()).name == "twice the image"
-        and Perceptual(nn.Identity()).name == "Identity"
-    )
+    assert Perceptual(Doubled()).name == Style(Doubled()).name == "twice the image"
+    assert Perceptual(nn.Identity()).name == "Identity"
 
 
 @pytest.mark.parametrize("make", [Perceptual, Style])
@@ -323,9 +320,8 @@ def test_generators_step_teaches_the_generator_and_leaves_a_frozen_critic(name):
     low, high = pair()
     critic.requires_grad_(False)
     GENERATOR[name][0](critic(generator(low)), critic(high)).backward()
-    assert all(p.grad.abs().max() > 0 for p in generator.parameters()) and all(
-        p.grad is None for p in critic.parameters()
-    )
+    assert all(p.grad.abs().max() > 0 for p in generator.parameters())
+    assert all(p.grad is None for p in critic.parameters())
 
 
 @pytest.mark.parametrize("name", GENERATOR)
@@ -443,9 +439,8 @@ def test_points_lie_between_each_with_its_own_share_of_torchs_random_numbers():
 
 def test_penalty_teaches_the_critic_through_its_gradient_and_nobody_else():
     generator = networks()[0]
-    curved = nn.Sequential(
-        nn.Conv2d(3, 2, 3), nn.Tanh()
-    )  # its gradient depends on where it is taken, so a leak would show
+    # its gradient depends on where it is taken, so a leak would show
+    curved = nn.Sequential(nn.Conv2d(3, 2, 3), nn.Tanh())
     loss = gradient_penalty(curved, generator(pair()[0]), pair()[1])
     assert all(teaches(loss, curved)) and not any(teaches(loss, generator))
 
@@ -483,7 +478,7 @@ def test_penalty_is_computed_in_float32_under_autocast():
 
 
 def test_bug_asymmetric_sign():
-    """CBDNet: too low an estimate is the harmful one. The port that compares the truth with the estimate the other way round punishes the other side."""
+    """CBDNet: too low an estimate is the harmful one. The port compares the other way round, and punishes the other."""
     truth, error = torch.full((1, 1, 4, 4), 0.5), 0.2
     low, high = asymmetric(truth - error, truth), asymmetric(truth + error, truth)
     assert low.item() == pytest.approx(0.7 * 0.04, rel=1e-5) and high.item() == pytest.approx(0.3 * 0.04, rel=1e-5)
@@ -507,7 +502,7 @@ def test_a_face_that_is_right_already_gets_no_nan():
     assert torch.equal(x.grad, torch.zeros(2, 8))
 
 
-# ---- views
+# ---- regions
 
 
 def test_composite_takes_the_input_where_it_is_visible_and_gradients_from_the_hole_alone():
@@ -531,9 +526,9 @@ def test_region_and_hole_are_the_whole():
 
 @pytest.mark.parametrize("shape", [(2, 4, 5), (1, 1, 4, 5), (2, 3, 4, 5), (2, 1, 5, 4), (4, 5)])
 def test_masks_of_another_shape_are_refused(shape):
-    for view in (masked, hole, lambda x, M: composite(x, x, M)):
+    for region in (masked, hole, lambda x, M: composite(x, x, M)):
         with pytest.raises(FacelabError, match=r"is \(N,1,H,W\)"):
-            view(pair()[0], torch.ones(shape))
+            region(pair()[0], torch.ones(shape))
 
 
 def test_recomposed_is_equation_19():

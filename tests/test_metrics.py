@@ -6,11 +6,11 @@ import torch
 from skimage.color import rgb2ycbcr
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from facelab.evaluation import metrics
-from facelab.degradations.resample import resize
-from facelab.base.weights import Unavailable
 from facelab import FacelabError
 from facelab.base.images import astronaut, to_uint8
+from facelab.base.weights import Unavailable
+from facelab.degradations.resample import resize
+from facelab.evaluation import metrics
 from facelab.evaluation.metrics import (
     CONVENTIONS,
     Convention,
@@ -159,14 +159,14 @@ def test_image_smaller_than_the_window():
 
 
 def test_unknown_conventions():
-    with pytest.raises(FacelabError, match="no_such; there are|'no_such'; there are rgb, y"):
+    with pytest.raises(FacelabError, match="'no_such'; there are rgb, y"):
         psnr(torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), "no_such")
     for wrong in (dict(colour="YUV"), dict(border=-1), dict(window=10), dict(average="median")):
         with pytest.raises(FacelabError, match="Convention 'x'"):
             Convention("x", **wrong)
 
 
-def test_header_says_all():
+def test_the_line_of_a_table_names_the_whole_convention():
     assert (
         str(CONVENTIONS["y_border8"])
         == "Y of BT.601 (16-235), 8 bit, border 8 cut, peak 255, SSIM Gaussian 11x11, sigma 1.5, K 0.01/0.03, mean over"
@@ -212,7 +212,7 @@ def without_alexnet(monkeypatch, tmp_path):
     metrics.open_lpips.cache_clear()
 
 
-def test_lpips_missing_is_said_not_replaced(without_alexnet, pairs):
+def test_missing_lpips_gives_a_reason_not_a_substitute(without_alexnet, pairs):
     with pytest.raises(Unavailable, match="alexnet-owt-7be5be79.pth are not at hand"):
         lpips_alex(*pairs)
     assert "FACELAB_WEIGHTS" in lpips_unavailable() and str(without_alexnet) not in lpips_unavailable()
@@ -290,11 +290,8 @@ def test_names_must_fit(pairs):
 
 def test_bootstrap_of_a_proportion_and_of_nothing():
     mean, low, high = bootstrap([0.0] * 70 + [1.0] * 30, n=4000)
-    assert (
-        mean == pytest.approx(0.3)
-        and low == pytest.approx(0.3 - 0.09, abs=0.015)
-        and high == pytest.approx(0.3 + 0.09, abs=0.015)
-    )
+    assert mean == pytest.approx(0.3)
+    assert low == pytest.approx(0.3 - 0.09, abs=0.015) and high == pytest.approx(0.3 + 0.09, abs=0.015)
     assert bootstrap([5.0] * 10) == (5, 5, 5) and np.isnan(bootstrap([])).all()
     assert bootstrap(range(9), seed=1) == bootstrap(range(9), seed=1) != bootstrap(range(9), seed=2)
     assert bootstrap([np.inf] * 3) == (np.inf,) * 3
@@ -305,21 +302,16 @@ def test_pooled_psnr_is_that_of_the_mean_error(pairs):
     assert pool(psnr(*pairs, "rgb"), "rgb_pooled") == pytest.approx(-10 * error.log10().item(), abs=1e-9)
     rows = score(*pairs, "abcd", "s", conventions=["rgb", "rgb_pooled"], lpips=False)
     s = summarise(rows)
-    assert (
-        s["psnr_rgb_pooled"][0] == pytest.approx(-10 * error.log10().item(), abs=1e-9)
-        and s["psnr_rgb"][0] > s["psnr_rgb_pooled"][0] + 0.01
-    )
+    assert s["psnr_rgb_pooled"][0] == pytest.approx(-10 * error.log10().item(), abs=1e-9)
+    assert s["psnr_rgb"][0] > s["psnr_rgb_pooled"][0] + 0.01
 
 
 def test_summary(pairs):
     rows = score(*pairs, "abcd", "s", lpips=False)
     s = summarise(rows)
     assert list(s) == ["psnr_rgb", "ssim_rgb", "psnr_y", "ssim_y", "lpips_alex"]
-    assert (
-        s["psnr_rgb"][0] == pytest.approx(psnr(*pairs, "rgb").mean().item())
-        and s["psnr_rgb"][1] > 0
-        and np.isnan(s["lpips_alex"]).all()
-    )
+    assert s["psnr_rgb"][0] == pytest.approx(psnr(*pairs, "rgb").mean().item()) and s["psnr_rgb"][1] > 0
+    assert np.isnan(s["lpips_alex"]).all()
     assert summarise(rows[::-1], ["ssim_y"]) == {"ssim_y": s["ssim_y"]}
     for wrong, columns, says in (
         (rows, ["psnr"], "no column psnr"),

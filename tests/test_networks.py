@@ -1,10 +1,18 @@
-"The networks of the thesis: printed tables, equations, counts; the drawings. What every network must do is asked in test_registry.py."
+"""The networks of the thesis: printed tables, equations, counts; the drawings.
+
+test_registry.py tests what every network must do.
+"""
 
 from copy import deepcopy
 from pathlib import Path
+
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from torch import nn
+
+from facelab import FacelabError
+from facelab.networks.bicubic import Bicubic
 from facelab.networks.drawing import (
     compare_layers,
     count_macs,
@@ -15,8 +23,6 @@ from facelab.networks.drawing import (
     read_printed_table,
     trace,
 )
-from facelab import FacelabError
-from facelab.networks.bicubic import Bicubic
 from facelab.networks.prior_guided import BasicBlock, ChannelAttention, FusingModule, Hourglass, PriorBranch, SRBranch
 from facelab.networks.srgan import Discriminator
 from facelab.networks.srresnet import SRResNet
@@ -98,7 +104,7 @@ def test_a_wrong_stride_would_be_noticed():
     assert shapes != [row.output.rsplit("×", 1)[0] for row in read_printed_table(LAYERS, "Table 3.4")]
 
 
-def test_the_missing_table_is_said_to_be_missing():
+def test_an_error_names_the_table_that_is_missing():
     with pytest.raises(FacelabError, match="holds no Table 3.2"):
         read_printed_table(LAYERS, "Table 3.2")
 
@@ -140,7 +146,7 @@ def test_discriminator_gives_logits_and_probabilities():
 
 
 @pytest.mark.parametrize(
-    "make, said",
+    "make, message",
     [
         (lambda: SRResNet(3), "scale is 3"),
         (lambda: SRResNet(1), "scale is 1"),
@@ -150,10 +156,10 @@ def test_discriminator_gives_logits_and_probabilities():
         (lambda: Discriminator(0), "not 0"),
     ],
 )
-def test_bad_settings_get_one_sentence(make, said):
+def test_bad_settings_get_one_sentence(make, message):
     with pytest.raises(FacelabError) as error:
         make()
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 class Everything(nn.Module):
@@ -192,12 +198,9 @@ def test_trace_follows_the_data():
 )
 def test_drawings_keep_every_label_on_the_page_and_apart(net, inputs, expand):
     fig = draw_graph(net, inputs, expand)
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
     FigureCanvasAgg(fig).draw()
-    boxes = [text.get_window_extent() for text in fig.axes[0].texts if text.get_text()]
-    assert all(
-        fig.bbox.x0 <= b.x0 and b.x1 <= fig.bbox.x1 and fig.bbox.y0 <= b.y0 and b.y1 <= fig.bbox.y1 for b in boxes
-    )
-    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.padded(-1).overlaps(b.padded(-1))]
+    page, boxes = fig.bbox, [text.get_window_extent() for text in fig.axes[0].texts if text.get_text()]
+    for i, box in enumerate(boxes):
+        assert page.x0 <= box.x0 and box.x1 <= page.x1 and page.y0 <= box.y0 and box.y1 <= page.y1
+        assert not any(box.padded(-1).overlaps(other.padded(-1)) for other in boxes[:i])
     assert draw_graph(net, inputs, expand)._repr_png_() == fig._repr_png_()

@@ -1,4 +1,7 @@
-"""Every registered network, the same questions: sizes, gradients, determinism, sharing, saving, bf16, compile, export, bad input."""
+"""Every registered network passes the same tests.
+
+Sizes, gradients, determinism, sharing, saving, bf16, compile, export, bad input.
+"""
 
 import inspect
 import subprocess
@@ -10,9 +13,9 @@ from conftest import ROOT
 from safetensors.torch import load_file, save_file
 
 from facelab import FacelabError
+from facelab.base.names import call
 from facelab.networks.drawing import count_parameters
 from facelab.networks.registry import ROLES, create, entries, example, find, network
-from facelab.base.names import call
 
 torch.set_num_threads(1)
 ENTRIES = entries()
@@ -51,17 +54,17 @@ without_noise = pytest.mark.parametrize(
 )
 
 
-def made(case, seed=0, **more):
+def small_network(case, seed=0):
     "The small network of a case in evaluation mode, and its inputs."
     name, scale, variant = (CASES | VARIANTS)[case]
     torch.manual_seed(seed)
-    net, inputs = example(name, scale, **{**variant, **more})
+    net, inputs = example(name, scale, **variant)
     return net.eval(), inputs
 
 
-def made_first(name):
+def small_network_of(name):
     "The small network of an entry at the first of its scales, and its inputs."
-    return made(next(case for case, (n, *_) in CASES.items() if n == name))
+    return small_network(next(case for case, (n, *_) in CASES.items() if n == name))
 
 
 def outputs(net, inputs):
@@ -71,18 +74,24 @@ def outputs(net, inputs):
     return list(out.values()) if isinstance(out, dict) else [out]
 
 
+def assert_close(ours, others):
+    assert len(ours) == len(others)
+    for a, b in zip(ours, others, strict=True):
+        assert torch.allclose(a, b, atol=1e-5)
+
+
 @each
 def test_forward_keeps_the_batch_and_is_finite_and_repeats_itself(case):
-    net, inputs = made(case)
+    net, inputs = small_network(case)
     with torch.no_grad():
-        out, again = outputs(net, inputs), outputs(*made(case))
+        out, again = outputs(net, inputs), outputs(*small_network(case))
     assert all(len(t) == 2 and t.isfinite().all() for t in out)
     assert all(torch.equal(a, b) for a, b in zip(out, again, strict=True))
 
 
 @without_noise  # whose draws depend on the batch
 def test_faces_of_a_batch_do_not_mix(case):
-    net, inputs = made(case)
+    net, inputs = small_network(case)
     with torch.no_grad():
         together, alone = outputs(net, inputs), outputs(net, {k: v[:1] for k, v in inputs.items()})
     assert all(torch.allclose(t[:1], a, atol=1e-4 * (1 + a.abs().max())) for t, a in zip(together, alone, strict=True))
@@ -92,14 +101,14 @@ def test_faces_of_a_batch_do_not_mix(case):
 def test_full_width_gives_the_size_that_is_declared(name):
     """On the meta device, which computes shapes and nothing else."""
     entry = ENTRIES[name]
+    sides = entry.side if isinstance(entry.side, tuple) else (entry.side, entry.side)
     for scale in entry.scales:
         with torch.device("meta"), torch.no_grad():
             net, inputs = example(name, scale, batch=2, small=False)
             out = net.eval()(**inputs)
-        side = entry.side if isinstance(entry.side, tuple) else (entry.side, entry.side)
         if entry.role in ("generator", "completion", "denoiser"):
             face = out["restored"] if isinstance(out, dict) else out
-            assert tuple(face.shape) == (2, 3, *side)
+            assert tuple(face.shape) == (2, 3, *sides)
         else:
             assert all(len(t) == 2 for t in (out.values() if isinstance(out, dict) else [out]))
 
@@ -107,15 +116,14 @@ def test_full_width_gives_the_size_that_is_declared(name):
 @each_learning
 def test_another_seed_another_output(case):
     with torch.no_grad():
-        first, second = outputs(*made(case)), outputs(made(case, seed=1)[0], made(case)[1])
-    drawn = [
-        (a, b) for a, b in zip(first, second, strict=True) if a.min() < a.max()
-    ]  # landmark maps begin empty, whatever the seed
-    assert drawn and not any(torch.equal(a, b) for a, b in drawn)
+        first, second = outputs(*small_network(case)), outputs(small_network(case, seed=1)[0], small_network(case)[1])
+    # Landmark maps begin empty, whatever the seed.
+    pairs = [(a, b) for a, b in zip(first, second, strict=True) if a.min() < a.max()]
+    assert pairs and not any(torch.equal(a, b) for a, b in pairs)
 
 
 def silent(net, inputs):
-    "Names of the parameters that no output reaches; in evaluation mode, where batch norm does not cancel the bias before it."
+    "Names of the parameters without gradient; in evaluation mode batch norm does not cancel the bias before it."
     sum((t - 0.3).square().mean() for t in outputs(net, inputs)).backward()
     return [n for n, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
 
@@ -123,15 +131,15 @@ def silent(net, inputs):
 @each_learning
 def test_every_parameter_receives_a_gradient(case):
     """From one of several starts: the four ReLUs of a small channel gate can all begin at rest."""
-    never = silent(*made(case))
+    never = silent(*small_network(case))
     for seed in range(1, 6):
-        never = never and [n for n in never if n in silent(*made(case, seed))]
+        never = never and [n for n in never if n in silent(*small_network(case, seed))]
     assert never == []
 
 
 @each_learning
 def test_no_weights_are_shared_and_training_mode_runs(case):
-    net, inputs = made(case)
+    net, inputs = small_network(case)
     assert sum(p.numel() for _, p in net.named_parameters(remove_duplicate=False)) == count_parameters(net)
     addresses = [p.data_ptr() for p in net.parameters()]
     assert len(set(addresses)) == len(addresses)
@@ -140,20 +148,19 @@ def test_no_weights_are_shared_and_training_mode_runs(case):
 
 @each_learning
 def test_saved_and_loaded_it_is_the_same(case, tmp_path):
-    net, inputs = made(case)
+    net, inputs = small_network(case)
     outputs(net.train(), inputs)  # running means move
-    other = made(case, seed=1)[0]
+    other = small_network(case, seed=1)[0]
     save_file(net.state_dict(), tmp_path / "net.safetensors")
     other.load_state_dict(load_file(tmp_path / "net.safetensors"))
     with torch.no_grad():
-        assert all(
-            torch.equal(a, b) for a, b in zip(outputs(net.eval(), inputs), outputs(other.eval(), inputs), strict=True)
-        )
+        saved, loaded = outputs(net.eval(), inputs), outputs(other.eval(), inputs)
+    assert all(torch.equal(a, b) for a, b in zip(saved, loaded, strict=True))
 
 
 @each
 def test_bf16_autocast_stays_close(case):
-    net, inputs = made(case)
+    net, inputs = small_network(case)
     with torch.no_grad():
         exact = outputs(net, inputs)
         with torch.autocast("cpu", torch.bfloat16):
@@ -165,51 +172,45 @@ def test_bf16_autocast_stays_close(case):
 @each_entry
 def test_compiles_in_one_piece(name):
     """No graph break, so nothing is left to Python; that what is compiled learns the same is tried once, below."""
-    net, inputs = made_first(name)
+    net, inputs = small_network_of(name)
     torch.compiler.reset()
     compiled = torch.compile(net, fullgraph=True, backend="eager")
     with torch.no_grad():
-        assert all(
-            torch.allclose(a, b, atol=1e-5)
-            for a, b in zip(outputs(net, inputs), outputs(compiled, inputs), strict=True)
-        )
+        assert_close(outputs(net, inputs), outputs(compiled, inputs))
 
 
 def test_compiled_it_learns_the_same():
-    net, inputs = made("srresnet x4")
+    net, inputs = small_network("srresnet x4")
     torch.compiler.reset()
     gradients = []
     for run in (net, torch.compile(net, fullgraph=True, backend="aot_eager")):
         net.zero_grad()
         sum(t.square().mean() for t in outputs(run, inputs)).backward()
         gradients.append([p.grad.clone() for p in net.parameters()])
-    assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(*gradients, strict=True))
+    assert_close(*gradients)
 
 
 @each_entry
 def test_exports(name):
-    net, inputs = made_first(name)
+    net, inputs = small_network_of(name)
     exported = torch.export.export(net, (), inputs).module()
     with torch.no_grad():
-        assert all(
-            torch.allclose(a, b, atol=1e-5)
-            for a, b in zip(outputs(net, inputs), outputs(exported, inputs), strict=True)
-        )
+        assert_close(outputs(net, inputs), outputs(exported, inputs))
 
 
 @pytest.mark.parametrize("name", [e.name for e in ENTRIES.values() if e.published])
 def test_published_counts(name):
-    told = ENTRIES[name].published
+    published = ENTRIES[name].published
     with torch.device("meta"):
-        ours = count_parameters(create(name, **told["args"]))
-    assert abs(ours / told["parameters"] - 1) < 0.01, (
-        f"{ours:,} parameters, published {told['parameters']:,} ({told['source']})"
+        ours = count_parameters(create(name, **published["args"]))
+    assert abs(ours / published["parameters"] - 1) < 0.01, (
+        f"{ours:,} parameters, published {published['parameters']:,} ({published['source']})"
     )
 
 
 @each_entry
-def test_wrong_channels_are_told_with_the_shape(name):
-    net, inputs = made_first(name)
+def test_an_error_about_wrong_channels_names_the_shape(name):
+    net, inputs = small_network_of(name)
     for arg, x in inputs.items():
         with pytest.raises(FacelabError, match=r"takes .* not \(2, 7,") as error:
             net(**{**inputs, arg: x[:, :1].expand(-1, 7, -1, -1)})
@@ -217,31 +218,33 @@ def test_wrong_channels_are_told_with_the_shape(name):
 
 
 @pytest.mark.parametrize("name, arg", [(e.name, arg) for e in ENTRIES.values() for arg in list(e.inputs)[1:]])
-def test_a_missing_map_is_told_by_name(name, arg):
-    net, inputs = made_first(name)
+def test_an_error_about_a_missing_map_names_it(name, arg):
+    net, inputs = small_network_of(name)
     with pytest.raises(FacelabError, match=rf"needs {arg} \(N,"):
         net(**{k: v for k, v in inputs.items() if k != arg})
 
 
-@pytest.mark.parametrize(
-    "name, option",
-    [
-        (e.name, o)
-        for e in ENTRIES.values()
-        for o in ("variant", "attention")
-        if isinstance(getattr(inspect.signature(e.make).parameters.get(o), "default", None), str)
-    ],
-)
-def test_an_unknown_variant_is_told(name, option):
+def named_options():
+    "(network, option) where an option is one of several words."
+    for entry in ENTRIES.values():
+        parameters = inspect.signature(entry.make).parameters
+        for option in ("variant", "attention"):
+            if option in parameters and isinstance(parameters[option].default, str):
+                yield entry.name, option
+
+
+@pytest.mark.parametrize("name, option", named_options())
+def test_an_unknown_variant_is_refused(name, option):
     with pytest.raises(FacelabError, match="nonsense") as error:
         create(name, **{**ENTRIES[name].small, option: "nonsense"})
     assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize(
-    "name", [e.name for e in ENTRIES.values() if max(e.scales) > 1 and e.name != "bicubic"]
-)  # bicubic enlarges by any factor
-def test_an_impossible_scale_is_told(name):
+ENLARGING = [e.name for e in ENTRIES.values() if max(e.scales) > 1 and e.name != "bicubic"]  # which takes any factor
+
+
+@pytest.mark.parametrize("name", ENLARGING)
+def test_an_impossible_scale_is_refused(name):
     with pytest.raises(FacelabError, match="scale.* 5|x5"):
         create(name, **{**ENTRIES[name].small, "scale": 5})
 
@@ -252,7 +255,7 @@ def test_every_baseline_and_system_builds_by_name():
         assert isinstance(create(name, **entry.small), torch.nn.Module) and entry.role in ROLES, name
 
 
-def test_names_that_do_not_exist():
+def test_names_that_do_not_exist_or_are_taken_are_refused():
     with pytest.raises(FacelabError, match="unknown network 'srfbm': did you mean 'srfbn'"):
         find("srfbm")
     with pytest.raises(FacelabError, match="unknown parameter 'widht' in rcan: did you mean 'width'"):
@@ -264,7 +267,7 @@ def test_names_that_do_not_exist():
     assert call(lambda **given: given, dict(a=1), "anything") == dict(a=1)
 
 
-def test_importing_facelab_imports_no_network_and_asking_for_the_registry_no_torch():
+def test_importing_facelab_imports_no_network_and_importing_the_registry_no_torch():
     code = (
         "import sys, facelab, facelab.networks.registry; print([m for m in sys.modules if"
         " m.startswith(('facelab.networks', 'facelab.systems', 'torch'))])"
@@ -274,8 +277,8 @@ def test_importing_facelab_imports_no_network_and_asking_for_the_registry_no_tor
 
 
 def test_planted_faults_are_found():
-    """The questions above can fail: a detached branch, a shared block, a clamp in bf16."""
-    net, inputs = made("prior_guided_sr x8")
+    """The tests above can fail: a detached branch, a shared block."""
+    net, inputs = small_network("prior_guided_sr x8")
     net.prior_branch.register_forward_hook(lambda m, args, out: out.detach())
     missing = silent(net, inputs)
     assert missing and all(n.startswith("prior_branch") for n in missing)

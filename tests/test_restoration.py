@@ -1,4 +1,4 @@
-"""CBDNet, partial convolutions, GFC, pix2pix and their critics: equations written out, bugs planted and caught, counts by hand."""
+"""CBDNet, partial convolutions, GFC, pix2pix and critics: equations written out, bugs planted, counts by hand."""
 
 import pytest
 import torch
@@ -124,9 +124,8 @@ def test_frozen_norms_of_the_encoder_stay_frozen_and_thaw():
     moved = {k for k, v in net.state_dict().items() if "running" in k and not torch.equal(v, before[k])}
     assert moved and all(k.startswith("decoder") for k in moved)
     net.freeze_encoder_norms(False)(x, M)
-    assert any(
-        k.startswith("encoder") and not torch.equal(v, before[k]) for k, v in net.state_dict().items() if "running" in k
-    )
+    running = {k: v for k, v in net.state_dict().items() if k.startswith("encoder") and "running" in k}
+    assert any(not torch.equal(v, before[k]) for k, v in running.items())
 
 
 # Skips of the three U-Nets
@@ -155,11 +154,12 @@ def u_nets():
     torch.manual_seed(0)
     p, c, u = PConvUNet(8, size=32).eval(), CBDNet(8).eval(), Pix2Pix(4, 8, size=32).eval()
     face, small = images(2, 3, 32, 32), images(2, 3, 8, 8)
-    pairs = [("pconv", p, (face, holes(2, 32)), a, b) for a, b in zip(p.encoder, p.encoder[1:])]
-    pairs += [
-        ("cbdnet", c, (face,), a, b) for a, b in ((c.CNN_D.block1, c.CNN_D.block2), (c.CNN_D.block2, c.CNN_D.block3))
+    blocks = [c.CNN_D.block1, c.CNN_D.block2, c.CNN_D.block3]
+    return [
+        *[("pconv", p, (face, holes(2, 32)), a, b) for a, b in zip(p.encoder, p.encoder[1:])],
+        *[("cbdnet", c, (face,), a, b) for a, b in zip(blocks, blocks[1:])],
+        *[("pix2pix", u, (small,), a, b) for a, b in zip(u.down, u.down[1:])],
     ]
-    return pairs + [("pix2pix", u, (small,), a, b) for a, b in zip(u.down, u.down[1:])]
 
 
 def test_every_skip_of_every_u_net_is_used():
@@ -282,32 +282,14 @@ def test_gfc_and_its_critics_work_on_minus_one_to_one():
 
 
 def test_gfc_by_hand():
-    encoder = (
-        conv(3, 32)
-        + conv(32, 32)
-        + conv(32, 64)
-        + conv(64, 64)
-        + conv(64, 128)
-        + conv(128, 128)
-        + conv(128, 256)
-        + 3 * conv(256, 256)
-    )
-    decoder = (
-        conv(256, 64)
-        + 2 * conv(64, 64)
-        + conv(64, 128)
-        + conv(128, 64)
-        + 2 * conv(64, 64)
-        + conv(64, 32)
-        + 2 * conv(32, 32)
-        + conv(32, 3)
-    )
+    encoder = conv(3, 32) + conv(32, 32) + conv(32, 64) + conv(64, 64)
+    encoder += conv(64, 128) + conv(128, 128) + conv(128, 256) + 3 * conv(256, 256)
+    decoder = conv(256, 64) + 2 * conv(64, 64) + conv(64, 128) + conv(128, 64) + 2 * conv(64, 64)
+    decoder += conv(64, 32) + 2 * conv(32, 32) + conv(32, 3)
     dense = conv(16384, 4096, 1) + conv(4096, 16384, 1)
     critic = lambda *n: sum(conv(a, b) + conv(b, b, 4) for a, b in zip((3, *n), n)) + conv(n[-1], 1, 4)
-    vgg19 = sum(
-        conv(a, b) + (d - 1) * conv(b, b)
-        for a, b, d in ((3, 64, 2), (64, 128, 2), (128, 256, 4), (256, 512, 4), (512, 512, 4))
-    )
+    groups = ((3, 64, 2), (64, 128, 2), (128, 256, 4), (256, 512, 4), (512, 512, 4))
+    vgg19 = sum(conv(a, b) + (depth - 1) * conv(b, b) for a, b, depth in groups)
     parser = vgg19 + conv(512, 512) + conv(512, 256) + conv(256, 128) + conv(128, 64) + conv(64, 32) + conv(32, 11)
     with torch.device("meta"):
         ours = [count_parameters(make()) for make in (GFC, gfc_local_critic, gfc_global_critic, GFCParser)]
@@ -367,7 +349,7 @@ def test_each_verdict_of_patchgan_sees_70_by_70_pixels_8_apart():
     assert r == 70
 
 
-def test_the_condition_of_patchgan_is_judged_along():
+def test_patchgan_judges_the_condition_too():
     critic, x = PatchGAN(8, condition=3).eval().requires_grad_(False), images(1, 3, 64, 64)
     assert not torch.equal(critic(x, x), critic(x, 1 - x))
     assert not torch.equal(critic(x, x), critic(1 - x, x))
@@ -384,9 +366,8 @@ def test_stargan_critic_judges_every_face_by_itself_in_training_too_and_patchgan
 def test_pix2pix_and_critics_by_hand():
     n = [64, 128, 256, *[512] * 5]
     norms = 2 * (sum(n[1:-1]) + sum(n[:-1]))
-    generator = (
-        sum(conv(a, b, 4, False) for a, b in zip([3, *n], n)) + conv(512, 512, 4, False) + norms + conv(128, 3, 4)
-    )
+    generator = sum(conv(a, b, 4, False) for a, b in zip([3, *n], n)) + conv(512, 512, 4, False)
+    generator += norms + conv(128, 3, 4)
     generator += sum(conv(2 * b, a, 4, False) for a, b in zip(n[:-2], n[1:-1]))
     patch = conv(6, 64, 4) + sum(conv(a, 2 * a, 4, False) + 4 * a for a in (64, 128, 256)) + conv(512, 1, 4)
     star = conv(3, 64, 4) + sum(conv(64 * 2**i, 128 * 2**i, 4) for i in range(5)) + conv(2048, 1, bias=False)

@@ -1,4 +1,4 @@
-"Metrics of sets: pinned to pytorch-fid where it can run without its weights, to loops where it cannot, and n/a with a reason."
+"Metrics of sets: as pytorch-fid where it runs without its weights, as loops elsewhere, n/a with a reason."
 
 import hashlib
 import itertools
@@ -8,11 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from facelab.evaluation import set_metrics as module
-from facelab.faces.drawn import draw_faces
-from facelab.base.weights import Unavailable
 from facelab import FacelabError
 from facelab.base.images import write_image, to_uint8
+from facelab.base.weights import Unavailable
+from facelab.evaluation import set_metrics as module
 from facelab.evaluation.set_metrics import (
     frechet_distance,
     inception_features,
@@ -23,8 +22,9 @@ from facelab.evaluation.set_metrics import (
     set_metrics,
     small_set_caution,
 )
+from facelab.faces.drawn import draw_faces
 
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pytorch-fid asks scipy in an old way
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # pytorch-fid calls scipy in an old way
 torch.set_num_threads(1)
 
 
@@ -64,7 +64,7 @@ def test_with_fewer_faces_than_numbers_nothing_is_added():
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-9 * np.trace(ca))
 
 
-def test_the_distance_knows_neither_order_nor_direction():
+def test_order_and_direction_do_not_change_the_distance():
     a, b = clouds(50, 40, 10)
     turn = np.linalg.qr(np.random.default_rng(3).normal(size=(10, 10)))[0]
     for other in ((b, a), (a[::-1], b), (a @ turn, b @ turn), (a + 5, b + 5)):
@@ -96,12 +96,10 @@ def test_bad_features():
                 measure(a, b)
 
 
-def test_small_sets_are_told():
-    assert (
-        small_set_caution(2048, 2048, 2048) == ""
-        and "singular" in small_set_caution(100, 2048, 2048)
-        and "singular" not in small_set_caution(2047, 64, 2048)
-    )
+def test_small_sets_get_a_caution():
+    assert small_set_caution(2048, 2048, 2048) == ""
+    assert "singular" in small_set_caution(100, 2048, 2048)
+    assert "singular" not in small_set_caution(2047, 64, 2048)
 
 
 # ---- Inception
@@ -152,23 +150,19 @@ def test_the_whole_way_is_pytorch_fids(at_hand, state, tmp_path):
         and scores["kid"] == pytest.approx(kid(*theirs), rel=1e-3)
         and scores["frechet_face"] is None
     )
-    assert (
-        "from 3 faces, fewer than the 2,048" in scores["notes"]["fid"]
-        and scores["notes"]["kid"] == "all 3 faces at once"
-    )
+    assert "from 3 faces, fewer than the 2,048" in scores["notes"]["fid"]
+    assert scores["notes"]["kid"] == "all 3 faces at once"
 
 
-def test_missing_weights_are_said_not_replaced(without_inception):
+def test_missing_weights_give_a_reason_not_a_substitute(without_inception):
     x = torch.rand(4, 3, 32, 32)
     with pytest.raises(Unavailable, match="FACELAB_WEIGHTS"):
         inception_features(x)
     scores = set_metrics(x, x)
     assert [scores[k] for k in ("n", "fid", "kid", "frechet_face")] == [4, None, None, None]
-    assert (
-        module.INCEPTION in scores["notes"]["fid"]
-        and scores["notes"]["frechet_face"] == "no recogniser was given"
-        and str(without_inception) not in str(scores)
-    )
+    assert module.INCEPTION in scores["notes"]["fid"]
+    assert scores["notes"]["frechet_face"] == "no recogniser was given"
+    assert str(without_inception) not in str(scores)
 
 
 def test_foreign_and_damaged_weights_are_errors(without_inception):
@@ -182,23 +176,21 @@ def test_foreign_and_damaged_weights_are_errors(without_inception):
 # ---- a set
 
 
-class Eye:
-    "A recogniser that sees mean colours."
+class MeanColours:
+    "A recogniser whose embeddings are mean colours."
 
     def embed(self, images):
         return images.mean((2, 3))
 
 
-def test_a_set_by_batches_and_what_was_seen_before(without_inception):
+def test_batches_and_features_that_were_computed_before_give_the_same(without_inception):
     a, b = torch.rand(2, 40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
-    whole = set_metrics(a, b, Eye())
-    assert (
-        whole["frechet_face"] == pytest.approx(frechet_distance(a.mean((2, 3)), b.mean((2, 3))))
-        and whole["notes"]["frechet_face"] == ""
-    )
-    assert set_metrics(iter(a.split(7)), set_features(b, Eye()), Eye())["frechet_face"] == pytest.approx(
-        whole["frechet_face"], rel=1e-6
-    )
-    assert "singular" in set_metrics(a[:3], b[:3], Eye())["notes"]["frechet_face"]
-    one = set_metrics(a[:1], b[:1], Eye())
+    whole = set_metrics(a, b, MeanColours())
+    assert whole["frechet_face"] == pytest.approx(frechet_distance(a.mean((2, 3)), b.mean((2, 3))))
+    assert whole["notes"]["frechet_face"] == ""
+    assert set_metrics(iter(a.split(7)), set_features(b, MeanColours()), MeanColours())[
+        "frechet_face"
+    ] == pytest.approx(whole["frechet_face"], rel=1e-6)
+    assert "singular" in set_metrics(a[:3], b[:3], MeanColours())["notes"]["frechet_face"]
+    one = set_metrics(a[:1], b[:1], MeanColours())
     assert one["frechet_face"] is None and one["notes"]["frechet_face"] == "a set of one face"

@@ -23,12 +23,14 @@ const labelControl = control => {
   control.querySelectorAll('input:not([type=checkbox])').forEach(e => set(e, 'aria-label', label));
 };
 
-// Buttons are made anew when a chain changes: the focus goes to the new one, or after half a second to another.
+// Buttons are made anew when a chain changes: the focus goes to the new one, or to another after half a second
+// without changes.
 const keepFocus = () => {
   if (!last || (last.isConnected && !last.disabled)) return;
   if (document.activeElement != document.body && document.activeElement != last) return;
   const step = last.title.split(' ')[0];
-  if (!lost) lost = setTimeout(() => focusFirst(`.fl-moves button[title^='${step} ']`)
+  clearTimeout(lost);
+  lost = setTimeout(() => focusFirst(`.fl-moves button[title^='${step} ']`)
     || focusFirst('.fl-moves button, .fl-steps ~ .fl-add button'), 500);
   focusFirst(`.fl-steps button[title='${last.title}']`);
 };
@@ -65,7 +67,7 @@ const copyRecipe = event => {
 if (box && !box.ready) {
   box.ready = true;
   box.dataset.lmSuppressShortcuts = true;  // JupyterLab's own keys, such as Enter and b
-  box.addEventListener('focusin', event => { last = event.target; clearTimeout(lost); lost = 0; });
+  box.addEventListener('focusin', event => { last = event.target; clearTimeout(lost); });
   box.addEventListener('keydown', openByKey);
   box.addEventListener('click', copyRecipe);
   new MutationObserver(update).observe(

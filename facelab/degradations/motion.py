@@ -4,13 +4,17 @@
 
 # %% auto #0
 __all__ = ['NEEDS', 'trajectory', 'path_kernels', 'filter_each', 'feather', 'blur_slide', 'centre_of_mass', 'interpolate_path',
-           'sampling_grid', 'blur_roll', 'motion_field', 'colour_field', 'MotionBlur']
+           'sampling_grid', 'mean_of_moments', 'blur_roll', 'motion_field', 'colour_field', 'MotionBlur']
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c002
-from dataclasses import dataclass
 import math
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
+
+from .. import FacelabError
 from facelab.degradations.degradation import (
     Degradation,
     Degraded,
@@ -20,7 +24,6 @@ from facelab.degradations.degradation import (
     face_region,
     one_of,
 )
-from .. import FacelabError
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c005
 def trajectory(
@@ -31,24 +34,21 @@ def trajectory(
     points,  # how many points of time
 ):
     "Where the face is at evenly spaced times: (N,points,2) float64, pixels (right, down), mean 0."
-    t, k = (
-        (torch.arange(points, dtype=torch.float64) + 0.5) / points,
-        torch.arange(1.0, 4, dtype=torch.float64),
-    )
-    heading = (
-        angle[:, None] + bend[:, None] * ((wander / k) @ (math.pi * k[:, None] * t).cos())
-    ).deg2rad()
+    t = (torch.arange(points, dtype=torch.float64) + 0.5) / points
+    k = torch.arange(1.0, 4, dtype=torch.float64)
+    cosines = (wander / k) @ (math.pi * k[:, None] * t).cos()
+    heading = (angle[:, None] + bend[:, None] * cosines).deg2rad()
     step = torch.stack([heading.cos(), -heading.sin()], -1) * length[:, None, None] / points
     path = step.cumsum(1) - step / 2
     return path - path.mean(1, keepdim=True)
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c009
 def path_kernels(
-    path,  # (N,P,2)
+    path,  # (N,P,2) pixels
     rx,  # reach of the kernel to the left and right
     ry,  # and up and down
 ):
-    "Kernels (N,2ry+1,2rx+1) float32, sum 1, to correlate with: the mean of a picture that is moved along the path."
+    "Kernels (N,2ry+1,2rx+1) float32, sum 1, to correlate with: the mean of a picture on its way."
     near = lambda s, r: (1 - (s[..., None] + torch.arange(-r, r + 1)).abs()).clamp_(min=0)
     return (near(path[..., 1], ry).mT @ near(path[..., 0], rx) / path.shape[1]).float()
 
@@ -66,7 +66,8 @@ def filter_each(
 def feather(
     region,  # (N,1,H,W) in [0,1]
 ):
-    "The region grown by a pixel of 128, with a soft edge: twice its mean over a small square, at most 1."
+    "The region (N,1,H,W) grown by a pixel of 128, with a soft edge."
+    # twice the mean over a small square, at most 1
     m = max(1, round(min(region.shape[-2:]) / 128))
     square = region.new_full((len(region), 4 * m + 1, 4 * m + 1), 2 / (4 * m + 1) ** 2)
     return filter_each(F.pad(region, (2 * m,) * 4, mode="replicate"), square).clamp_(max=1)
@@ -77,15 +78,14 @@ def blur_slide(
     region,  # (N,1,H,W) in [0,1]: what moves
     path,  # (N,P,2) on the CPU
 ):
-    "The region moved along the path, the mean over time: blurred (N,3,H,W), alpha (N,1,H,W)."
+    "The mean of what moves along the path: blurred (N,3,H,W), its coverage alpha (N,1,H,W)."
     blurred, alpha = torch.empty_like(x), torch.empty_like(region)
     reach = path.abs().amax(1).ceil().long()
     together = 16 if x.is_cuda else max(2, (1 << 16) // x[0, 0].numel())
     for rows in (reach[:, 0] - reach[:, 1]).argsort().split(together):
         rx, ry = reach[rows].amax(0).tolist()
-        kernels, rows = [
-            v.to(x.device, non_blocking=True) for v in (path_kernels(path[rows], rx, ry), rows)
-        ]
+        kernels = path_kernels(path[rows], rx, ry).to(x.device, non_blocking=True)
+        rows = rows.to(x.device, non_blocking=True)
         f, a = x[rows], region[rows]
         layers = F.pad(torch.cat([f, a], 1), (rx, rx, ry, ry), mode="replicate")
         whole, cover = filter_each(layers, kernels).split([3, 1], 1)
@@ -98,19 +98,19 @@ def blur_slide(
 def centre_of_mass(
     region,  # (N,1,H,W)
 ):
-    "Centre of mass (N,2), continuous pixels; float64 inside, so that it does not depend on the order of the sum."
+    "Centre of mass (N,2), continuous pixels."
+    # in float64, so that the result does not depend on the order of the sum
     weight = [region.double().sum(axis) for axis in (2, 3)]
     at = [torch.arange(v.shape[-1], device=v.device) + 0.5 for v in weight]
-    return torch.stack(
-        [(v * p).sum((1, 2)) / v.sum((1, 2)).clamp(min=1e-9) for v, p in zip(weight, at)], 1
-    ).to(region.dtype)
+    mean = [(v * p).sum((1, 2)) / v.sum((1, 2)).clamp(min=1e-9) for v, p in zip(weight, at)]
+    return torch.stack(mean, 1).to(region.dtype)
 
 
 def interpolate_path(
     path,  # (N,P,2)
     t,  # (N,K)
 ):
-    "Where the path is at times t in [0,1]: (N,K,2), between its points on straight lines."
+    "Places on the path at times t in [0,1]: (N,K,2), between its points on straight lines."
     i = (t.to(path) * path.shape[1] - 0.5).clamp(0, path.shape[1] - 1)
     low = i.floor().clamp(max=path.shape[1] - 2).long()
     a, b = [path.gather(1, j[..., None].expand(-1, -1, 2)) for j in (low, low + 1)]
@@ -123,19 +123,40 @@ def sampling_grid(
     roll,  # (N,K) radians, counter-clockwise on the screen
     size,  # (H, W)
 ):
-    "Where layers that rolled and shifted show each pixel from, for `grid_sample`: two (N,K,1,W) and (N,K,H,1) whose sums are x and y."
+    "For `grid_sample`: x and y, each as two summands (N,K,1,W) and (N,K,H,1)."
     h, w, c = *size, centre[:, None]
     x, y = [
         torch.arange(s, device=c.device) + 0.5 - (c + shift)[..., i : i + 1]
         for i, s in enumerate((w, h))
     ]
     cos, sin = roll.cos()[..., None], roll.sin()[..., None]
-    return [((cos * x + c[..., :1]) * 2 / w - 1)[..., None, :], (sin * y * -2 / w)[..., None]], [
-        (sin * x * 2 / h)[..., None, :],
-        ((cos * y + c[..., 1:]) * 2 / h - 1)[..., None],
-    ]
+    across = [((cos * x + c[..., :1]) * 2 / w - 1)[..., None, :], (sin * y * -2 / w)[..., None]]
+    down = [(sin * x * 2 / h)[..., None, :], ((cos * y + c[..., 1:]) * 2 / h - 1)[..., None]]
+    return across, down
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c035
+def mean_of_moments(
+    f,  # (n,3,H,W)
+    a,  # (n,1,H,W) what moves
+    grids,  # of `sampling_grid`
+    weight,  # (n,K) share of the time of each moment
+):
+    "Blurred faces and coverage of some faces, one moment after the other."
+    (xx, xy), (yx, yy) = grids
+    behind, layer = 1 - a, torch.cat([f, a], 1)
+    change, cover = torch.zeros_like(f), torch.zeros_like(a)
+    grid = f.new_empty(len(f), *f.shape[-2:], 2)
+    for i in range(weight.shape[1]):
+        torch.add(xx[:, i], xy[:, i], out=grid[..., 0])
+        torch.add(yx[:, i], yy[:, i], out=grid[..., 1])
+        moved = F.grid_sample(layer, grid, padding_mode="border", align_corners=False)
+        share = weight[:, i].view(-1, 1, 1, 1)
+        cover.addcmul_(moved[:, 3:], share)
+        change.addcmul_(torch.addcmul(a, behind, moved[:, 3:]).mul_(share), moved[:, :3])
+    blurred = change.sub_((1 - behind * (1 - cover)) * f).add_(f).clamp_(0, 1)
+    return blurred, cover
+
+# %% ../../nbs/2_degradations/07_motion.ipynb #c035-1
 def blur_roll(
     x,  # (N,3,H,W)
     region,  # (N,1,H,W)
@@ -144,38 +165,17 @@ def blur_roll(
 ):
     "As `blur_slide`, for a region that also rolls about its centre by `turn`."
     blurred, alpha, (h, w) = torch.empty_like(x), torch.empty_like(region), x.shape[-2:]
-    steps = (
-        (path[:, 1] - path[:, 0]).norm(dim=1) * path.shape[1] + turn * min(h, w) / 2
-    ).ceil().long() + 1
+    way = (path[:, 1] - path[:, 0]).norm(dim=1) * path.shape[1]
+    steps = (way + turn * min(h, w) / 2).ceil().long() + 1
     together, centre = 16 if x.is_cuda else max(2, (1 << 16) // (h * w)), centre_of_mass(region)
     for rows in steps.argsort().split(together):
-        k, count, to = (
-            torch.arange(int(steps[rows].max())),
-            steps[rows, None],
-            rows.to(x.device, non_blocking=True),
-        )
+        k, count = torch.arange(int(steps[rows].max())), steps[rows, None]
         t = ((k + 0.5) / count).clamp(max=1)  # a face whose time is over goes on with weight 0
-        shift, roll, weight = [
-            v.to(x.dtype).to(x.device, non_blocking=True)
-            for v in (interpolate_path(path[rows], t), turn[rows, None] * (t - 0.5), (k < count) / count)
-        ]
-        (xx, xy), (yx, yy) = sampling_grid(centre[to], shift, roll, (h, w))
-        f, a, behind = x[to], region[to], 1 - region[to]
-        layer, change, cover, grid = (
-            torch.cat([f, a], 1),
-            torch.zeros_like(f),
-            torch.zeros_like(a),
-            x.new_empty(len(rows), h, w, 2),
-        )
-        for i in range(len(k)):
-            torch.add(xx[:, i], xy[:, i], out=grid[..., 0])
-            torch.add(yx[:, i], yy[:, i], out=grid[..., 1])
-            moved = F.grid_sample(layer, grid, padding_mode="border", align_corners=False)
-            share = weight[:, i].view(-1, 1, 1, 1)
-            cover.addcmul_(moved[:, 3:], share)
-            change.addcmul_(torch.addcmul(a, behind, moved[:, 3:]).mul_(share), moved[:, :3])
-        blurred[to] = change.sub_((1 - behind * (1 - cover)) * f).add_(f).clamp_(0, 1)
-        alpha[to] = cover
+        moments = interpolate_path(path[rows], t), turn[rows, None] * (t - 0.5), (k < count) / count
+        shift, roll, weight = [v.to(x.dtype).to(x.device, non_blocking=True) for v in moments]
+        to = rows.to(x.device, non_blocking=True)
+        grids = sampling_grid(centre[to], shift, roll, (h, w))
+        blurred[to], alpha[to] = mean_of_moments(x[to], region[to], grids, weight)
     return blurred, alpha
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c041
@@ -184,7 +184,7 @@ def motion_field(
     path,  # (N,P,2)
     turn,  # (N,) radians, on the CPU
 ):
-    "u (right) and v (down), (N,1,H,W) in pixels, times the region."
+    "u (right) and v (down), each (N,1,H,W) in pixels, times the region."
     points, (h, w) = path.shape[1], region.shape[-2:]
     u, v = ((path[:, -1] - path[:, 0]) * points / (points - 1)).to(region)[:, :, None].unbind(1)
     if turn.any():
@@ -198,15 +198,15 @@ def motion_field(
 
 # %% ../../nbs/2_degradations/07_motion.ipynb #c043
 def colour_field(
-    u,
-    v,  # (N,1,H,W)
+    u,  # (N,1,H,W) to the right
+    v,  # (N,1,H,W) down
     longest=None,  # length drawn in full colour; None: each field's longest
 ):
-    "A motion field as colours (N,3,H,W): hue its direction (red: right, green: up left, blue: down left), white where nothing moves."
+    "Colours (N,3,H,W): red to the right, green up left, blue down left, white where nothing moves."
     length = torch.hypot(u, v)
-    strength = length / (
-        length.amax((1, 2, 3), keepdim=True).clamp(min=1e-6) if longest is None else longest
-    )
+    if longest is None:
+        longest = length.amax((1, 2, 3), keepdim=True).clamp(min=1e-6)
+    strength = length / longest
     turns = torch.atan2(-v, u) / (2 * math.pi) + u.new_tensor([0, 2 / 3, 1 / 3]).view(1, 3, 1, 1)
     return 1 - strength.clamp(0, 1) * (1 - ((turns % 1 * 6 - 3).abs() - 1).clamp(0, 1))
 
@@ -216,7 +216,7 @@ NEEDS = dict(face=("parsing|landmarks",), person=("foreground|parsing",), pictur
 # %% ../../nbs/2_degradations/07_motion.ipynb #c046-1
 @dataclass(frozen=True)
 class MotionBlur(Degradation):
-    "A moving face in front of a still background (Yun et al. 2020, Fig 3; fields after Gong et al. 2017): hr (N,3,H,W) in [0,1] -> `Degraded`."
+    "A moving face in front of a still background (Yun et al. 2020, Fig 3)."
 
     length: Span = between((0.02, 0.1), 0, 0.5, "way of the face during the exposure", "sides")
     angle: Span = between((0, 180), 0, 360, "direction: 0 to the right, 90 up", "°")
@@ -231,68 +231,69 @@ class MotionBlur(Degradation):
         return NEEDS[self.region]
 
     def degrade(self, x, dice, labels):
-        side = min(x.shape[-2:])
-        drawn = {
-            name: dice.named(name).uniform(*getattr(self, name))
-            for name in ("length", "angle", "bend", "turn")
-        }
-        wander = dice.named("wander")
-        most = math.ceil(side * (self.length[1] + math.radians(self.turn[1]) / 2))
-        path = trajectory(
-            drawn["length"] * side,
-            drawn["angle"],
-            drawn["bend"],
-            torch.stack([wander.normal() for _ in range(3)], 1),
-            2 * max(most, 1) + 1,
-        )
+        names = ("length", "angle", "bend", "turn")
+        drawn = {name: dice.named(name).uniform(*getattr(self, name)) for name in names}
+        path = self.draw_path(drawn, dice.named("wander"), min(x.shape[-2:]))
         region, turn = self.moving(x, labels)[:, None].to(x.dtype), drawn["turn"].deg2rad()
         if self.region != "picture":
             region = feather(region)
-        blurred, alpha = (
-            blur_roll(x, region, path, turn) if self.turn[1] else blur_slide(x, region, path)
-        )
+        if self.turn[1]:
+            blurred, alpha = blur_roll(x, region, path, turn)
+        else:
+            blurred, alpha = blur_slide(x, region, path)
         u, v = motion_field(region, path, turn)
-        return Degraded(
-            blurred,
-            x,
-            dict(
-                foreground=region,
-                u=u,
-                v=v,
-                blurred=blurred,
-                alpha=alpha,
-                path=path.to(x),
-                **{k: column(d, x, 0) for k, d in drawn.items()},
-            ),
+        numbers = {k: column(d, x, 0) for k, d in drawn.items()}
+        maps = dict(foreground=region, u=u, v=v, blurred=blurred, alpha=alpha, path=path.to(x))
+        return Degraded(blurred, x, dict(**maps, **numbers))
+
+# %% ../../nbs/2_degradations/07_motion.ipynb #c059
+@patch
+def draw_path(
+    self: MotionBlur,
+    drawn,  # dict of (N,): length in sides, angle and bend in degrees
+    dice,  # one row a face
+    side,  # of the picture, pixels
+):
+    "The paths (N,P,2), with points no farther apart than half a pixel."
+    most = math.ceil(side * (self.length[1] + math.radians(self.turn[1]) / 2))
+    wander = torch.stack([dice.normal() for _ in range(3)], 1)
+    length = drawn["length"] * side
+    return trajectory(length, drawn["angle"], drawn["bend"], wander, 2 * max(most, 1) + 1)
+
+
+@patch
+def moving(self: MotionBlur, x, labels):
+    "The region that moves, (N,H,W)."
+    if self.region == "picture":
+        return x.new_ones(len(x), *x.shape[-2:])
+    if self.region == "face":
+        return face_region(labels, x.shape[-2:])
+    foreground = labels.get("foreground")
+    return labels["parsing"] > 0 if foreground is None else foreground
+
+
+@patch
+def refuse(self: MotionBlur, x, labels):
+    "`FacelabError` for a face that the labels lack."
+    there = self.moving(x, labels).flatten(1).any(1)
+    if not there.all():
+        raise FacelabError(
+            f"MotionBlur: face {int((~there).nonzero()[0, 0])} has no {self.region} in its labels:"
+            " leave it out, or set region to picture"
         )
 
-    def moving(self, x, labels):
-        "The region that moves, (N,H,W)."
-        if self.region == "picture":
-            return x.new_ones(len(x), *x.shape[-2:])
-        if self.region == "face":
-            return face_region(labels, x.shape[-2:])
-        return (
-            labels["foreground"] if labels.get("foreground") is not None else labels["parsing"] > 0
-        )
-
-    def refuse(self, x, labels):
-        there = self.moving(x, labels).flatten(1).any(1)
-        if not there.all():
-            raise FacelabError(
-                f"MotionBlur: face {int((~there).nonzero()[0, 0])} has no {self.region} in its"
-                " labels: leave it out, or set region to picture"
-            )
-
-    def latex(self, maps, i=0):
-        blur = (
-            r"I_{HRB} = \int_0^1 I_t\,dt,\quad I_t(p) = I_{HR}(c + R(-\omega t)\,(p - c - s(t)))"
-            if self.turn[1]
-            else r"I_{HRB}(p) = \int_0^1 I_{HR}(p - s(t))\,dt"
-        )
-        length, angle, bend, turn = [float(maps[k][i]) for k in ("length", "angle", "bend", "turn")]
-        pixels = length * min(maps["blurred"].shape[-2:])
-        return (
-            blur + "\n" + rf"|s| = {pixels:.1f}\,\mathrm{{px}},\ \varphi = {angle:.0f}^\circ,\ b ="
-            rf" {bend:.0f}^\circ,\ \omega = {turn:.1f}^\circ"
-        )
+# %% ../../nbs/2_degradations/07_motion.ipynb #c060
+@patch
+def latex(self: MotionBlur, maps, i=0):
+    "The equation with the numbers of face i filled in."
+    if self.turn[1]:
+        moment = r"I_t(p) = I_{HR}(c + R(-\omega t)\,(p - c - s(t)))"
+        blur = rf"I_{{HRB}} = \int_0^1 I_t\,dt,\quad {moment}"
+    else:
+        blur = r"I_{HRB}(p) = \int_0^1 I_{HR}(p - s(t))\,dt"
+    length, angle, bend, turn = [float(maps[k][i]) for k in ("length", "angle", "bend", "turn")]
+    pixels = length * min(maps["blurred"].shape[-2:])
+    return (
+        blur + "\n" + rf"|s| = {pixels:.1f}\,\mathrm{{px}},\ \varphi = {angle:.0f}^\circ,\ b ="
+        rf" {bend:.0f}^\circ,\ \omega = {turn:.1f}^\circ"
+    )

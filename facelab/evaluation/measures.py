@@ -23,9 +23,7 @@ class Measure:
     digits: int  # behind the point, in tables
     higher: bool  # is better; otherwise lower is
     compute: Callable  # the function that is registered
-    axis: str = (
-        ""  # text beside the axis of a chart, {colour} where conventions differ; of faces only
-    )
+    axis: str = ""  # of a chart of faces, with {colour} where conventions differ
     of: str = "face"  # one number a "face", or a "set" of them
     conventions: bool = False  # measured under each convention: psnr_rgb, psnr_y
     threshold: bool = False  # a number stands behind the name: recognised_0.6
@@ -34,7 +32,7 @@ class Measure:
     needs: str = ""  # what it is computed from: "judges", "gallery", "inception" or "face"
     by: str = ""  # what measures, where it is no network of the run
     average: Callable = None  # (values, convention) -> mean over faces; None: the plain one
-    caution: Callable = None  # (faces, features) -> what must be said beside a number of a set
+    caution: Callable = None  # (faces, features) -> what must be said beside a set's number
 
     @property
     def better(self) -> str:  # "higher" or "lower"
@@ -126,8 +124,9 @@ def axis_text(
     found = measure_of(name)
     if not found.axis:
         shown = ", ".join(n for n, m in measures().items() if m.axis)
+        why = "is one number a set of faces and has no interval over faces"
         raise FacelabError(
-            f"{name!r} is one number a set of faces and has no interval over faces: a chart shows"
+            f"{name!r} {why if found.of == 'set' else 'has a chart of its own'}: a chart shows"
             f" {shown}"
         )
     return f"{found.axis.format(colour=as_convention(convention).colour)}, {found.better} is better"

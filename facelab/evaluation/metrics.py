@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from .. import FacelabError
 from ..base.files import replacing
@@ -26,7 +27,7 @@ from .measures import measure, measure_in, measures
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c006
 @dataclass(frozen=True)
 class Convention:
-    "How PSNR and SSIM are measured; `str()` is the line that tables print."
+    "How PSNR and SSIM are measured; `str()` gives the line that tables print."
 
     name: str  # as columns and messages call it
     colour: str = "RGB"  # "RGB", or "Y": luma of BT.601 in studio range, as MATLAB's rgb2ycbcr
@@ -52,22 +53,25 @@ class Convention:
                 f" {self.border}, {self.window}."
             )
 
-    def __str__(self):
-        window = (
-            f"Gaussian {self.window}x{self.window}, sigma {self.sigma:g}"
-            if self.sigma
-            else f"uniform {self.window}x{self.window}"
-        )
-        return ", ".join(
-            [
-                "RGB" if self.colour == "RGB" else "Y of BT.601 (16-235)",
-                "8 bit" if self.quantise else "not rounded",
-                f"border {self.border} cut" if self.border else "no border cut",
-                "peak 255",
-                f"SSIM {window}, K {self.k1:g}/{self.k2:g}",
-                "mean over images" if self.average == "per image" else "PSNR of the mean error",
-            ]
-        )
+# %% ../../nbs/7_evaluation/03_metrics.ipynb #c013
+@patch
+def __str__(self: Convention):
+    "All of it in one line, such as `RGB, 8 bit, no border cut, peak 255, ...`."
+    window = (
+        f"Gaussian {self.window}x{self.window}, sigma {self.sigma:g}"
+        if self.sigma
+        else f"uniform {self.window}x{self.window}"
+    )
+    return ", ".join(
+        [
+            "RGB" if self.colour == "RGB" else "Y of BT.601 (16-235)",
+            "8 bit" if self.quantise else "not rounded",
+            f"border {self.border} cut" if self.border else "no border cut",
+            "peak 255",
+            f"SSIM {window}, K {self.k1:g}/{self.k2:g}",
+            "mean over images" if self.average == "per image" else "PSNR of the mean error",
+        ]
+    )
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c008
 RGB, Y = Convention("rgb"), Convention("y", colour="Y")

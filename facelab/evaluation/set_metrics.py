@@ -233,8 +233,10 @@ def set_metrics(
             (x[m.needs] for x in (a, b) if isinstance(x[m.needs], str)),
             "" if n > 1 else "a set of one face",
         )
-        notes[name] = reason or m.caution(n, a[m.needs].shape[1])
-        out[name] = None if reason else m.compute(a[m.needs], b[m.needs])
+        notes[name], out[name] = reason, None
+        if not reason:
+            out[name] = m.compute(a[m.needs], b[m.needs])
+            notes[name] = m.caution(n, a[m.needs].shape[1]) if m.caution else ""
     return dict(n=n, **out, notes=notes)
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c034

@@ -13,6 +13,26 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .. import FacelabError
+from ..base.images import to_uint8
+from facelab.faces.drawn_head import (
+    SPAN,
+    U0,
+    V0,
+    Face,
+    both,
+    bump,
+    canvas_at,
+    enlarge,
+    gaussians,
+    inside,
+    noise,
+    paint_skin,
+    ramp,
+)
+from .drawn_people import person, picture
+
+# %% ../../nbs/1_faces/06_drawn.ipynb #c003
 from facelab.faces.drawn_features import (
     brow_line,
     lids,
@@ -34,24 +54,6 @@ from facelab.faces.drawn_hair import (
     paint_glasses,
     paint_hat,
 )
-from .drawn_people import person, picture
-from facelab.faces.drawn_head import (
-    Face,
-    SPAN,
-    U0,
-    V0,
-    both,
-    bump,
-    canvas_at,
-    enlarge,
-    gaussians,
-    inside,
-    noise,
-    paint_skin,
-    ramp,
-)
-from .. import FacelabError
-from ..base.images import to_uint8
 
 # %% ../../nbs/1_faces/06_drawn.ipynb #c007
 def outline_points(

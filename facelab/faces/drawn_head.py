@@ -20,7 +20,10 @@ from fastcore.basics import patch
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c005
 class Face(dict):
-    "Parameters of B faces: `face.chin` has shape (B,1,1), `face.cloth` (B,3,1,1), ready to broadcast over a picture."
+    """Parameters of B faces, as attributes ready to broadcast over a picture.
+
+    `face.chin` has shape (B,1,1), `face.cloth` (B,3,1,1); `face["chin"]` stays (B,).
+    """
 
     def __getattr__(self, name):
         if name not in self:

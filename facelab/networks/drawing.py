@@ -117,6 +117,12 @@ def _describe_convolution(conv):
     return ", ".join(properties)
 
 
+def _describe_function(name, mode):
+    "`__add__` -> `+`, `interpolate` with a mode -> `resize bilinear`."
+    plain = name.strip("_")
+    return f"{_FUNCTIONS.get(plain, plain.replace('_', ' '))} {mode}".strip()
+
+# %% ../../nbs/3_networks/02_drawing.ipynb #c066
 def _describe_chain(chain):
     layers = [describe(m) for m in chain]
     if len(layers) > 1 and len(set(layers)) == 1:
@@ -212,12 +218,6 @@ class _StepLog:
         self.register(out, len(self.steps) - 1)
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c059
-def _describe_function(name, mode):
-    "`__add__` -> `+`, `interpolate` with a mode -> `resize bilinear`."
-    plain = name.strip("_")
-    return f"{_FUNCTIONS.get(plain, plain.replace('_', ' '))} {mode}".strip()
-
-
 class _Recorder(TorchFunctionMode):
     "Logs every module call through hooks, and as a function mode every operation between them."
 
@@ -453,6 +453,14 @@ def _readers(t):
     return readers
 
 
+def _repeats(t, i, readers):
+    "Is a step the one before it once more, and its only reader?"
+    s, before = t.steps[i], t.steps[i - 1]
+    alone = i > 0 and s.sources == (i - 1,) and readers[i - 1] == [i]
+    same = (s.operation, s.inputs, s.output) == (before.operation, before.inputs, before.output)
+    return s.module and alone and same
+
+
 def _joined(chain, s, length):
     "The chain with one more step, its length-th."
     return chain._replace(
@@ -462,22 +470,18 @@ def _joined(chain, s, length):
         macs=chain.macs + s.macs,
     )
 
-
+# %% ../../nbs/3_networks/02_drawing.ipynb #c067
 def merge_chains(
     t: Trace,
 ) -> Trace:
     "Joins runs of equal steps with equal shapes into one step whose operation ends in ×n."
     readers, steps, place, length = _readers(t), [], {}, 0
     for i, s in enumerate(t.steps):
-        alone = s.module and s.sources == (i - 1,) and readers[i - 1] == [i]
-        if i and alone and s.operation == t.steps[i - 1].operation:
-            alike = (s.inputs, s.output) == (steps[-1].inputs, steps[-1].output)
-        else:
-            alike = False
-        length = length + 1 if alike else 1
-        if alike:
+        if _repeats(t, i, readers):
+            length += 1
             steps[-1] = _joined(steps[-1], s, length)
         else:
+            length = 1
             steps.append(s._replace(sources=tuple(place.get(k, k) for k in s.sources)))
         place[i] = len(steps) - 1
     return Trace(t.inputs, steps, [(name, place.get(k, k)) for name, k in t.outputs])
@@ -700,10 +704,7 @@ _LINE = "#444"
 def _draw_connections(ax, layout, level, lane, edge):
     "One line with an arrowhead for each edge."
     for (i, k), e in edge.items():
-        if e > lane[k]:
-            between = range(min(e, lane[k]) + 1, max(e, lane[k]) + 1)
-        else:
-            between = range(e, lane[k])
+        between = range(lane[k] + 1, e + 1) if e > lane[k] else range(e, lane[k])
         side_is_free = not any(level[j] == level[k] and lane[j] in between for j in lane)
         *path, end = _route(
             layout.boxes[i], layout.boxes[k], layout.lanes[e], layout.forks.get(i), side_is_free

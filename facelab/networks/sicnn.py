@@ -62,10 +62,10 @@ def init_caffe(
             nn.init.kaiming_uniform_(m.weight, nonlinearity="linear")
             nn.init.zeros_(m.bias)
 
-# %% ../../nbs/3_networks/23_sicnn.ipynb #c014
+# %% ../../nbs/3_networks/23_sicnn.ipynb #c027
 KERNELS = dict(paper=(2, 2, 2), code=(3, 5, 5))  # variant -> deconvolution of each stage
 
-
+# %% ../../nbs/3_networks/23_sicnn.ipynb #c014
 @network(
     "sicnn",
     "generator",

@@ -75,10 +75,7 @@ class FeedbackBlock(nn.Module):
     published=dict(parameters=3_631_454, args=dict(scale=4), source="released models: 3,631 K"),
 )
 class SRFBN(nn.Module):
-    """SRFBN (Li et al. 2019, Fig. 2): (N,3,h,w) in [0,1] -> dict of sr_1 ... sr_steps and restored.
-
-    Each is (N,3,h*scale,w*scale), not clamped; restored is the last of them.
-    """
+    "SRFBN (Li et al. 2019): (N,3,h,w) in [0,1] -> sr_1, ..., restored (N,3,h*scale,w*scale)."
 
     def __init__(
         self,

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facelab import FacelabError
+from facelab.base.files import record_matches, write_record
 from facelab.moved import NOTEBOOKS
 from facelab.pipeline.sources import closure, imports, notebook_code
-from facelab.base.files import record_matches, write_record
 
-SECTIONS = {  # folder of nbs -> its title, in reading order; guides and the notebooks that are in no folder come first
+SECTIONS = {  # folder of nbs -> its title, in reading order; guides and the contents come first
     "": "Guides",
     "papers": "Papers",
     "0_base": "Base",
@@ -44,8 +44,9 @@ GUIDES = (
 ).split()
 ORDER = (  # of notebooks without numbers; stages as in dvc.yaml
     "prior_guided_sr jdsr_gan fcsr_gan sr_deblur_gan heavy_rain "
-    "draw faces synthesize samples train restore score tables figures architecture claims"
+    "draw faces synthesize samples train restore score tables figures claims architecture"
 ).split()
+TOP = {"explore": "9_apps", "scale": "9_apps"}  # notebooks that lie beside the folders -> where they are read
 CONTENTS = Path("nbs/contents.ipynb")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 
@@ -62,7 +63,7 @@ def pages_of(root):
     "All pages in reading order."
     guides = [Page(Path(f"{name}.md"), "") for name in GUIDES if (root / f"{name}.md").exists()]
     found = [p.relative_to(root) for p in sorted((root / "nbs").glob("**/*.ipynb")) if p.parent.name[0] != "."]
-    books = [Page(path, "/".join(path.parts[1:-1])) for path in found]
+    books = [Page(path, "/".join(path.parts[1:-1]) or TOP.get(path.stem, "")) for path in found]
     unknown = {page.section for page in books} - set(SECTIONS)
     if unknown:
         raise FacelabError(
@@ -119,7 +120,7 @@ def refuse_errors(source, book):
 
 
 def public_names(module):
-    "What a module exports, in MyST: signatures, docstrings, and what is said of each argument."
+    "What a module exports, in MyST: signatures, docstrings, and the comment on each argument."
     from fastcore.docments import docments
 
     loaded = importlib.import_module(module)
@@ -129,11 +130,11 @@ def public_names(module):
             kind, signature = "class" if isinstance(thing, type) else "function", ""
             with suppress(ValueError):  # exceptions have none
                 signature = re.sub(r" at 0x[0-9a-f]+", "", str(inspect.signature(thing)))
-            said = "".join(f"- `{arg}`: {words}\n" for arg, words in docments(thing).items() if words)
-            yield f"``````{{py:{kind}}} {module}.{name}{signature}\n{inspect.getdoc(thing) or ''}\n\n{said}``````\n"
+            listed = "".join(f"- `{arg}`: {words}\n" for arg, words in docments(thing).items() if words)
+            yield f"``````{{py:{kind}}} {module}.{name}{signature}\n{inspect.getdoc(thing) or ''}\n\n{listed}``````\n"
 
 
-def shown(book):
+def reader_view(book):
     "A notebook as readers see it: nothing hidden, no steps of its own, and at the end what its module exports."
     cells, names = [], ""
     for cell in book["cells"]:
@@ -170,7 +171,7 @@ def read(app, name, source):
     "Put in place of a page's text what the site shows."
     root = Path(app.srcdir)
     if name.startswith("nbs/"):
-        source[0] = json.dumps(shown(executed(root, Path(f"{name}.ipynb"))))
+        source[0] = json.dumps(reader_view(executed(root, Path(f"{name}.ipynb"))))
     if name == "README":
         for section, title in SECTIONS.items():
             inside = [str(page.source.with_suffix("")) for page in pages_of(root)[1:] if page.section == section]
@@ -196,12 +197,12 @@ def slug(heading):
     return heading.replace(" ", "-")
 
 
-def fault(said, root):
+def first_fault(warnings, root):
     "The first thing that Sphinx warns of, in words that say what to do."
-    said = re.sub(r"\x1b\[[0-9;]*m", "", said).replace(f"{root}/", "").strip().splitlines()[0]
-    found = re.match(r"(\S+?\.(?:md|ipynb)):.* '([^']+)' \[myst\.xref_missing\]", said)
+    line = re.sub(r"\x1b\[[0-9;]*m", "", warnings).replace(f"{root}/", "").strip().splitlines()[0]
+    found = re.match(r"(\S+?\.(?:md|ipynb)):.* '([^']+)' \[myst\.xref_missing\]", line)
     if not found:
-        return said
+        return line
     page, link = found.groups()
     old = posixpath.normpath(posixpath.join(posixpath.dirname(page), link.partition("#")[0]))
     new = NOTEBOOKS.get(old.removeprefix("nbs/").removesuffix(".ipynb"))
@@ -248,5 +249,5 @@ def build(root, jobs=2, progress=True):
     with docutils_namespace():
         Sphinx(root, None, html, kept, "html", settings, status, warnings, freshenv=True, parallel=jobs).build()
     if warnings.getvalue().strip():
-        raise FacelabError(fault(warnings.getvalue(), root))
+        raise FacelabError(first_fault(warnings.getvalue(), root))
     return pages
