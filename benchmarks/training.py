@@ -1,8 +1,9 @@
-"""What a training step costs, and how much of it is data and degradation; on a GPU beside a DataLoader that degrades image by image, as the authors' code does.
+"""What a training step costs, and how much of it is data and degradation; on a GPU also beside a plain DataLoader.
 
-On a CPU: each system's step (full width, or `--width`) and the share of reading, mirroring and degrading in it. On a GPU: the same step in float32,
-eager, fed by a DataLoader that degrades image by image (the way the authors' code works), beside ours (faces and degradation on the device, bf16,
-channels_last, compiled): images a second of both in one run, GPU utilisation, peak memory and the share of the card's rate.
+On a CPU: each system's step (full width, or `--width`) and the share of reading, mirroring and degrading in it. On a
+GPU: images a second, GPU utilisation, peak memory and the share of the card's rate, in one run for two ways. The one is
+float32, eager, fed by a DataLoader that degrades image by image, as the authors' code works. The other is ours: faces
+and degradation on the device, bf16, channels_last, compiled.
 """
 
 import time
@@ -10,14 +11,14 @@ import time
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-import facelab.training.run as engine
+import facelab.training.run as training_run
 from benchmarks import common
 from benchmarks.networks import best_time
-from facelab.training.batches import labels_for_losses, names_in_losses, required_labels, identities
 from facelab.base.dice import Dice
-from facelab.faces.drawn import draw_set
+from facelab.base.images import read_image, to_float, write_image
 from facelab.base.params import load_params
-from facelab.base.images import write_image
+from facelab.faces.drawn import draw_set
+from facelab.training.batches import identities, labels_for_losses, names_in_losses, required_labels
 from facelab.training.recipes import load_recipes, resolve
 from facelab.training.run import Run, take_step
 
@@ -32,8 +33,8 @@ SYSTEMS = [
 ]
 
 
-def resolved(name, recipes, batch, width, **train):
-    "A recipe without what needs weights that are not there: trained parts, and features of perceptual losses."
+def recipe_without_helpers(name, recipes, batch, width, **train):
+    "A recipe without what needs trained weights: helpers, and the features of perceptual losses."
     params = load_params()
     params["instead"] = {}
     params["train"].update(steps=1000, batch=batch, width=width, depth=width, warmup=0, validate=0, **train)
@@ -55,7 +56,7 @@ def cpu_share(recipe, faces, seconds, least=2):
 
     def inputs_alone():
         run.batches = None
-        engine.next_inputs(run)
+        training_run.next_inputs(run)
 
     whole = best_time(lambda: take_step(run), seconds, least)
     return 1e3 * whole, best_time(inputs_alone, seconds / 4, least) / whole
@@ -74,8 +75,6 @@ class OneByOne(Dataset):
         return 1_000_000
 
     def __getitem__(self, i):
-        from facelab.base.images import read_image, to_float
-
         k = i % len(self.faces)
         image, labels = (
             to_float(read_image(self.folder / f"{k}.png"))[None],
@@ -92,13 +91,13 @@ class OneByOne(Dataset):
 
 
 def gpu_rate(recipe, faces, seconds, folder=None):
-    "Images a second, share of time that the GPU was busy, peak memory (GiB) and TFLOP/s; `folder`: fed by a DataLoader."
+    "Images a second, share of time that the GPU was busy, peak GiB, TFLOP/s; with a folder, fed by a DataLoader."
     from torch.utils.flop_counter import FlopCounterMode
 
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     run = Run(recipe, faces.subset("train"), "cuda")
-    ours = engine.next_inputs
+    own_inputs = training_run.next_inputs
     try:
         if folder:
             torch.set_num_threads(1)
@@ -111,7 +110,9 @@ def gpu_rate(recipe, faces, seconds, folder=None):
                     persistent_workers=True,
                 )
             )
-            engine.next_inputs = lambda run: {name: x.to("cuda", non_blocking=True) for name, x in next(loader).items()}
+            training_run.next_inputs = lambda run: {
+                name: x.to("cuda", non_blocking=True) for name, x in next(loader).items()
+            }
         for _ in range(10):
             take_step(run)
         torch.cuda.synchronize()
@@ -136,7 +137,7 @@ def gpu_rate(recipe, faces, seconds, folder=None):
             rate * counter.get_total_flops() / 1e12,
         )
     finally:
-        engine.next_inputs = ours
+        training_run.next_inputs = own_inputs
 
 
 def main():
@@ -178,12 +179,14 @@ def main():
         for name in names:
             with tempfile.TemporaryDirectory() as folder:
                 plain = gpu_rate(
-                    resolved(name, recipes, precision="32-true", compile=False, **settings),
+                    recipe_without_helpers(name, recipes, precision="32-true", compile=False, **settings),
                     faces,
                     seconds,
                     Path(folder),
                 )
-            fast = gpu_rate(resolved(name, recipes, precision="bf16-mixed", compile=True, **settings), faces, seconds)
+            fast = gpu_rate(
+                recipe_without_helpers(name, recipes, precision="bf16-mixed", compile=True, **settings), faces, seconds
+            )
             print(
                 f"| {name} | {plain[0]:,.0f} | {fast[0]:,.0f} | {fast[0] / plain[0]:.1f} | {fast[1]:.0%} |"
                 f" {fast[2]:.1f} | {fast[3]:.1f} | {fast[3] / args.peak:.1%} |",
@@ -193,7 +196,9 @@ def main():
         print("| recipe | ms a step | img/s | data and degradation |\n| --- | ---: | ---: | ---: |")
         for name in names:
             ms, share = cpu_share(
-                resolved(name, recipes, threads=args.threads, precision="32-true", compile=False, **settings),
+                recipe_without_helpers(
+                    name, recipes, threads=args.threads, precision="32-true", compile=False, **settings
+                ),
                 faces,
                 seconds,
             )

@@ -12,22 +12,23 @@ import pytest
 from facelab import FacelabError
 from facelab.publication.claims import (
     Names,
-    Scored,
     Verdict,
+    cell_values,
     claims_figure,
     claims_page,
     claims_table,
     inequalities,
     printed_numbers,
     published_verdicts,
-    read_claims,
     read_all_scores,
+    read_claims,
     resampled_means,
     resamples,
     verdict,
 )
 from facelab.publication.deviations import deviations_page
 from facelab.publication.figures import save_figure
+from facelab.publication.tables import PaperScores
 
 SYSTEMS = ("ours", "old", "twin", "older", "noisy")
 RECIPES = {s: {"label": s.capitalize(), "inputs": "x4", "paper": "p"} for s in SYSTEMS}
@@ -52,7 +53,10 @@ def rows(system, on, psnr):
 
 @pytest.fixture(scope="module")
 def scored():
-    """`old` is 0.5 dB below `ours`, `twin` the same, `older` 1 dB above, `noisy` equal on average; places differ by known steps; the unseen set is 0.5 dB worse."""
+    """Scores of five systems whose order is known.
+
+    `old` is 0.5 dB below `ours`, `twin` the same, `older` 1 dB above, `noisy` equal on average. Places differ by known
+    steps, and the unseen set is 0.5 dB worse."""
     noise = lambda s, seed: np.random.default_rng(seed).normal(0, s, 80)
     zero = noise(2, 5) - noise(2, 5).mean()
     faces = [
@@ -74,18 +78,12 @@ def scored():
             for kind, k in (("true", 1), ("restored", 4), ("degraded", 12))
         ]
     )
-    return Scored(
-        "made up",
-        "rgb",
-        pd.concat(faces),
-        sets,
-        {"lpips_alex": {"by": "", "missing": "AlexNet's weights are not at hand"}},
-        ranks,
-    )
+    judges = {"lpips_alex": {"by": "", "missing": "AlexNet's weights are not at hand"}}
+    return PaperScores(pd.concat(faces), "rgb", sets, judges, n=500, ranks=ranks, folder="made up")
 
 
 def found(scored, *holds, printed=()):
-    return verdict("p", "a", {"text": "t", "source": "s", "holds": list(holds)}, scored, NAMES, printed, n=500)
+    return verdict("p", "a", {"text": "t", "source": "s", "holds": list(holds)}, scored, NAMES, printed)
 
 
 def beats(b, *others, measures=("psnr",), **more):
@@ -136,7 +134,7 @@ def test_verdicts(scored, entry, word):
 
 def test_numbers_of_a_clear_win(scored):
     f = found(scored, beats("ours", "old")).findings[0]
-    psnr = {s: scored.values(s, "x4", "psnr") for s in ("ours", "old")}
+    psnr = {s: cell_values(scored, s, "x4", "psnr") for s in ("ours", "old")}
     assert f.margin == pytest.approx((psnr["ours"] - psnr["old"]).mean()) and f.low < f.margin < f.high
     assert f.high - f.low == pytest.approx(
         2 * 1.96 * 0.2 / 80**0.5, rel=0.3
@@ -150,7 +148,7 @@ def test_identical_scores_have_no_width(scored):
 
 
 def test_other_faces_are_drawn_on_their_own(scored):
-    values = [scored.values("ours", on, "psnr") for on in ("x4", "x4@unseen")]
+    values = [cell_values(scored, "ours", on, "psnr") for on in ("x4", "x4@unseen")]
     means, again = resampled_means(values, [0, 1], lambda v: v.mean(-1), 2000, 0)
     assert means == pytest.approx([v.mean() for v in values]) and abs(np.corrcoef(again)[0, 1]) < 0.1
     assert again.std(1) == pytest.approx([v.std() / len(v) ** 0.5 for v in values], rel=0.1)
@@ -160,7 +158,7 @@ def test_other_faces_are_drawn_on_their_own(scored):
 
 
 def test_faces_that_one_lacks_are_left_out_of_both(scored):
-    a, b = scored.values("ours", "x4", "psnr"), scored.values("old", "x4", "psnr").copy()
+    a, b = cell_values(scored, "ours", "x4", "psnr"), cell_values(scored, "old", "x4", "psnr").copy()
     b.iloc[:40] = np.nan
     means, _ = resampled_means([a, b], [0, 0], lambda v: v.mean(-1), 10, 0)
     assert means == pytest.approx([a[40:].mean(), b[40:].mean()])
@@ -168,7 +166,7 @@ def test_faces_that_one_lacks_are_left_out_of_both(scored):
         resampled_means([a, b.iloc[:40]], [0, 0], lambda v: v.mean(-1), 10, 0)
 
 
-def test_what_is_missing_is_told(scored):
+def test_the_reason_for_what_is_missing_is_given(scored):
     for entry, says in (
         (beats("ours", "old", measures=("lpips_alex",)), "LPIPS: AlexNet's weights are not at hand"),
         (beats("ours", "old", on="left"), "no scores of 'old' on 'left', but of 'old' on x4"),
@@ -279,7 +277,7 @@ def test_several_places_and_sweeps_are_named():
         "Ours beats Old on [x4]",
         "Ours is worst on [blocks, x4: 1, 2]",
     ]
-    assert names.on("x4@unseen") == "[x4, unseen faces]"
+    assert names.describe_chains("x4@unseen") == "[x4, unseen faces]"
 
 
 # ---- pages
@@ -295,13 +293,13 @@ def verdicts(scored):
         "e": beats("ours", "old", measures=("fid",)),
     }
     return [
-        verdict("p", k, {"text": f"claim {k}", "source": "Table 1", "holds": [entry]}, scored, NAMES, n=300)
+        verdict("p", k, {"text": f"claim {k}", "source": "Table 1", "holds": [entry]}, scored, NAMES)
         for k, entry in entries.items()
     ]
 
 
 def page(verdicts, scored, results, profile="demo"):
-    return claims_page(verdicts, {"p": {"title": "A paper"}}, {"p": scored}, profile, "a set", 300, results)
+    return claims_page(verdicts, {"p": {"title": "A paper"}}, {"p": scored}, profile, "a set", results)
 
 
 def test_the_page_at_a_glance(verdicts, scored, tmp_path):
@@ -334,7 +332,7 @@ def test_published_runs_say_where_they_come_from(verdicts, tmp_path):
 
 def test_equal_scores_equal_bytes(scored, verdicts, tmp_path):
     again = [
-        verdict("p", v.letter, {"text": v.text, "source": v.source, "holds": [e]}, scored, NAMES, n=300)
+        verdict("p", v.letter, {"text": v.text, "source": v.source, "holds": [e]}, scored, NAMES)
         for v, e in zip(
             verdicts,
             (

@@ -8,19 +8,19 @@ import sys
 
 import pytest
 import torch
+from conftest import ROOT, copy_project, shrink
 from PIL import Image
 
-from conftest import ROOT, copy_project, shrink
-from facelab.faces.drawn import draw_faces, draw_set
 from facelab.apps.commands import main
-from facelab.base.params import load_params
 from facelab.base.images import read_image, write_image
-from facelab.training.models import write_model
-from facelab.networks.identity_start import start_as_identity
-from facelab.training.zoo import SHIPPED, find_models
 from facelab.base.names import build
-from facelab.training.recipes import load_recipes, resolve
+from facelab.base.params import load_params
+from facelab.faces.drawn import draw_faces, draw_set
+from facelab.networks.identity_start import start_as_identity
 from facelab.publication.shipping import LIMIT, measure_model
+from facelab.training.models import write_model
+from facelab.training.recipes import load_recipes, resolve
+from facelab.training.zoo import SHIPPED, find_models
 
 
 @pytest.fixture(scope="module")
@@ -52,115 +52,69 @@ def place(tmp_path_factory):
 
 
 def lines(capsys):
-    said = capsys.readouterr()
-    return said.out.splitlines(), said.err.splitlines()
+    "What was printed: lines of stdout, lines of stderr."
+    printed = capsys.readouterr()
+    return printed.out.splitlines(), printed.err.splitlines()
+
+
+def with_landmarks(place, command):
+    "A command with the pictures of the place and their landmarks, without a bar."
+    return [command, str(place / "photos"), "--landmarks", str(place / "points.csv"), "--quiet"]
+
+
+def enlarger(place):
+    "The option that names a system that only enlarges."
+    return ["--system", str(place / "models" / "srresnet")]
 
 
 def test_restored_faces_are_put_back_where_they_were(place, tmp_path, capsys):
-    assert (
-        main(
-            [
-                "restore",
-                str(place / "photos"),
-                "--system",
-                str(place / "models" / "srresnet"),
-                "--landmarks",
-                str(place / "points.csv"),
-                "--out",
-                str(tmp_path),
-                "--sheet",
-                "--quiet",
-            ]
-        )
-        == 0
-    )
-    assert (
-        sorted(p.name for p in tmp_path.iterdir()) == ["face0.png", "face0_sheet.png", "face1.png", "face1_sheet.png"]
-        and len(lines(capsys)[0]) == 4
-    )
+    words = [*with_landmarks(place, "restore"), *enlarger(place), "--out", str(tmp_path), "--sheet"]
+    assert main(words) == 0
+    names = ["face0.png", "face0_sheet.png", "face1.png", "face1_sheet.png"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == names
+    assert len(lines(capsys)[0]) == 4
     before, after = read_image(place / "photos" / "face0.png").float(), read_image(tmp_path / "face0.png").float()
     assert before.shape[1] / before.shape[2] == pytest.approx(after.shape[1] / after.shape[2], abs=0.01)
-    outside = torch.nn.functional.interpolate(after[None], before.shape[1:], mode="area")[0]
-    assert (
-        (outside - before)[:, :8].abs().mean() < 2 < (outside - before)[:, 40:120, 40:100].abs().mean()
-    )  # grey stays, the face is that of the system
+    change = torch.nn.functional.interpolate(after[None], before.shape[1:], mode="area")[0] - before
+    assert change[:, :8].abs().mean() < 2  # grey stays
+    assert change[:, 40:120, 40:100].abs().mean() > 2  # the face is that of the system
 
 
 def test_a_square_picture_of_the_right_size_is_taken_as_it_is(place, tmp_path, capsys):
-    assert (
-        main(
-            [
-                "degrade",
-                str(place / "photos"),
-                "--chain",
-                "prior_guided_x8",
-                "--landmarks",
-                str(place / "points.csv"),
-                "--out",
-                str(tmp_path / "small"),
-                "--quiet",
-            ]
-        )
-        == 0
-    )
+    words = [*with_landmarks(place, "degrade"), "--chain", "prior_guided_x8", "--out", str(tmp_path / "small")]
+    assert main(words) == 0
     assert read_image(tmp_path / "small" / "face1.png").shape == (3, 16, 16)
-    assert (
-        main(
-            [
-                "restore",
-                str(tmp_path / "small" / "*.png"),
-                "--system",
-                str(place / "models" / "srresnet"),
-                "--out",
-                str(tmp_path / "large"),
-                "--quiet",
-            ]
-        )
-        == 0
-    )
+    words = ["restore", str(tmp_path / "small" / "*.png"), *enlarger(place), "--out", str(tmp_path / "large")]
+    assert main([*words, "--quiet"]) == 0
     assert read_image(tmp_path / "large" / "face1.png").shape == (3, 128, 128)
 
 
 def test_a_mask_says_what_is_hidden(place, tmp_path, capsys):
-    system = str(place / "models" / "fcsr_gan_pconv_srresnet_x4")
     for i in range(2):
         mask = torch.zeros(3, 188, 168)
         mask[:, 80:130, 60:110] = 1
         write_image(tmp_path / "masks" / f"face{i}.png", mask)
-    ask = ["restore", str(place / "photos"), "--system", system, "--landmarks", str(place / "points.csv"), "--quiet"]
-    assert main([*ask, "--out", str(tmp_path / "all"), "--hidden", str(tmp_path / "masks")]) == 0
-    assert main([*ask, "--out", str(tmp_path / "none")]) == 0
+    words = [*with_landmarks(place, "restore"), "--system", str(place / "models" / "fcsr_gan_pconv_srresnet_x4")]
+    assert main([*words, "--out", str(tmp_path / "all"), "--hidden", str(tmp_path / "masks")]) == 0
+    assert main([*words, "--out", str(tmp_path / "none")]) == 0
     assert not torch.equal(read_image(tmp_path / "all" / "face0.png"), read_image(tmp_path / "none" / "face0.png"))
     (tmp_path / "masks" / "face1.png").unlink()
-    assert main([*ask, "--out", str(tmp_path / "some"), "--hidden", str(tmp_path / "masks")]) == 1
+    assert main([*words, "--out", str(tmp_path / "some"), "--hidden", str(tmp_path / "masks")]) == 1
     assert "has no mask for" in lines(capsys)[1][-1] and (tmp_path / "some" / "face0.png").exists()
 
 
-def test_what_cannot_be_read_is_told_and_the_rest_is_done(place, tmp_path, capsys):
+def test_what_cannot_be_read_gives_a_line_and_the_rest_is_done(place, tmp_path, capsys):
     write_image(tmp_path / "in" / "good.png", draw_faces([5])["image"][0])
     (tmp_path / "in" / "bad.jpg").write_bytes(b"\xff\xd8 nothing")
-    assert (
-        main(
-            [
-                "restore",
-                str(tmp_path / "in"),
-                "--system",
-                str(place / "models" / "srresnet"),
-                "--out",
-                str(tmp_path / "out"),
-                "--quiet",
-            ]
-        )
-        == 1
-    )
+    words = ["restore", str(tmp_path / "in"), *enlarger(place), "--out", str(tmp_path / "out"), "--quiet"]
+    assert main(words) == 1
     out, err = lines(capsys)
-    assert (
-        [line.rsplit("/")[-1] for line in out] == ["good.png"] and len(err) == 1 and "bad.jpg is not an image" in err[0]
-    )
+    assert [line.rsplit("/")[-1] for line in out] == ["good.png"]
+    assert len(err) == 1 and "bad.jpg is not an image" in err[0]
 
 
 @pytest.mark.parametrize(
-    "words, told",
+    "words, message",
     [
         (["restore", "nowhere.png", "--system", "MODEL", "--out", "OUT"], "nowhere.png does not exist: check the path"),
         (["restore", "PHOTOS/*.gif", "--system", "MODEL", "--out", "OUT"], "holds no picture: give a file"),
@@ -174,7 +128,7 @@ def test_what_cannot_be_read_is_told_and_the_rest_is_done(place, tmp_path, capsy
         (["evaluate", "srresnot", "--faces", "PHOTOS", "--out", "OUT"], "unknown recipe 'srresnot'"),
     ],
 )
-def test_a_users_mistake_gets_one_sentence(place, tmp_path, capsys, words, told):
+def test_a_users_mistake_gets_one_sentence(place, tmp_path, capsys, words, message):
     put = {
         "MODEL": str(place / "models" / "srresnet"),
         "OUT": str(tmp_path / "out"),
@@ -184,40 +138,33 @@ def test_a_users_mistake_gets_one_sentence(place, tmp_path, capsys, words, told)
     for name, path in put.items():
         words = [word.replace(name, path) for word in words]
     assert main([*words, *["--quiet"] * (words[0] in ("restore", "degrade"))]) == 1
-    said = capsys.readouterr()
-    assert told in said.err and "Traceback" not in said.err and not (tmp_path / "out").exists()
+    printed = capsys.readouterr().err
+    assert message in printed and "Traceback" not in printed and not (tmp_path / "out").exists()
 
 
 def test_models_and_weights_are_listed(place, monkeypatch, capsys):
     monkeypatch.setenv("FACELAB_WEIGHTS", str(place / "models"))
     assert main(["models"]) == 0 and main(["weights"]) == 0
     out = "\n".join(lines(capsys)[0])
-    assert (
-        "| fcsr_gan_pconv_srresnet_x4 |" in out
-        and "mobilefacenet.safetensors" in out
-        and f"FACELAB_WEIGHTS is {place / 'models'}" in out
-    )
+    assert "| fcsr_gan_pconv_srresnet_x4 |" in out and "mobilefacenet.safetensors" in out
+    assert f"FACELAB_WEIGHTS is {place / 'models'}" in out
+
+
+def run(*words):
+    "A Python with these words."
+    return subprocess.run([sys.executable, *words], capture_output=True, text=True)
 
 
 def test_it_is_installed_and_helps():
-    def run(*words):
-        return subprocess.run([sys.executable, "-m", "facelab.apps.commands", *words], capture_output=True, text=True)
+    facelab = ("-m", "facelab.apps.commands")
+    assert "restore" in run(*facelab, "--help").stdout and run(*facelab, "--help").returncode == 0
+    assert run(*facelab, "restore").returncode == 2 and "--system" in run(*facelab, "restore").stderr
+    assert "facelab" in run(*facelab, "completion", "bash").stdout
 
-    assert "restore" in run("--help").stdout and run("--help").returncode == 0
-    assert run("restore").returncode == 2 and "--system" in run("restore").stderr
-    assert "facelab" in run("completion", "bash").stdout
-    assert (
-        "torch"
-        not in subprocess.run(
-            [
-                sys.executable,
-                "-c",
-                "import facelab.apps.commands as c, sys; c.parser(); print('torch' in sys.modules and 'torch')",
-            ],
-            capture_output=True,
-            text=True,
-        ).stdout
-    )
+
+def test_the_parser_needs_no_torch():
+    code = "import sys, facelab.apps.commands as c; c.parser(); print('torch' in sys.modules)"
+    assert run("-c", code).stdout == "False\n"
 
 
 GUIDES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -259,10 +206,9 @@ def test_what_the_guides_show_runs(reader, monkeypatch, capsys, guide, command):
     before = files()
     assert main(shlex.split(command)[1:]) == 0, lines(capsys)[1]
     made = {path for path, _ in files() - before}
-    assert bool(made) == ("--out" in command) and all(
-        (reader / shlex.split(command.partition("--out ")[2])[0]) in path.parents or path.suffix == ".pyc"
-        for path in made
-    )
+    assert bool(made) == ("--out" in command)
+    out = reader / shlex.split(command.partition("--out ")[2])[0] if made else None
+    assert all(out in path.parents or path.suffix == ".pyc" for path in made)
 
 
 SHIPS = {**find_models(), **find_models(kind="helpers")} if SHIPPED.exists() else {}
@@ -276,17 +222,11 @@ def test_models_ship():
 @pytest.mark.parametrize("name", SHIPS)
 def test_a_model_that_ships_is_small_has_a_card_and_does_better_than_bicubic(name):
     folder = SHIPS[name]
-    weights, run, card = (
-        folder / "generator.safetensors",
-        json.loads((folder / "run.json").read_text()),
-        (folder / "card.md").read_text(),
-    )
-    assert weights.stat().st_size <= LIMIT and json.loads((folder / "recipe.json").read_text())["name"] == name
-    assert (
-        all(f"**{part}" in card for part in ("Data", "Schedule", "Scores", "Intended use", "Limits"))
-        and run["scores"]
-        and all(str(value) in card for row in run["scores"] for value in row.values())
-    )
+    card, run = (folder / "card.md").read_text(), json.loads((folder / "run.json").read_text())
+    assert (folder / "generator.safetensors").stat().st_size <= LIMIT
+    assert json.loads((folder / "recipe.json").read_text())["name"] == name
+    assert all(f"**{heading}" in card for heading in ("Data", "Schedule", "Scores", "Intended use", "Limits"))
+    assert run["scores"] and all(str(value) in card for row in run["scores"] for value in row.values())
     rows = measure_model(folder, draw_set(0, 0, 4, seed=70), "drawn")
     if len(rows) == 2:
         assert float(rows[1]["PSNR, dB"]) > float(rows[0]["PSNR, dB"]) + 0.3, rows
@@ -296,22 +236,8 @@ def test_a_model_that_ships_is_small_has_a_card_and_does_better_than_bicubic(nam
 
 def test_the_face_of_an_astronaut_is_found_and_restored(tmp_path, monkeypatch):
     monkeypatch.delenv("FACELAB_WEIGHTS", raising=False)
-    assert (
-        main(
-            [
-                "restore",
-                "astronaut",
-                "--find",
-                "--system",
-                str(SHIPPED / "prior_guided_sr"),
-                "--out",
-                str(tmp_path),
-                "--sheet",
-                "--quiet",
-            ]
-        )
-        == 0
-    )
+    words = ["restore", "astronaut", "--find", "--system", str(SHIPPED / "prior_guided_sr"), "--out", str(tmp_path)]
+    assert main([*words, "--sheet", "--quiet"]) == 0
     assert {path.name for path in tmp_path.iterdir()} == {"astronaut.png", "astronaut_sheet.png"}
 
 

@@ -4,9 +4,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from facelab import FacelabError
 from facelab.faces.drawn import draw_faces, draw_set
 from facelab.faces.parts import CLASSES_19
-from facelab import FacelabError
 
 L_EYE, R_EYE, NOSE, GLASSES = (CLASSES_19.index(name) for name in ("l_eye", "r_eye", "nose", "eye_g"))
 LIPS = [CLASSES_19.index(name) for name in ("mouth", "u_lip", "l_lip")]

@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import threading
+import tomllib
 import zlib
 from dataclasses import dataclass, fields, replace
 from datetime import datetime
@@ -734,3 +735,9 @@ def test_a_gallery_only_sends_what_changed():
 def test_the_sheet_has_a_cell_for_every_family_of_presets():
     families = {entry.get("one_of", name) for name, entry in PRESETS.items() if entry["steps"]}
     assert len(preset_sheet(size=32, root=ROOT).axes) == 1 + len(families)
+
+
+def test_style_and_script_are_package_data():
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["facelab"]
+    packed = {path for pattern in settings for path in (ROOT / "facelab").glob(pattern)}
+    assert {ROOT / "facelab" / "apps" / f"widgets.{kind}" for kind in ("css", "js")} <= packed

@@ -11,25 +11,27 @@ import pytest
 import torch
 from PIL import Image, ImageDraw
 
-from facelab.faces import sets as F, layouts as folders, parts
+from facelab import FacelabError
+from facelab.base.images import to_float
+from facelab.faces import layouts as folders
+from facelab.faces import parts
+from facelab.faces import sets as F
+from facelab.faces.layouts import Files, hash_split
 from facelab.faces.parts import (
     CLASSES_19,
     LANDMARK_SCHEMES,
     MIRROR_11,
     MIRROR_19,
     align,
+    correct_sides,
     five_points,
     mirror,
     order_194,
     parsing_11,
     parsing_from_landmarks,
-    correct_sides,
     similarity,
 )
 from facelab.faces.sets import FaceSet, check_faces, open_faces
-from facelab.faces.layouts import Files, hash_split
-from facelab import FacelabError
-from facelab.base.images import to_float
 
 IDS = {name: k for k, name in enumerate(CLASSES_19)}
 POINTS = np.array(
@@ -63,7 +65,7 @@ def celeba(path, n=6, suffix="jpg", **leave):
     return path
 
 
-def said(path, size=64, **kw):
+def refusal(path, size=64, **kw):
     "The one sentence that opening (and reading) the set ends with."
     with pytest.raises(FacelabError) as error:
         faces = open_faces(path, size, **kw)
@@ -130,7 +132,7 @@ def test_labels_that_are_not_there_stay_absent(tmp_path):
     assert "ours, by hash" in faces._repr_markdown_() and "centre crop" in faces._repr_markdown_()
     with pytest.raises(FacelabError, match="has no identity .*images only.*CelebA"):
         faces.batch([0], labels=("identity",))
-    assert "crop='centre'" in said(tmp_path, crop=None)
+    assert "crop='centre'" in refusal(tmp_path, crop=None)
 
 
 def test_partition_and_folder_must_name_the_same_pictures(tmp_path):
@@ -139,28 +141,28 @@ def test_partition_and_folder_must_name_the_same_pictures(tmp_path):
     (tmp_path / "img_align_celeba" / "000005.jpg").unlink()
     for name in ("identity_CelebA.txt", "list_landmarks_align_celeba.txt"):
         (tmp_path / name).unlink()
-    text = said(tmp_path)
+    text = refusal(tmp_path)
     assert "list_eval_partition.txt names 000003.jpg and 1 others" in text and "unpack the pictures again" in text
     picture(0).save(tmp_path / "img_align_celeba" / "000003.jpg")
     picture(0).save(tmp_path / "img_align_celeba" / "000005.jpg")
     picture(0).save(tmp_path / "img_align_celeba" / "000009.jpg")
-    assert "has no line for 000009.jpg" in said(tmp_path)
+    assert "has no line for 000009.jpg" in refusal(tmp_path)
 
 
 def test_half_present_celeba(tmp_path):
     celeba(tmp_path / "a")
     for f in (tmp_path / "a" / "img_align_celeba").iterdir():
         f.unlink()
-    assert "unpack img_align_celeba.zip" in said(tmp_path / "a")
+    assert "unpack img_align_celeba.zip" in refusal(tmp_path / "a")
     celeba(tmp_path / "b")
     table = tmp_path / "b" / "list_landmarks_align_celeba.txt"
     table.write_text(table.read_text()[:-40])
-    assert "list_landmarks_align_celeba.txt line 8" in said(tmp_path / "b")
+    assert "list_landmarks_align_celeba.txt line 8" in refusal(tmp_path / "b")
     table.write_text("")
-    assert "holds no rows" in said(tmp_path / "b")
+    assert "holds no rows" in refusal(tmp_path / "b")
     celeba(tmp_path / "c")
     (tmp_path / "c" / "list_eval_partition.txt").write_text("".join(f"{i + 1:06}.jpg 3\n" for i in range(6)))
-    assert "partition 3" in said(tmp_path / "c")
+    assert "partition 3" in refusal(tmp_path / "c")
 
 
 def test_broken_and_odd_pictures_are_named(tmp_path):
@@ -168,9 +170,9 @@ def test_broken_and_odd_pictures_are_named(tmp_path):
     file = tmp_path / "img_align_celeba" / "000004.jpg"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    assert "000004.jpg cannot be read" in said(tmp_path)
+    assert "000004.jpg cannot be read" in refusal(tmp_path)
     file.write_bytes(b"")
-    assert "000004.jpg is not an image" in said(tmp_path)
+    assert "000004.jpg is not an image" in refusal(tmp_path)
     report = check_faces(tmp_path, 64)
     assert not report.usable and "000004.jpg" in str(report) and "000004.jpg" in report._repr_markdown_()
     file.write_bytes(whole)
@@ -202,7 +204,7 @@ def test_split_from_folders_or_a_table(tmp_path):
     (flat / "split.csv").write_text("file,split\ntrain0.png,val\ntrain1.png,test\ntrain2.png,train\n")
     assert open_faces(flat, 128).split.tolist() == [1, 2, 0]
     (flat / "split.csv").write_text("file,split\ntrain0.png,val\ntrain1.png,tset\ntrain2.png,train\n")
-    assert "split.csv line 3" in said(flat)
+    assert "split.csv line 3" in refusal(flat)
 
 
 def test_hash_split_is_pinned_and_does_not_move():
@@ -217,18 +219,18 @@ PINNED = [777, 107, 116]
 
 
 def test_nothing_to_open(tmp_path):
-    assert "does not exist" in said(tmp_path / "nowhere")
-    assert "holds no pictures" in said(tmp_path)
+    assert "does not exist" in refusal(tmp_path / "nowhere")
+    assert "holds no pictures" in refusal(tmp_path)
     (tmp_path / "faces").mkdir()
     picture(0).save(tmp_path / "faces" / "a.png")
-    assert "open one of its folders faces" in said(tmp_path)
-    assert "is a file" in said(tmp_path / "faces" / "a.png")
+    assert "open one of its folders faces" in refusal(tmp_path)
+    assert "is a file" in refusal(tmp_path / "faces" / "a.png")
 
 
 def test_pictures_too_small_are_refused_or_left_out(tmp_path):
     for i, side in enumerate((64, 200, 50, 128)):
         picture(i, 200, 200).resize((side, side)).save(tmp_path / f"{i}.png")
-    text = said(tmp_path, 128)
+    text = refusal(tmp_path, 128)
     assert "2 of 4 pictures" in text and "0.png" in text and "size=83 or less" in text
     assert open_faces(tmp_path, 83).images[:].shape == (4, 3, 83, 83)
     faces = open_faces(tmp_path, 128, too_small="leave out")
@@ -251,7 +253,7 @@ def test_squares_keep_pixels_and_resized_squares_move_landmarks(tmp_path):
     half = open_faces(tmp_path, 109)
     assert torch.allclose(half.landmarks, faces.landmarks / 2) and half.images[:].shape[-1] == 109
     (tmp_path / "landmarks_5.csv").write_text("file\na.png,1,2,3,4,5,6\n")
-    assert "5, 49, 68, 81 or 194" in said(tmp_path, 109)
+    assert "5, 49, 68, 81 or 194" in refusal(tmp_path, 109)
 
 
 def test_names_are_in_natural_order(tmp_path):
@@ -319,19 +321,19 @@ def test_half_present_celebamask(tmp_path):
     celebamask(tmp_path / "a")
     for f in (tmp_path / "a" / "CelebAMask-HQ-mask-anno" / "1").iterdir():
         f.unlink()
-    text = said(tmp_path / "a")
+    text = refusal(tmp_path / "a")
     assert "2 of 4 pictures" in text and "2.jpg" in text
     celebamask(tmp_path / "b")
     for f in (tmp_path / "b" / "CelebA-HQ-img").iterdir():
         f.unlink()
-    assert "no pictures in CelebA-HQ-img" in said(tmp_path / "b")
+    assert "no pictures in CelebA-HQ-img" in refusal(tmp_path / "b")
     celebamask(tmp_path / "c")
     (tmp_path / "c" / "CelebAMask-HQ-mask-anno").rename(tmp_path / "elsewhere")
     faces = open_faces(tmp_path / "c", 64)
     assert faces.labels == () and "unpack CelebAMask-HQ.zip" in faces._repr_markdown_()
     celebamask(tmp_path / "d")
     Image.new("L", (10, 10)).save(tmp_path / "d" / "CelebAMask-HQ-mask-anno" / "0" / "00001_nose.png")
-    assert "00001_nose.png is 10x10" in said(tmp_path / "d")
+    assert "00001_nose.png is 10x10" in refusal(tmp_path / "d")
 
 
 def test_celebamask_takes_celebas_partition_through_the_mapping(tmp_path):
@@ -416,23 +418,23 @@ def test_helen_annotation_gives_194_points(tmp_path):
     )
     assert (five[:, 3, 0] < five[:, 4, 0]).all()  # corners from left to right, though the file runs the other way
     (tmp_path / "annotation" / "2.txt").write_text(HELEN[1] + "\n1 , 2\n")
-    assert "2.txt holds 1 points" in said(tmp_path)
+    assert "2.txt holds 1 points" in refusal(tmp_path)
 
 
 def test_half_present_helen(tmp_path):
     helen(tmp_path / "a")
     (tmp_path / "a" / "labels" / HELEN[1] / f"{HELEN[1]}_lbl10.png").unlink()
-    assert f"no label maps for {HELEN[1]}.jpg" in said(tmp_path / "a")
+    assert f"no label maps for {HELEN[1]}.jpg" in refusal(tmp_path / "a")
     helen(tmp_path / "b")
     (tmp_path / "b" / "images" / f"{HELEN[2]}.jpg").unlink()
-    assert f"lists name {HELEN[2]}" in said(tmp_path / "b")
+    assert f"lists name {HELEN[2]}" in refusal(tmp_path / "b")
     helen(tmp_path / "c")
     (tmp_path / "c" / "tuning.txt").unlink()
-    assert f"{HELEN[1]}.jpg is in none of" in said(tmp_path / "c")
+    assert f"{HELEN[1]}.jpg is in none of" in refusal(tmp_path / "c")
     helen(tmp_path / "d")
     for f in (tmp_path / "d" / "images").iterdir():
         f.unlink()
-    assert "no pictures in images" in said(tmp_path / "d")
+    assert "no pictures in images" in refusal(tmp_path / "d")
 
 
 # ------------------------------------------------------------------ the set
@@ -569,7 +571,7 @@ def test_saved_sets_are_equal_byte_by_byte_and_keep_absences(tmp_path):
     for k in ("images", "split", *faces.labels):
         assert torch.equal(getattr(again, k), getattr(faces, k)) and getattr(again, k).dtype == getattr(faces, k).dtype
     two.rename(tmp_path / "faces.safetensors")
-    assert open_faces(tmp_path, 16).names == faces.names and "size=16" in said(tmp_path, 128)
+    assert open_faces(tmp_path, 16).names == faces.names and "size=16" in refusal(tmp_path, 128)
 
 
 def test_saving_leaves_nothing_half_written(tmp_path):

@@ -11,13 +11,14 @@ import torch
 import yaml
 
 from facelab import FacelabError
-from facelab.publication.charts import PALETTE, identification_rates, ranks
+from facelab.publication.charts import PALETTE, identification_rates, rank_curve
 from facelab.degradations.resample import resize
 from facelab.faces.drawn import draw_set
 from facelab.publication.figures import Album, check_figure, make_figure, choose_faces, save_figure, write_figure
 from facelab.base.images import read_image, to_uint8, write_image
 from facelab.evaluation.inputs import write_inputs
 from facelab.evaluation.metrics import score
+from facelab.publication.tables import PaperScores
 from facelab.training.models import write_model
 from facelab.training.recipes import load_degradations, load_recipes
 
@@ -47,9 +48,8 @@ def album(tmp_path_factory):
             ]
     recipes = {name: {"label": name.title(), "inputs": "x4", "kind": "recipes", "paper": "p"} for name in NAMES}
     recipes["prior"] = {"label": "Prior", "inputs": "x4", "kind": "helpers", "group": "g", "paper": "p"}
-    return Album(
-        "p", faces, recipes, {"x4": {}, "x8": {}}, pd.DataFrame(rows), build=build, unseen=unseen, resamples=100
-    )
+    scores = PaperScores(pd.DataFrame(rows), n=100)
+    return Album("p", faces, recipes, {"x4": {}, "x8": {}}, scores, build=build, unseen=unseen)
 
 
 def views(*shown, **more):
@@ -105,11 +105,7 @@ def test_the_entries_of_the_papers_are_right():
 
 
 def test_the_worst_and_the_best_faces_go_by_number(album):
-    psnr = (
-        album.scores[(album.scores.system == "low") & (album.scores.on == "x4")]
-        .set_index("image")
-        .psnr_rgb.sort_values()
-    )
+    psnr = album.scores.faces.query("system == 'low' and on == 'x4'").set_index("image").psnr_rgb.sort_values()
     named = lambda how, n: [
         album.faces.names[i] for i in choose_faces(views("low", choose=how, by="low"), album, album.faces, n)[0]
     ]
@@ -125,7 +121,7 @@ def test_the_worst_and_the_best_faces_go_by_number(album):
 
 def test_faces_of_the_second_set_are_chosen_by_their_own_scores(album):
     spec = views({"show": "restored", "system": "low", "on": "x4@unseen"}, {"show": "target"}, choose="worst", by="low")
-    psnr = album.scores[(album.scores.system == "low") & (album.scores.on == "x4@unseen")].set_index("image").psnr_rgb
+    psnr = album.scores.faces.query("system == 'low' and on == 'x4@unseen'").set_index("image").psnr_rgb
     fig = make_figure(spec, album)
     assert [t.get_text() for t in fig.texts if t.get_text().endswith("dB")] == [f"{v:.2f} dB" for v in sorted(psnr)]
     truth = album.unseen.batch([album.unseen.names.index(psnr.idxmin())], labels=())["image"][0]
@@ -260,7 +256,7 @@ def test_charts_show_the_means_of_the_scores(album):
     fig = make_figure(
         {"kind": "bars", "groups": {"a": "x4", "b": "x8"}, "systems": NAMES, "measures": ["psnr", "ssim"]}, album
     )
-    means = album.scores[album.scores.on == "x4"].groupby("system")[["psnr_rgb", "ssim_rgb"]].mean()
+    means = album.scores.faces.query("on == 'x4'").groupby("system")[["psnr_rgb", "ssim_rgb"]].mean()
     for ax, column in zip(fig.axes, means):
         assert [c[0].get_xdata()[0] for c in ax.containers] == pytest.approx([means[column][name] for name in NAMES])
         assert [t.get_text() for t in ax.texts] == ["n/a"] * 3  # nothing was measured on x8
@@ -275,7 +271,7 @@ def test_identification_grows_with_the_rank():
             for kind, p in (("true", 0.6), ("degraded", 0.2))
         ]
     )
-    lines = ranks({"series": {"true": "truth", "degraded": "degraded"}, "ranks": 5}, found, n=100).axes[0].lines
+    lines = rank_curve({"series": {"true": "truth", "degraded": "degraded"}, "ranks": 5}, found, n=100).axes[0].lines
     for kind, line in zip(("true", "degraded"), lines):
         middle, low, high = identification_rates(found, kind, 5, n=100)
         assert (

@@ -9,8 +9,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from facelab import FacelabError
-from facelab.base.images import astronaut, colour_labels, open_image, read_image, show, to_float, to_uint8, write_image
 from facelab.base.files import replacing
+from facelab.base.images import astronaut, colour_labels, open_image, read_image, show, to_float, to_uint8, write_image
 
 RAMP = np.add.outer(np.arange(0, 96, 4), np.arange(0, 160, 4)).astype(np.uint8)  # 24 x 40
 GREY = torch.from_numpy(RAMP).expand(3, -1, -1)

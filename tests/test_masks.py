@@ -176,8 +176,8 @@ def test_lowered_masks_leave_the_nose_free():
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6), askew=st.floats(0, 0.15))
-def test_wear_stays_in_its_ranges(seed, askew):
-    m = FaceMask(askew=askew, height=(0.3, 0.5)).wear(Dice(seed, "mask", range(64)))
+def test_drawn_numbers_stay_in_their_ranges(seed, askew):
+    m = FaceMask(askew=askew, height=(0.3, 0.5)).draw_numbers(Dice(seed, "mask", range(64)))
     assert m["shift"].abs().max() <= askew and m["tilt"].abs().max() <= askew
     assert m["height"].min() >= 0.3 and m["height"].max() <= 0.5
     assert (m["valve"][m["kind"] == 0] == 0).all() and (m["texture"][m["kind"] != 1] == 0).all()

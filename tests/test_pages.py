@@ -36,7 +36,7 @@ def place(tmp_path):
 
 def made_up(paper):
     "Verdicts on a paper's claims as the pipeline would write them: every comparison holds, but what has no interval."
-    names = Names(page_of(paper).everything, page_of(paper).chains)
+    names = Names(page_of(paper).all_recipes, page_of(paper).chains)
     finding = lambda q: (
         Finding(q.text, q.measure, "undecided", 1.0)
         if measure_of(q.measure).of == "set"
@@ -52,10 +52,10 @@ def made_up(paper):
 def test_page_without_build(paper, place):
     page = page_at(paper, place)
     shown = [
-        *(page.table(name) for name in [*page.says["tables"], "conventions"]),
-        *(page.figure(name) for name in page.says["figures"]),
-        *(page.sample(name) for name in page.says.get("samples", {})),
-        *(page.drawing(name) for name in page.says["architecture"]),
+        *(page.table(name) for name in [*page.paper["tables"], "conventions"]),
+        *(page.figure(name) for name in page.paper["figures"]),
+        *(page.sample(name) for name in page.paper.get("samples", {})),
+        *(page.drawing(name) for name in page.paper["architecture"]),
     ]
     assert all(part.data.endswith("is not there: `make repro` makes it.") for part in shown)
     assert page.verdict().data.endswith("`make repro` makes it.")
@@ -76,7 +76,7 @@ def test_deviations_and_verdict(paper, place):
         f"| {' | '.join(v.row())} |" for v in verdicts
     ]
     lines = page.deviations().data.splitlines()
-    assert lines[0] == "| what | switch | ours |" and len(lines) > 2 + len(page.says["deviations"])
+    assert lines[0] == "| what | switch | ours |" and len(lines) > 2 + len(page.paper["deviations"])
 
 
 @each_paper

@@ -1,4 +1,4 @@
-"""What papers/*.yaml say of the five papers: nothing in them names what does not exist, and nothing that the papers report is left out."""
+"""What papers/*.yaml hold of the five papers: they name nothing that does not exist and leave out nothing reported."""
 
 import inspect
 import re
@@ -13,8 +13,9 @@ from conftest import ROOT
 from facelab.publication.claims import IDENTIFICATION, Names, inequalities, printed_margin, printed_numbers, read_claims
 from facelab.degradations.chain import Chain
 from facelab.faces.drawn import draw_faces
-from facelab.pipeline.inventory import EXPECTED, main, places
+from facelab.pipeline.inventory import inventory, main, paths
 from facelab.base.schema import SECTIONS
+from facelab.publication.deviations import read_papers
 from facelab.publication.figures import Album, chain_of, check_figure
 from facelab.evaluation.metrics import CONVENTIONS
 from facelab.training.recipes import load_degradations, load_recipes
@@ -23,7 +24,7 @@ from facelab.evaluation.measures import measure_of
 from facelab.publication.tables import scale_of, table_rows
 
 RECIPES, CHAINS = load_recipes(ROOT), load_degradations(ROOT)
-PAPERS = {name: yaml.safe_load((ROOT / "papers" / f"{name}.yaml").read_text()) for name in EXPECTED}
+PAPERS = read_papers(ROOT)
 CLAIMS = read_claims(ROOT / "papers" / "claims.yaml")
 
 each_paper = pytest.mark.parametrize("paper", PAPERS)
@@ -172,9 +173,9 @@ def test_everything_that_a_paper_reports_has_an_entry(paper):
         for spec in says.get("architecture", {}).values()
         if "table" in spec
     }
-    for item in EXPECTED[paper]:
-        for place in places(paper, item):
-            kind, name = place.parts[0], place.stem
+    for item, places in says["inventory"].items():
+        for path in paths(paper, places):
+            kind, name = path.parts[0], path.stem
             assert name in says[kind] or kind == "architecture" and name in printed, (
                 f"{item} of {paper}: papers/{paper}.yaml has no {kind}: {name}"
             )
@@ -182,13 +183,14 @@ def test_everything_that_a_paper_reports_has_an_entry(paper):
 
 @each_paper
 def test_every_table_and_figure_is_in_the_inventory(paper):
-    wanted = {(place.parts[0], place.stem) for item in EXPECTED[paper] for place in places(paper, item)}
-    assert {
+    listed = {(p.parts[0], p.stem) for places in PAPERS[paper]["inventory"].values() for p in paths(paper, places)}
+    made = {
         (kind, name)
         for kind in ("tables", "figures")
         for name, spec in PAPERS[paper][kind].items()
-        if spec.get("kind") != "photographs"
-    } <= wanted  # those need a folder of photographs
+        if spec.get("kind") != "photographs"  # those need a folder of photographs
+    }
+    assert made <= listed
 
 
 def test_printed_means_are_those_of_the_printed_rows():
@@ -244,11 +246,18 @@ def test_deviations_have_switches_that_exist(paper):
             assert argument in inspect.signature(locate(use)).parameters, d["switch"]
 
 
+def test_papers_have_one_order():
+    order = ["prior_guided_sr", "jdsr_gan", "fcsr_gan", "sr_deblur_gan", "heavy_rain", "combined"]
+    assert list(PAPERS) == order and list(inventory(ROOT)) == order
+
+
 def test_the_inventory_tells_what_is_missing(tmp_path, capsys):
-    items = sum(map(len, EXPECTED.values()))
+    (tmp_path / "papers").symlink_to(ROOT / "papers")
+    found = inventory(tmp_path)
+    items = sum(map(len, found.values()))
     assert main(tmp_path) == items
-    table, x8 = places("jdsr_gan", "Table 3")
-    picture, numbers = places("jdsr_gan", "Fig 6")
+    table, x8 = paths("jdsr_gan", found["jdsr_gan"]["Table 3"])
+    picture, numbers = paths("jdsr_gan", found["jdsr_gan"]["Fig 6"])
     for file, text in ((table, ""), (x8, ""), (numbers, ""), (picture.with_suffix(".txt"), "n/a: no faces\n")):
         (tmp_path / "build" / file).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / "build" / file).write_text(text)

@@ -1,10 +1,13 @@
-"""Broken and hostile input, full and read-only disks, two processes, Ctrl-C: a result or one sentence; nothing is lost, nothing is written elsewhere.
+"""Broken and hostile input, full and read-only disks, two processes, Ctrl-C: a result or one sentence.
+
+Nothing is lost, and nothing is written elsewhere.
 
 Every input that is tried is counted: at the end of a run of pytest the counts stand under "inputs tried" (conftest.py).
 """
 
 import contextlib
 import hashlib
+import importlib
 import io
 import json
 import multiprocessing
@@ -35,27 +38,29 @@ from safetensors.torch import load_file, save_file
 
 import facelab
 from conftest import ENV
-from facelab.training.checkpoints import load_state, save_state
-from facelab.degradations.chain import Chain
-from facelab.base.dice import Dice
-from facelab.faces.drawn import draw_set
-from facelab.apps.commands import main
-from facelab.base.params import load_params
-from facelab.base.files import write_text
-from facelab.faces.sets import FaceSet, check_faces, main as faces_main
-from facelab.base.weights import find_weights, load_weights
-from facelab.losses.features import make_features
-from facelab.fleet.runner import main as runner_main
-from facelab.faces.layouts import SUFFIXES, read_table
 from facelab import FacelabError
-from facelab.base.images import colour_labels, open_image, read_image, show, to_float, to_uint8, write_image
-from facelab.training.models import load_model, write_model
-from facelab.evaluation.photographs import Restorer
+from facelab.apps.commands import main
 from facelab.apps.files import degrade_files, restore_files
+from facelab.base.dice import Dice
+from facelab.base.files import write_text
+from facelab.base.images import colour_labels, open_image, read_image, show, to_float, to_uint8, write_image
 from facelab.base.names import build
+from facelab.base.params import load_params
+from facelab.base.weights import find_weights, load_weights
+from facelab.degradations.chain import Chain
+from facelab.evaluation.photographs import Restorer
+from facelab.faces.drawn import draw_set
+from facelab.faces.layouts import SUFFIXES, read_table
+from facelab.faces.sets import FaceSet, check_faces
+from facelab.faces.sets import main as faces_main
+from facelab.faces.shards import check_shards, open_shards, write_shards
+from facelab.faces.shards import main as shards_main
+from facelab.fleet.runner import main as runner_main
+from facelab.losses.features import make_features
+from facelab.training.checkpoints import load_state, save_state
+from facelab.training.models import load_model, write_model
 from facelab.training.recipes import load_degradations, load_recipes, resolve
 from facelab.training.run import Run
-from facelab.faces.shards import check_shards, open_shards, write_shards, main as shards_main
 
 LONGEST = 5200  # letters of a sentence that names a path; a path may have 4096
 
@@ -65,7 +70,10 @@ LONGEST = 5200  # letters of a sentence that names a path; a path may have 4096
 
 @pytest.fixture
 def tried(record_property):
-    "tried(kind, run, *words): does `run` and counts what became of it: done, or refused in one sentence that holds the words. Anything else is a failure."
+    """tried(kind, run, *words): calls `run` and counts how it ended: done, or refused.
+
+    It is refused if one sentence holds the words. Anything else is a failure.
+    """
     counts = {}
     record_property("tried", counts)  # travels with the test's report to pytest_terminal_summary
 
@@ -220,10 +228,8 @@ def fuzzed(folder, seed, every=1):
     dice, made, paths = random.Random(seed), whole_pictures(), []
     for name, data in made.items():
         for how, bad in [("whole", data), *mutations(data, dice, list(made.values()))][::every]:
-            path = (
-                folder
-                / f"{len(paths):04d}_{Path(name).stem}{dice.choice(sorted(SUFFIXES)) if dice.random() < 0.1 else Path(name).suffix}"
-            )
+            suffix = dice.choice(sorted(SUFFIXES)) if dice.random() < 0.1 else Path(name).suffix
+            path = folder / f"{len(paths):04d}_{Path(name).stem}{suffix}"
             path.write_bytes(bad)
             paths.append((path, how))
     return paths
@@ -289,7 +295,7 @@ def test_sizes_that_a_header_only_claims(tmp_path, tried, w, h):
 
 
 def test_files_that_are_no_files(tmp_path, tried, monkeypatch):
-    "Pipes and devices never end, links may lead nowhere, and PostScript is a program that Pillow would hand to an interpreter."
+    "Pipes and devices never end, links may lead nowhere, and PostScript is a program that Pillow would run."
     os.mkfifo(tmp_path / "pipe.png")
     for name, to in {
         "zero.png": "/dev/zero",
@@ -342,7 +348,7 @@ def restoring(system, pictures, out, *more):
     return ["restore", *map(str, pictures), "--system", str(system), "--out", str(out), "--quiet", *map(str, more)]
 
 
-def told(capfd):
+def output_lines(capfd):
     "Lines of stdout, and those of stderr that are ours."
     out, err = capfd.readouterr()
     assert "Traceback" not in out + err, err
@@ -362,7 +368,7 @@ def test_a_folder_of_bad_files(tmp_path, tried, system, capfd, command):
         else ["degrade", str(bad), "--chain", "prior_guided_x8", "--out", str(out), "--quiet"]
     )
     assert main(words) == 1
-    written, failed = told(capfd)
+    written, failed = output_lines(capfd)
     names = {Path(line).name for line in written}
     for sentence in failed:
         check_sentence(sentence)
@@ -399,11 +405,12 @@ def awkward(folder):
     folder.mkdir()
     for name in NAMES:
         with contextlib.suppress(OSError):
-            shutil.copy(SMALL(folder), folder / name)
+            shutil.copy(small_picture(folder), folder / name)
     return sorted(folder.iterdir())
 
 
-def SMALL(folder):
+def small_picture(folder):
+    "A picture of 16 x 16 pixels beside the folder."
     path = folder.parent / "small.png"
     if not path.exists():
         write_image(path, torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)))
@@ -413,7 +420,7 @@ def SMALL(folder):
 def test_awkward_names(tmp_path, tried, system, capfd):
     paths = awkward(tmp_path / "in")
     assert main(restoring(system, [tmp_path / "in"], tmp_path / "out")) == 0
-    written, failed = told(capfd)
+    written, failed = output_lines(capfd)
     assert (
         len(written) == len(paths)
         and not failed
@@ -432,7 +439,7 @@ def test_awkward_names(tmp_path, tried, system, capfd):
         assert main(restoring(system, ["far.png"], "out")) == (0 if Path("out/far.png").exists() else 1)
     finally:
         os.chdir(here)
-    told(capfd)
+    output_lines(capfd)
     for words in (
         restoring(system, [deep / "far.png"], tmp_path / "out2"),
         restoring(system, [tmp_path / "small.png"], deep),
@@ -445,7 +452,7 @@ def test_awkward_names(tmp_path, tried, system, capfd):
         restoring(system, [tmp_path / "small.png"], tmp_path / "out2", "--landmarks", tmp_path),
     ):
         assert main(words) == 1, words
-        assert not told(capfd)[0] and not (tmp_path / "out2").exists()
+        assert not output_lines(capfd)[0] and not (tmp_path / "out2").exists()
     tried.counts["restore: names"] = [len(paths) + 1, 9]
 
 
@@ -453,7 +460,7 @@ def test_awkward_names(tmp_path, tried, system, capfd):
 
 
 @contextlib.contextmanager
-def nobody():
+def as_nobody():
     "Root may write everywhere; another user may not."
     if os.geteuid():
         yield
@@ -496,7 +503,7 @@ def writers(system, source):
 
 
 def refuses(name, write, out, capfd):
-    "It fails with a sentence or with the system's error, which the commands tell in one line."
+    "It fails with a sentence or with the system's error, of which the commands print one line."
     try:
         status = write(out)
     except FacelabError as error:
@@ -524,7 +531,7 @@ def test_read_only_and_impossible_places(open_place, tried, system, capfd):
         for out in (closed, closed / "new", file, file / "below", Path("/dev/null/out"), Path("/proc/out"))[
             :: 3 if name == "runner" else 1
         ]:
-            with nobody():
+            with as_nobody():
                 refuses(name, write, out, capfd)
             tried.counts.setdefault("disk: read-only", [0, 0])[1] += 1
     assert tree(open_place) == before
@@ -532,15 +539,13 @@ def test_read_only_and_impossible_places(open_place, tried, system, capfd):
 
 @pytest.mark.parametrize("left", [0, 100])
 def test_a_full_disk(tmp_path, tried, system, capfd, left):
-    "The largest file that a process may write stands for the space that is left: what was there stays, and nothing half-written."
+    "The largest file that a process may write stands for the free space: old files stay, no file is half-written."
     source = tmp_path / "in"
     for i in range(2):
         write_image(source / f"{i}.png", torch.rand(3, 64, 64, generator=torch.Generator().manual_seed(i)))
     for name, write in writers(system, source).items():
-        out, again = (
-            tmp_path / name,
-            left and name not in ("pack", "write_shards", "runner"),
-        )  # these leave alone what is there
+        out = tmp_path / name
+        again = left and name not in ("pack", "write_shards", "runner")  # these leave old files alone
         if again:
             write(out)
         capfd.readouterr()
@@ -549,9 +554,8 @@ def test_a_full_disk(tmp_path, tried, system, capfd, left):
             refuses(name, write, out, capfd)
         after = tree(out) if out.exists() else {}
         assert not [p for p in after if Path(p).name.startswith(".")], after
-        assert before.items() - after.items() <= {
-            ("recipe.json", before.get("recipe.json"))
-        }  # a model without a recipe is none: half of one is never loaded
+        # a model without a recipe is none: half of one is never loaded
+        assert before.items() - after.items() <= {("recipe.json", before.get("recipe.json"))}
         tried.counts.setdefault("disk: full", [0, 0])[1] += 1
 
 
@@ -559,7 +563,7 @@ def test_a_full_disk(tmp_path, tried, system, capfd, left):
 
 
 def stopped_at(n, run):
-    "Do `run`, with a KeyboardInterrupt at the n-th line of facelab's own code that it reaches; did it come to that?"
+    "Call `run`, with a KeyboardInterrupt at the n-th line of facelab's own code that it reaches."
     left, package = n, str(Path(facelab.__file__).parent)
 
     def line(frame, event, _):
@@ -581,7 +585,10 @@ def stopped_at(n, run):
 
 @pytest.mark.parametrize("what", ["restore", "degrade", "write_model", "save", "write_shards"])
 def test_stopped_at_any_line(tmp_path, tried, system, what):
-    "At every line up to the thirtieth, then at every eighth or so, until it gets through: every file is whole, none is temporary, and a second run ends as if nothing had been."
+    """At every line up to the thirtieth, then at every eighth or so, until it gets through.
+
+    Every file is whole, none is temporary, and a second run ends as if nothing had happened.
+    """
     source = tmp_path / "in"
     for i in range(2):
         write_image(source / f"{i}.png", torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(i)))
@@ -618,8 +625,8 @@ def test_stopped_at_any_line(tmp_path, tried, system, what):
     tried.counts["Ctrl-C: any line"] = [1, stops]
 
 
-def typed(words, log, environment=()):
-    "The command in a process of its own: what it says goes into a file."
+def run_in_process(words, log, environment=()):
+    "The command in a process of its own: its output goes into a file."
     os.environ.update(environment)
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(file, 1)
@@ -647,8 +654,8 @@ def server():
     return context
 
 
-def begun(server, words, log, **environment):
-    process = server.Process(target=typed, args=(list(words), str(log), environment))
+def start(server, words, log, **environment):
+    process = server.Process(target=run_in_process, args=(list(words), str(log), environment))
     process.start()
     return process
 
@@ -665,14 +672,14 @@ def album(tmp_path):
 def test_ctrl_c_at_any_moment(tmp_path, tried, system, album, server):
     "SIGINT after delays that grow until the command gets through; then a second run, over what there is."
     words, dice, statuses = restoring(system, [album], tmp_path / "whole"), random.Random(4), []
-    first = begun(server, words, tmp_path / "log")
+    first = start(server, words, tmp_path / "log")
     first.join(60)
     whole = tree(tmp_path / "whole")
     assert first.exitcode == 0 and len(whole) == 24
     out, delay = tmp_path / "out", 0.0
     while not statuses or statuses[-1] != 0:
         log = tmp_path / f"log{len(statuses)}"
-        process = begun(server, restoring(system, [album], out), log)
+        process = start(server, restoring(system, [album], out), log)
         while not Path(f"{log}.begun").exists():
             time.sleep(0.001)
         time.sleep(delay := delay + dice.uniform(0.002, 0.03))
@@ -698,7 +705,7 @@ def test_two_processes_in_one_folder(tmp_path, tried, system, album, server):
             if kind == "restore"
             else ["degrade", str(album), "--chain", "prior_guided_x8", "--size", "64", "--out", str(out), "--quiet"]
         )
-        together = [begun(server, words(tmp_path / f"{kind}2"), tmp_path / f"{kind}{i}.log") for i in range(3)]
+        together = [start(server, words(tmp_path / f"{kind}2"), tmp_path / f"{kind}{i}.log") for i in range(3)]
         for process in together:
             process.join(60)
         assert [p.exitcode for p in together] == [0, 0, 0], (tmp_path / f"{kind}0.log").read_text()
@@ -731,10 +738,10 @@ def model(system, tmp_path):
 
 def bad_weights(good):
     "Kind -> bytes of a .safetensors file, made from whole ones."
-    tensors, data = dict(good), saved(good)
+    tensors, data = dict(good), file_bytes(good)
     first = next(k for k, v in tensors.items() if v.ndim == 4)
     head = struct.unpack("<Q", data[:8])[0]
-    changed = lambda **new: saved({**tensors, **{first if k == "first" else k: v for k, v in new.items()}})
+    changed = lambda **new: file_bytes({**tensors, **{first if k == "first" else k: v for k, v in new.items()}})
     out = {f"cut at {k}": data[:k] for k in (0, 1, 7, 8, 9, 100, 8 + head, len(data) // 2, len(data) - 1)}
     out |= {
         "longer": data + b"x",
@@ -747,9 +754,9 @@ def bad_weights(good):
         "a dimension more": changed(first=tensors[first][None]),
         "empty": changed(first=tensors[first][:0]),
         "one tensor more": changed(more=torch.ones(3)),
-        "one tensor less": saved({k: v for k, v in tensors.items() if k != first}),
-        "no tensors": saved({}),
-        "other names": saved({f"x.{k}": v for k, v in tensors.items()}),
+        "one tensor less": file_bytes({k: v for k, v in tensors.items() if k != first}),
+        "no tensors": file_bytes({}),
+        "other names": file_bytes({f"x.{k}": v for k, v in tensors.items()}),
         "a pickle": pickle.dumps(tensors),
         "a zip": b"PK" + data,
         "text": b"{}" * 50,
@@ -762,7 +769,7 @@ def bad_weights(good):
     return out
 
 
-def saved(tensors):
+def file_bytes(tensors):
     from safetensors.torch import save
 
     return save({k: v.contiguous() for k, v in tensors.items()})
@@ -820,15 +827,40 @@ def test_pickles_are_refused(tmp_path, tried):
     (tmp_path / "x-0123abcd.pth").write_bytes(whole)
     tried("weights: hash", lambda: find_weights(tmp_path / "x-0123abcd.pth"), "damaged")
     (tmp_path / "parts.safetensors").write_bytes(
-        saved({"stages.0.0.weight": torch.tensor(1.0), "heads.0.weight": torch.ones(3)})
+        file_bytes({"stages.0.0.weight": torch.tensor(1.0), "heads.0.weight": torch.ones(3)})
     )
     tried("weights", lambda: make_features("trained", file=tmp_path / "parts.safetensors"), "parts.safetensors")
     assert not ran.exists() and tried.counts["weights: pickle"][0] == 1 and "outside" not in str(tree(tmp_path))
 
 
+# what a recipe from elsewhere could try to call: all of these exist, and none is a network
+CALLABLE = [
+    "facelab.base.files.write_text",
+    "facelab.base.images.write_image",
+    "facelab.base.names.build",
+    "facelab.faces.shards.write_text",
+    "facelab.training.models.write_tensors",
+    "facelab.training.zoo.fetch_model",
+    "facelab.evaluation.photographs.Path",
+    "facelab.fleet.sets.write_file",
+    "facelab.losses.features._download",
+    "facelab.networks.srresnet.nn",
+    "facelab.networks.drawing.torch",
+]
+WRITE_TEXT = "faces.shards.write_text"
+
+
+@pytest.mark.parametrize("name", CALLABLE)
+def test_what_recipes_must_not_call_exists(name):
+    "An address of a module that was renamed would be refused for the wrong reason."
+    module, _, function = name.rpartition(".")
+    assert hasattr(importlib.import_module(module), function)
+
+
 def bad_recipes(good, outside):
     "Texts of a recipe.json."
     spec = good["generator"]
+    writing = {"use": WRITE_TEXT, "path": str(outside), "text": "x"}
     with_spec = lambda **new: json.dumps({**good, "generator": {**spec, **new}})
     uses = [
         "os.system",
@@ -836,22 +868,12 @@ def bad_recipes(good, outside):
         "/etc/passwd",
         "subprocess.run",
         "builtins.eval",
-        "engine.text.write_text",
-        "shards.write_text",
-        "models.write_tensors",
-        "photographs.fetched",
-        "photographs.Path",
-        "images.write_image",
-        "fleet.sets.write_file",
-        "features._download",
-        "networks.srresnet.nn",
+        *(name.removeprefix("facelab.") for name in CALLABLE),
         "networks.srresnet",
         "",
         ".",
         "networks..",
         "networks.srresnet.__doc__",
-        "recipes.build",
-        "architecture.torch",
         7,
         None,
         ["a"],
@@ -859,16 +881,8 @@ def bad_recipes(good, outside):
     ]
     out = [with_spec(use=use) for use in uses]
     out += [
-        json.dumps({**good, "generator": {"use": "shards.write_text", "path": str(outside), "text": "x"}}),
-        json.dumps(
-            {
-                **good,
-                "generator": {
-                    "use": "systems.sequence.Sequence",
-                    "parts": [spec, {"use": "shards.write_text", "path": str(outside), "text": "x"}],
-                },
-            }
-        ),
+        json.dumps({**good, "generator": writing}),
+        json.dumps({**good, "generator": {"use": "systems.sequence.Sequence", "parts": [spec, writing]}}),
     ]
     out += [
         with_spec(**{k: v})
@@ -893,7 +907,7 @@ def bad_recipes(good, outside):
         json.dumps({**good, "degradation": [step]})
         for step in (
             {"use": "os.system", "command": "true"},
-            {"use": "shards.write_text", "path": str(outside), "text": "x"},
+            writing,
             {"use": "degradations.resample.Downsample", "scale": 10**9},
             {},
             7,
@@ -903,7 +917,10 @@ def bad_recipes(good, outside):
 
 
 def test_recipes_that_came_from_elsewhere(model, tmp_path, tried, system):
-    "A recipe.json may be fetched from an address: it can name networks and nothing else of the package, and its name cannot lead out of a folder."
+    """A recipe.json may come from any address.
+
+    It can name networks and nothing else of the package, and its name cannot lead out of a folder.
+    """
     path, outside, given = model / "recipe.json", tmp_path / "outside", torch.rand(1, 3, 16, 16)
     good, before = json.loads(path.read_text()), tree(tmp_path)
     for text in bad_recipes(good, outside):
@@ -952,7 +969,7 @@ def shards(packed_faces, tmp_path):
 
 
 def adopt(folder, data, name="train-000000.tar", **fields):
-    "A shard of these bytes, which the index believes."
+    "A shard of these bytes, with an index that agrees."
     (folder / name).write_bytes(data)
     about = json.loads((folder / "index.json").read_text())
     next(row for row in about["shards"] if row["file"] == name).update(
@@ -1089,36 +1106,37 @@ def test_face_sets_in_a_file(tmp_path, tried):
     whole, columns = path.read_bytes(), load_file(path)
     about = dict(format="facelab faces 1", name="x", names=list("abcdef"), notes=[])
 
-    def with_(about=about, **new):
-        columns_now = {k: v for k, v in {**columns, **new}.items() if v is not None}
-        save_file(columns_now, path, {"facelab": about if isinstance(about, str) else json.dumps(about)})
-        return look()
-
-    def look():
+    def attempt():
+        "The set that is loaded from the file, or None; checking it must come to the same end."
         with memory(1500):
             out = tried("face set", lambda: FaceSet.load(path), path)
-            if out is not None:
-                tried("face set", lambda: out.batch(range(len(out))))
+            batch = None if out is None else tried("face set", lambda: out.batch(range(len(out))))
             report = check_faces(path, 32)
-        assert report.usable == (out is not None) or out is not None
+        assert report.usable == (batch is not None), report.problem
         return out
 
-    assert with_() is not None
+    def attempt_with(about=about, **new):
+        "The same with other columns or another header; a column that is None is left out."
+        changed = {k: v for k, v in {**columns, **new}.items() if v is not None}
+        save_file(changed, path, {"facelab": about if isinstance(about, str) else json.dumps(about)})
+        return attempt()
+
+    assert attempt_with() is not None
     for k in columns:
-        assert (with_(**{k: None}) is None) == (k in ("images", "split"))
+        assert (attempt_with(**{k: None}) is None) == (k in ("images", "split"))
     for k, x in columns.items():
         for bad in (x[:-1], x[None, :6], x[None], x.double() if x.is_floating_point() else x.float(), torch.zeros(0)):
-            assert with_(**{k: bad.clone()}) is None, (k, bad.shape, bad.dtype)
+            assert attempt_with(**{k: bad.clone()}) is None, (k, bad.shape, bad.dtype)
         if x.is_floating_point():
             for value in (torch.nan, torch.inf):
-                assert with_(**{k: torch.full_like(x, value)}) is None
+                assert attempt_with(**{k: torch.full_like(x, value)}) is None
     assert (
-        with_(split=columns["split"] + 200) is None
-        and with_(parsing=columns["parsing"] + 30) is None
-        and with_(images=columns["images"][..., :-1].clone()) is None
+        attempt_with(split=columns["split"] + 200) is None
+        and attempt_with(parsing=columns["parsing"] + 30) is None
+        and attempt_with(images=columns["images"][..., :-1].clone()) is None
     )
     for k in ("device", "name", "notes", "extra", "__class__"):
-        assert with_(**{k: torch.ones(6)}) is None
+        assert attempt_with(**{k: torch.ones(6)}) is None
     for bad in (
         "",
         "{",
@@ -1133,14 +1151,15 @@ def test_face_sets_in_a_file(tmp_path, tried):
         {**about, "notes": [7]},
         {**about, "format": "facelab faces 2"},
     ):
-        assert with_(about=bad) is None, bad
+        assert attempt_with(about=bad) is None, bad
     dice = random.Random(7)
     for k in (0, 7, 8, 100, 1000, len(whole) - 1):
-        path.write_bytes(whole[:k]) and look()
+        path.write_bytes(whole[:k])
+        attempt()
     for _ in range(40):
         at = dice.randrange(700)
         path.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << dice.randrange(8)]) + whole[at + 1 :])
-        look()
+        attempt()
     shutil.rmtree(path) if path.is_dir() else path.unlink()
     path.mkdir()
     tried("face set", lambda: FaceSet.load(path), path)
@@ -1260,14 +1279,9 @@ def layouts(folder):
             )
         if name == "mask":
             for part in ("skin", "l_eye", "r_eye", "mouth"):
-                (
-                    write_image(
-                        folder / name / "CelebAMask-HQ-mask-anno" / "0" / f"00000_{part}.png", torch.ones(3, 64, 64)
-                    ),
-                    write_image(
-                        folder / name / "CelebAMask-HQ-mask-anno" / "0" / f"00001_{part}.png", torch.ones(3, 64, 64)
-                    ),
-                )
+                for i in range(2):
+                    masks = folder / name / "CelebAMask-HQ-mask-anno" / "0"
+                    write_image(masks / f"{i:05d}_{part}.png", torch.ones(3, 64, 64))
         for file, text in sets[name].items():
             (folder / name / file).parent.mkdir(exist_ok=True)
             (folder / name / file).write_text(text)
@@ -1276,7 +1290,7 @@ def layouts(folder):
 
 @pytest.mark.filterwarnings("ignore")
 def test_layouts_with_damaged_lists_and_pictures(tmp_path, tried, capfd):
-    "`faces check` never raises: a set is usable, or it is told why not."
+    "`faces check` never raises: a set is usable, or the report says why not."
     dice = random.Random(9)
     for path, text in layouts(tmp_path).items():
         root = tmp_path / path.relative_to(tmp_path).parts[0]
@@ -1362,16 +1376,18 @@ def test_arrays(tmp_path, tried):
         out = tried("array: to_uint8", lambda: to_uint8(x))
         assert out is None or out.dtype == torch.uint8 and out.shape == x.shape
         out = tried("array: to_float", lambda: to_float(x))
-        assert out is None or out.min() >= 0 and out.max() <= 1 if x.numel() else True
+        assert out is None or not out.numel() or 0 <= out.min() and out.max() <= 1
         out = tried("array: write_image", lambda: write_image(tmp_path / "out.png", x), "out.png")
         assert (out is None) == (not (tmp_path / "out.png").exists())
         if out:
-            assert read_image(out).shape == x.shape and out.unlink() is None
+            assert read_image(out).shape == x.shape
+            out.unlink()
         if x.dtype in (torch.float16, torch.bfloat16):
             x = x.float()  # torch resizes no half precision on a CPU
         out = tried("array: chain", lambda: chain(x, Dice(0, "degrade", range(len(x)) if x.ndim else [0])))
         assert out is None or out.input.isfinite().all() and 0 <= out.input.min() <= out.input.max() <= 1
-        out = tried("array: show", lambda: show(x)) if x.ndim and x.shape[0] < 3 else None
+        if x.ndim and x.shape[0] < 3:
+            tried("array: show", lambda: show(x))
         out = tried("array: colours", lambda: colour_labels(x, 5))
         assert out is None or out.shape[1] == 3
 
@@ -1443,7 +1459,10 @@ def test_the_runner(tmp_path, tried, capfd):
 
 
 def test_as_it_is_typed(tmp_path, tried, system):
-    "One real process, without a home and with a locked cache: bad files, good ones, awkward names; one sentence for each bad file, nothing lost, and nothing elsewhere."
+    """One real process, without a home and with a locked cache: bad files, good ones, awkward names.
+
+    There is one sentence for each bad file, nothing is lost, and nothing lies elsewhere.
+    """
     (tmp_path / "album").mkdir()
     good = awkward(tmp_path / "in")
     bad = [path for path, _ in fuzzed(tmp_path / "album", seed=10, every=9)]
@@ -1530,11 +1549,11 @@ def test_odd_surroundings(tmp_path, tried, system, capfd, monkeypatch, environme
         monkeypatch.delenv("HOME")
     assert main(restoring(system, [tmp_path / "small.png"], tmp_path / "out")) == 0 and main(["weights"]) == 0
     assert main(restoring("file:///nowhere", [tmp_path / "small.png"], tmp_path / "out2")) == 1
-    told(capfd)
+    output_lines(capfd)
     tried.counts["surroundings"] = [2, 1]
 
 
-def asks(tmp_path, system):
+def impossible_requests(tmp_path, system):
     "Points and options that cannot be: name -> words."
     write_image(tmp_path / "photo.png", torch.rand(3, 120, 100, generator=torch.Generator().manual_seed(0)))
     write_image(tmp_path / "small.png", torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0)))
@@ -1605,7 +1624,7 @@ def asks(tmp_path, system):
 
 def test_points_and_options_that_cannot_be(tmp_path, tried, system, capfd):
     wrong = {}
-    for name, words in asks(tmp_path, system).items():
+    for name, words in impossible_requests(tmp_path, system).items():
         try:
             with memory(1500), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
@@ -1667,7 +1686,7 @@ def test_pictures_are_never_written_over(tmp_path, tried, system, capfd):
         shutil.rmtree(tmp_path / "out", ignore_errors=True)
         for name in ("in/a.png", "in/b.png"):
             write_image(tmp_path / name, torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(len(name))))
-    told(capfd)
+    output_lines(capfd)
     assert not wrong, "\n".join(map(str, wrong))
 
 
@@ -1679,7 +1698,7 @@ def test_names_that_no_terminal_shows(tmp_path, tried, system, server):
     for name in names:
         shutil.copy(tmp_path / "small.png", tmp_path / "in" / name)
         (tmp_path / "in" / f"bad{name}").write_text("nothing")
-    process = begun(server, restoring(system, [tmp_path / "in"], tmp_path / "out"), tmp_path / "log")
+    process = start(server, restoring(system, [tmp_path / "in"], tmp_path / "out"), tmp_path / "log")
     process.join(60)
     text = (tmp_path / "log").read_bytes()
     assert (
@@ -1697,7 +1716,7 @@ def test_masks_are_found_by_name_and_bad_ones_refused(tmp_path, tried, system, c
     ask = restoring(system, [tmp_path / "in"], tmp_path / "out", "--hidden", tmp_path / "masks")
 
     def answer():
-        return main(ask), told(capfd)[1]
+        return main(ask), output_lines(capfd)[1]
 
     (tmp_path / "masks").mkdir()
     assert answer()[0] == 1
@@ -1724,7 +1743,7 @@ def test_lists_of_models_with_foreign_ones_among_them(tmp_path, tried, system, c
             random.Random(i).choice(["[]", "{}", '{"best": 7}', '{"best": {}}', "{"])
         )
     assert main(["models"]) == 0
-    assert any(line.startswith("| good |") for line in told(capfd)[0])
+    assert any(line.startswith("| good |") for line in output_lines(capfd)[0])
     tried.counts["recipe: listed"] = [1, len(texts)]
 
 

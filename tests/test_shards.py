@@ -1,4 +1,4 @@
-"Shards: the same faces as in memory, packed whole or not at all, read with bounded memory, and every way in which they can be damaged."
+"Shards: the faces of the set in memory, packed whole or not at all, read with bounded memory, refused if damaged."
 
 import hashlib
 import io
@@ -12,12 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-from facelab.faces import shards as S
-from facelab.faces.drawn import draw_set
-from facelab.faces.sets import FaceSet, open_faces
-from facelab.faces.layouts import Files
 from facelab import FacelabError
 from facelab.base.images import write_image
+from facelab.faces import shards as S
+from facelab.faces.drawn import draw_set
+from facelab.faces.layouts import Files
+from facelab.faces.sets import FaceSet, open_faces
 from facelab.faces.shards import check_shards, main, open_shards, write_shards
 
 ORDER = torch.randperm(22, generator=torch.Generator().manual_seed(0))
@@ -37,7 +37,7 @@ def folder(faces, tmp_path):
 
 @pytest.fixture(scope="module")
 def many():
-    "640 faces of 8 x 8, told apart by their first pixel, in 20 shards of 32; and what was packed."
+    "640 faces of 8 x 8, distinct by their first pixel, in 20 shards of 32; and what was packed."
     images = torch.zeros(640, 3, 8, 8, dtype=torch.uint8)
     images[:, 0, 0, 0], images[:, 1, 0, 0] = torch.arange(640) // 256, torch.arange(640) % 256
     return FaceSet("many", images, [f"{i}.png" for i in range(640)], torch.zeros(640, dtype=torch.uint8))
@@ -59,7 +59,7 @@ def same(a, b):
         assert a[k].dtype == b[k].dtype and torch.equal(a[k], b[k]), k
 
 
-def said(call):
+def refusal(call):
     "The one sentence that a call ends with."
     with pytest.raises(FacelabError) as error:
         call()
@@ -104,10 +104,10 @@ def test_a_batch_does_not_depend_on_its_other_faces(folder):
 
 def test_messages_are_those_of_a_face_set(folder, many, packed_many):
     packed = open_shards(packed_many)
-    assert "set many has no identity" in said(lambda: packed.batch([0], labels=("identity",)))
-    assert "holds no faces" in said(lambda: packed.subset("val").batch([0]))
-    assert "lower train.batch" in said(lambda: packed.order(641, 0, 0))
-    assert "choose one of train, val, test" in said(lambda: packed.subset("dev"))
+    assert "set many has no identity" in refusal(lambda: packed.batch([0], labels=("identity",)))
+    assert "holds no faces" in refusal(lambda: packed.subset("val").batch([0]))
+    assert "lower train.batch" in refusal(lambda: packed.order(641, 0, 0))
+    assert "choose one of train, val, test" in refusal(lambda: packed.subset("dev"))
 
 
 def test_it_stays_on_disk_wherever_batches_go(folder):
@@ -177,11 +177,11 @@ def test_a_shard_is_a_plain_tar_of_one_split(folder):
         with tarfile.open(folder / row["file"]) as tar:
             names = tar.getnames()
             assert {n.partition(".")[2] for n in names} == {"webp", "json", "landmarks.npy", "parsing.png", "npz"}
-            told = [json.load(tar.extractfile(n)) for n in names if n.endswith(".json")]
+            members = [json.load(tar.extractfile(n)) for n in names if n.endswith(".json")]
         assert (
-            [t["name"] for t in told] == row["names"]
-            and {t["split"] for t in told} == {row["split"]}
-            and [t["identity"] for t in told] == row["identity"]
+            [m["name"] for m in members] == row["names"]
+            and {m["split"] for m in members} == {row["split"]}
+            and [m["identity"] for m in members] == row["identity"]
         )
 
 
@@ -222,7 +222,7 @@ def test_a_run_that_stopped_goes_on(faces, folder, tmp_path, monkeypatch):
     with pytest.raises(OSError):
         write_shards(faces, half, per_shard=4, progress=False)
     assert sorted(p.name for p in half.iterdir()) == ["packing.json", "train-000000.tar", "train-000001.tar"]
-    assert "run the same command again" in said(lambda: open_shards(half))
+    assert "run the same command again" in refusal(lambda: open_shards(half))
     (half / ".train-000002-0123.tar").write_bytes(b"what a kill leaves")
     (half / "train-000001.tar").write_bytes(
         (half / "train-000001.tar").read_bytes()[:3000]
@@ -238,22 +238,24 @@ def test_a_run_that_stopped_goes_on(faces, folder, tmp_path, monkeypatch):
 
 
 def test_other_faces_are_not_mixed_in(faces, folder):
-    assert "different: quality)" in said(lambda: write_shards(faces, folder, per_shard=4, quality=80, progress=False))
-    assert "different: per_shard, shards)" in said(lambda: write_shards(faces, folder, per_shard=5, progress=False))
-    assert "different: shards)" in said(
+    assert "different: quality)" in refusal(
+        lambda: write_shards(faces, folder, per_shard=4, quality=80, progress=False)
+    )
+    assert "different: per_shard, shards)" in refusal(lambda: write_shards(faces, folder, per_shard=5, progress=False))
+    assert "different: shards)" in refusal(
         lambda: write_shards(faces.take(range(10)), folder, per_shard=4, progress=False)
     )
     (folder / "index.json").write_text("{")
-    assert "remove" in said(lambda: write_shards(faces, folder, per_shard=4, progress=False))
+    assert "remove" in refusal(lambda: write_shards(faces, folder, per_shard=4, progress=False))
 
 
 def test_what_cannot_be_packed(faces, tmp_path):
     (tmp_path / "file").write_text("")
     for folder in ("s3://bucket/faces", tmp_path / "file"):
-        assert "pack into a local folder" in said(lambda: write_shards(faces, folder))
-    assert "quality from 0 to 100" in said(lambda: write_shards(faces, tmp_path, quality=101))
-    assert "at least 1 face" in said(lambda: write_shards(faces, tmp_path, per_shard=0))
-    assert "holds no faces" in said(lambda: write_shards(faces.take([]), tmp_path))
+        assert "pack into a local folder" in refusal(lambda: write_shards(faces, folder))
+    assert "quality from 0 to 100" in refusal(lambda: write_shards(faces, tmp_path, quality=101))
+    assert "at least 1 face" in refusal(lambda: write_shards(faces, tmp_path, per_shard=0))
+    assert "holds no faces" in refusal(lambda: write_shards(faces.take([]), tmp_path))
 
 
 # ------------------------------------------------------------------ order
@@ -343,7 +345,7 @@ def test_a_read_that_failed_is_tried_again(folder):
     packed = open_shards(folder)
     kept = (folder / "test-000000.tar").read_bytes()
     (folder / "test-000000.tar").unlink()
-    assert "has no test-000000.tar" in said(lambda: packed.subset("test").batch([0]))
+    assert "has no test-000000.tar" in refusal(lambda: packed.subset("test").batch([0]))
     (folder / "test-000000.tar").write_bytes(kept)
     assert len(packed.subset("test").batch([0])["image"]) == 1
 
@@ -362,15 +364,15 @@ def test_a_remote_address(folder):
         "memory://bucket/faces: 22 faces of 32x32 in 7 shards"
     )
     memory.rm("/bucket/faces/val-000000.tar")
-    assert "memory://bucket/faces has no val-000000.tar" in said(lambda: check_shards("memory://bucket/faces"))
-    assert "index.json" in said(lambda: open_shards("memory://bucket/nothing"))
-    assert "no address that fsspec can open" in said(lambda: open_shards("nonsense://bucket/faces"))
+    assert "memory://bucket/faces has no val-000000.tar" in refusal(lambda: check_shards("memory://bucket/faces"))
+    assert "index.json" in refusal(lambda: open_shards("memory://bucket/nothing"))
+    assert "no address that fsspec can open" in refusal(lambda: open_shards("nonsense://bucket/faces"))
 
 
 def test_a_folder_needs_no_fsspec(folder, monkeypatch):
     monkeypatch.setitem(sys.modules, "fsspec", None)
     assert len(open_shards(folder).batch([0])["image"]) == 1
-    assert "no address that fsspec can open" in said(lambda: open_shards("memory://bucket/faces"))
+    assert "no address that fsspec can open" in refusal(lambda: open_shards("memory://bucket/faces"))
 
 
 # ------------------------------------------------------------------ damaged
@@ -382,7 +384,7 @@ def as_png(data):
 
 
 def rewrite(folder, change, name="train-000000.tar", index=True):
-    "Write a shard anew with changed members (name -> bytes); the index is told, unless `index` is false."
+    "Write a shard anew with changed members (name -> bytes); the index follows, unless `index` is false."
     with tarfile.open(folder / name) as tar:
         members = {m.name: tar.extractfile(m).read() for m in tar.getmembers()}
     with tarfile.open(folder / name, "w") as tar:
@@ -395,7 +397,7 @@ def rewrite(folder, change, name="train-000000.tar", index=True):
 
 
 def adopt(folder, name="train-000000.tar"):
-    "Let the index know a shard as it is."
+    "Put a shard's present size and hash into the index."
     data = (folder / name).read_bytes()
     change_row(folder, name, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())
 
@@ -410,15 +412,15 @@ def test_missing_truncated_and_foreign_shards(folder):
     shard = folder / "train-000000.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:-1000])
-    assert f"has {len(whole) - 1000:,} bytes instead of {len(whole):,}" in said(lambda: read_all(folder))
+    assert f"has {len(whole) - 1000:,} bytes instead of {len(whole):,}" in refusal(lambda: read_all(folder))
     shard.write_bytes(whole[:1000] + b"x" + whole[1001:])
-    assert "its SHA-256 differs" in said(lambda: read_all(folder)) and "its SHA-256 differs" in said(
+    assert "its SHA-256 differs" in refusal(lambda: read_all(folder)) and "its SHA-256 differs" in refusal(
         lambda: check_shards(folder)
     )
     shard.unlink()
-    assert "has no train-000000.tar: copy this shard there" in said(lambda: read_all(folder))
+    assert "has no train-000000.tar: copy this shard there" in refusal(lambda: read_all(folder))
     shard.mkdir()
-    assert "cannot be read" in said(lambda: read_all(folder))
+    assert "cannot be read" in refusal(lambda: read_all(folder))
 
 
 def test_a_truncated_shard_that_the_index_believes(folder):
@@ -427,7 +429,7 @@ def test_a_truncated_shard_that_the_index_believes(folder):
     for data in (b"", b"no tar at all", whole[:3000], whole[: whole.rindex(b"PK")], bytes(5) + whole):
         shard.write_bytes(data)
         adopt(folder)
-        assert "not a whole tar file" in said(lambda: read_all(folder))
+        assert "not a whole tar file" in refusal(lambda: read_all(folder))
 
 
 @pytest.mark.parametrize(
@@ -436,7 +438,7 @@ def test_a_truncated_shard_that_the_index_believes(folder):
 )
 def test_unsafe_names_are_refused(folder, name):
     rewrite(folder, lambda members: {**members, name: b"x"})
-    assert f"a member {name!r}, which is not a plain file name" in said(lambda: read_all(folder))
+    assert f"a member {name!r}, which is not a plain file name" in refusal(lambda: read_all(folder))
 
 
 def test_links_are_refused(folder):
@@ -445,11 +447,11 @@ def test_links_are_refused(folder):
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         tar.addfile(link)
     adopt(folder)
-    assert "'99.webp', which is not a plain file name" in said(lambda: read_all(folder))
+    assert "'99.webp', which is not a plain file name" in refusal(lambda: read_all(folder))
 
 
 @pytest.mark.parametrize(
-    "ending,told",
+    "ending,words",
     [
         ("webp", "picture"),
         ("json", "json"),
@@ -458,7 +460,7 @@ def test_links_are_refused(folder):
         ("npz", "npz"),
     ],
 )
-def test_a_missing_member_is_named(folder, ending, told):
+def test_a_missing_member_is_named(folder, ending, words):
     lost = []
 
     def without(members):
@@ -466,7 +468,7 @@ def test_a_missing_member_is_named(folder, ending, told):
         return {k: v for k, v in members.items() if k != f"{lost[0]}.{ending}"}
 
     rewrite(folder, without)
-    assert f"has no member {lost[0]}.{told}: pack the faces again" in said(lambda: read_all(folder))
+    assert f"has no member {lost[0]}.{words}: pack the faces again" in refusal(lambda: read_all(folder))
 
 
 def test_members_that_cannot_be_decoded(folder):
@@ -478,7 +480,7 @@ def test_members_that_cannot_be_decoded(folder):
     np.savez(lacking := io.BytesIO(), depth=np.zeros((32, 32), np.float32))
     np.save(pickled := io.BytesIO(), np.array([{}], dtype=object), allow_pickle=True)
     before = (folder / "train-000000.tar").read_bytes()
-    for ending, data, told in (
+    for ending, data, words in (
         ("webp", b"RIFF", "picture"),
         ("webp", small.getvalue(), "picture that cannot be read (16x16 instead of 32x32)"),
         ("landmarks.npy", points.getvalue(), "(5, 2) instead of (81, 2)"),
@@ -487,28 +489,28 @@ def test_members_that_cannot_be_decoded(folder):
         ("parsing.png", b"", "parsing.png that cannot be read"),
     ):
         rewrite(folder, spoilt(ending, data))
-        assert told in said(lambda: read_all(folder)) and "train-000000.tar" in said(lambda: read_all(folder))
+        assert words in refusal(lambda: read_all(folder)) and "train-000000.tar" in refusal(lambda: read_all(folder))
         (folder / "train-000000.tar").write_bytes(before)
 
 
 def test_counts_and_names_must_be_those_of_the_index(folder):
     before = (folder / "train-000000.tar").read_bytes()
     rewrite(folder, lambda members: {k: v for k, v in members.items() if k[:8] != max(members)[:8]})
-    assert "holds 3 faces, but the index says 4" in said(lambda: read_all(folder))
+    assert "holds 3 faces, but the index says 4" in refusal(lambda: read_all(folder))
     (folder / "train-000000.tar").write_bytes(before)
     rewrite(folder, lambda members: {k: v.replace(b"train-", b"other-") for k, v in members.items()})
-    assert "names other faces than the index" in said(lambda: check_shards(folder))
+    assert "names other faces than the index" in refusal(lambda: check_shards(folder))
     rewrite(folder, lambda members: {k: b"{" if k.endswith("json") else v for k, v in members.items()})
-    assert "names other faces than the index" in said(lambda: check_shards(folder))
+    assert "names other faces than the index" in refusal(lambda: check_shards(folder))
 
 
 def test_no_index(folder, tmp_path):
     (tmp_path / "empty").mkdir()
-    assert "there are no shards" in said(lambda: open_shards(tmp_path / "empty"))
-    assert "no such folder" in said(lambda: open_shards(tmp_path / "nowhere"))
+    assert "there are no shards" in refusal(lambda: open_shards(tmp_path / "empty"))
+    assert "no such folder" in refusal(lambda: open_shards(tmp_path / "nowhere"))
     (folder / "index.json").unlink()
-    assert "packing did not end" in said(lambda: open_shards(folder))
-    assert "at least 1" in said(lambda: open_shards(folder, window=0))
+    assert "packing did not end" in refusal(lambda: open_shards(folder))
+    assert "at least 1" in refusal(lambda: open_shards(folder, window=0))
 
 
 @pytest.mark.parametrize(
@@ -524,7 +526,7 @@ def test_no_index(folder, tmp_path):
 )
 def test_a_damaged_index(folder, text):
     (folder / "index.json").write_text(text)
-    assert "index.json is damaged" in said(lambda: open_shards(folder))
+    assert "index.json is damaged" in refusal(lambda: open_shards(folder))
 
 
 @pytest.mark.parametrize(
@@ -542,14 +544,14 @@ def test_a_damaged_index(folder, text):
 )
 def test_a_row_of_the_index_that_cannot_be(folder, field, value):
     change_row(folder, **{field: value})
-    assert "index.json is damaged" in said(lambda: open_shards(folder))
+    assert "index.json is damaged" in refusal(lambda: open_shards(folder))
 
 
 def test_an_index_of_another_version(folder):
     (folder / "index.json").write_text(
         (folder / "index.json").read_text().replace("facelab shards 1", "facelab shards 2")
     )
-    assert "another version ('facelab shards 2' instead of 'facelab shards 1')" in said(lambda: open_shards(folder))
+    assert "another version ('facelab shards 2' instead of 'facelab shards 1')" in refusal(lambda: open_shards(folder))
 
 
 # ------------------------------------------------------------------ the command

@@ -10,7 +10,15 @@ import pandas as pd
 import pytest
 
 from facelab import FacelabError
-from facelab.publication.tables import Table, convention_table, latex_text, make_table, scale_of, write_table
+from facelab.publication.tables import (
+    PaperScores,
+    Table,
+    convention_table,
+    latex_text,
+    make_table,
+    scale_of,
+    write_table,
+)
 from facelab.evaluation.summary import label_of, read_judges, read_paper_scores, read_set_scores, summary
 
 FACES = [f"{i:04}.png" for i in range(40)]
@@ -78,9 +86,11 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def make(folder):
     scores, sets, judges = read_paper_scores(folder), read_set_scores(folder), read_judges(folder)
-    return lambda spec, convention="rgb", profile="real": make_table(
-        spec, scores, RECIPES, convention, profile, "a set", 0, 200, sets, judges
-    )
+
+    def table(spec, convention="rgb", profile="real"):
+        return make_table(spec, PaperScores(scores, convention, sets, judges, n=200), RECIPES, profile, "a set")
+
+    return table
 
 
 SPEC = {
@@ -283,7 +293,7 @@ def test_conventions_are_pooled_as_they_say(folder):
     scores = read_paper_scores(folder).assign(
         psnr_rgb_pooled=lambda s: s.psnr_rgb, ssim_rgb_pooled=lambda s: s.ssim_rgb
     )
-    table = convention_table(scores, RECIPES)
+    table = convention_table(PaperScores(scores), RECIPES)
     assert [r[0] for r in table.rows] == ["Small_net, x4", "Large & net, x4", "Small net, x8"] and table.columns[
         1::2
     ] == ["PSNR rgb", "PSNR y", "PSNR rgb_pooled"]

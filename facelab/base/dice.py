@@ -7,6 +7,7 @@ __all__ = ['GOLDEN', 'PIECE', 'mix', 'seed_of', 'Dice']
 
 # %% ../../nbs/0_base/02_dice.ipynb #c002
 import hashlib
+
 import numpy as np
 import torch
 from fastcore.basics import patch

@@ -11,6 +11,7 @@ import os
 import stat
 import textwrap
 from pathlib import Path
+
 import numpy as np
 import torch
 from PIL import Image, ImageOps, UnidentifiedImageError

@@ -6,35 +6,41 @@
 __all__ = ['shrink_labels', 'Chain', 'as_step', 'draw_chain']
 
 # %% ../../nbs/2_degradations/09_chain.ipynb #c002
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-import math
+
 import torch.nn.functional as F
-from .degradation import Degradation, Degraded
+from fastcore.basics import patch
+
+from .. import FacelabError
 from ..base.dice import Dice
 from ..base.files import markdown_table
-from .. import FacelabError
+from ..base.images import show
 from ..base.names import build, locate
+from .degradation import Degradation, Degraded
 
 # %% ../../nbs/2_degradations/09_chain.ipynb #c005
+def _shrink_label(name, value, scale):
+    if name == "landmarks":
+        return value / scale
+    if name == "parsing":
+        return value[:, scale // 2 :: scale, scale // 2 :: scale]
+    return F.avg_pool2d(value[:, None], scale)[:, 0]
+
+
 def shrink_labels(
     labels: dict,  # as `FaceSet.batch` gives them; None where absent
     scale: int,  # how many times smaller
 ) -> dict:
-    "The labels of a picture that is `scale` times smaller."
-
-    def one(name, value):
-        if value is None or name not in ("landmarks", "parsing", "foreground", "depth"):
-            return value
-        if name == "landmarks":
-            return value / scale
-        return (
-            value[:, scale // 2 :: scale, scale // 2 :: scale]
-            if name == "parsing"
-            else F.avg_pool2d(value[:, None], scale)[:, 0]
-        )
-
-    return {name: one(name, value) for name, value in labels.items()} if scale > 1 else labels
+    "The labels of a picture that is `scale` times smaller; others stay as they are."
+    if scale <= 1:
+        return labels
+    follow = ("landmarks", "parsing", "foreground", "depth")
+    return {
+        name: _shrink_label(name, value, scale) if name in follow and value is not None else value
+        for name, value in labels.items()
+    }
 
 # %% ../../nbs/2_degradations/09_chain.ipynb #c008
 @dataclass(frozen=True)
@@ -63,38 +69,9 @@ class Chain(Degradation):
     def spec(self):
         return [step.spec for step in self.steps]
 
-    def named(self):
-        "(name, step) in order: the class, with a number from its second use on."
-        names = [type(step).__name__ for step in self.steps]
-        return [
-            (name + (f" {names[:i].count(name) + 1}" if name in names[:i] else ""), step)
-            for i, (name, step) in enumerate(zip(names, self.steps))
-        ]
-
-    def walk(self, x, dice, labels):
-        "Yields (name, step, what the step gave, the clean picture of that size)."
-        clean = x
-        for name, step in self.named():
-            out = step.degrade(x, dice.named(name), labels)
-            if hasattr(step, "shrink"):
-                clean, labels = step.shrink(clean), shrink_labels(labels, step.multiple)
-            x = out.input
-            yield name, step, out, clean
-
     def refuse(self, x, labels):
         for step in self.steps:
             step.refuse(x, labels)
-
-    def degrade(self, x, dice, labels):
-        maps, out, clean, only = {}, Degraded(x, x, {}), x, True
-        for name, step, out, clean in self.walk(x, dice, labels):
-            maps |= {
-                (f"{name} {key}" if key in maps else key): value for key, value in out.maps.items()
-            }
-            only &= hasattr(step, "shrink")
-        if not only:
-            maps |= dict(clean=clean, gamma=(out.input - clean).abs())
-        return Degraded(out.input, x, maps)
 
     def latex(self, maps, i=0):
         return "\n".join(filter(None, (step.latex(maps, i) for step in self.steps)))
@@ -102,19 +79,60 @@ class Chain(Degradation):
     def __str__(self):
         return ", then ".join(map(str, self.steps)) or "nothing"
 
-    def _repr_markdown_(self):
-        rows = [
-            (name, p, f"{getattr(step, p)} {unit}", what)
-            for name, step in self.named()
-            for p, _, _, unit, what in step.parameters()
-        ]
-        return markdown_table(rows, ("step", "parameter", "value", ""))
+# %% ../../nbs/2_degradations/09_chain.ipynb #c025
+@patch
+def named(self: Chain):
+    "(name, step) in order: the class, with a number from its second use on."
+    names = [type(step).__name__ for step in self.steps]
+    times = [names[: i + 1].count(name) for i, name in enumerate(names)]
+    return [
+        (name if k == 1 else f"{name} {k}", step) for name, k, step in zip(names, times, self.steps)
+    ]
+
+
+@patch
+def walk(
+    self: Chain,
+    x,  # float (N,3,H,W) in [0,1]
+    dice,  # one row a face
+    labels,  # dict of (N,...)
+):
+    "Yields (name, step, its `Degraded`, the clean picture of that size)."
+    clean = x
+    for name, step in self.named():
+        out = step.degrade(x, dice.named(name), labels)
+        if hasattr(step, "shrink"):
+            clean, labels = step.shrink(clean), shrink_labels(labels, step.multiple)
+        x = out.input
+        yield name, step, out, clean
+
+
+@patch
+def degrade(self: Chain, x, dice, labels) -> Degraded:
+    "All steps in order; maps of a name that is there already get the step's name in front."
+    maps, last, clean = {}, x, x
+    for name, _, out, small in self.walk(x, dice, labels):
+        maps |= {f"{name} {key}" if key in maps else key: v for key, v in out.maps.items()}
+        last, clean = out.input, small
+    if not all(hasattr(step, "shrink") for step in self.steps):
+        maps |= dict(clean=clean, gamma=(last - clean).abs())
+    return Degraded(last, x, maps)
+
+# %% ../../nbs/2_degradations/09_chain.ipynb #c026
+@patch
+def _repr_markdown_(self: Chain):
+    rows = [
+        (name, p, f"{getattr(step, p)} {unit}", what)
+        for name, step in self.named()
+        for p, _, _, unit, what in step.parameters()
+    ]
+    return markdown_table(rows, ("step", "parameter", "value", ""))
 
 # %% ../../nbs/2_degradations/09_chain.ipynb #c010
 def as_step(
     step,  # a degradation, or a dict with `use`
 ):
-    "The degradation that a line of a recipe names."
+    "The degradation that a line of a recipe describes; `FacelabError` if it describes none."
     if isinstance(step, Degradation):
         return step
     if not isinstance(step, dict) or "use" not in step:
@@ -133,16 +151,11 @@ def draw_chain(
     hr,  # float (N,3,H,W) in [0,1]
     dice=None,  # one row a face
     zoom=1.0,  # screen pixels a pixel of hr
-    **labels,
+    **labels,  # as `FaceSet.batch` gives them
 ):  # matplotlib Figure
-    "The faces after every step."
-    from facelab.base.images import show
-
+    "The faces after every step: a row for each face, a column for each step."
     chain(hr, dice, **labels)  # checks
     steps = list(chain.walk(hr, dice or Dice(0, "degrade", range(len(hr))), labels))
     columns = [hr, *(out.input for _, _, out, _ in steps)]
-    return show(
-        [[x[i] for x in columns] for i in range(len(hr))],
-        titles=["target", *(str(step) for _, step, _, _ in steps)],
-        zoom=zoom,
-    )
+    titles = ["target", *(str(step) for _, step, _, _ in steps)]
+    return show([[x[i] for x in columns] for i in range(len(hr))], titles=titles, zoom=zoom)

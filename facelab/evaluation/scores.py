@@ -56,11 +56,8 @@ def score_faces(
 
 def _score_batch(what, faces, index, given, restored, judges, conventions):
     "The rows of some faces."
-    names, hidden, device = (
-        [faces.names[i] for i in index],
-        hidden_mask(given, index),
-        judges.device,
-    )
+    names, device = [faces.names[i] for i in index], judges.device
+    hidden = hidden_mask(given, index)
     labels = faces.batch(index, device=device, labels=[k for k in LABELS if k in faces.labels])
     pictures = to_float(read_restored(restored / what.where, names)).to(device)
     if what.truth is None:

@@ -9,6 +9,7 @@ __all__ = ['ANCESTRIES', 'ANCESTRY', 'EYE_COLOURS', 'HAIR_COLOURS', 'SILVER', 'S
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c002
 import torch
+
 from ..base.dice import Dice
 
 # %% ../../nbs/1_faces/07_drawn_people.ipynb #c005

@@ -7,6 +7,7 @@ __all__ = ['FSRNET_MAPS', 'DIC_MAPS', 'FIVE_PARTS', 'heatmaps', 'points', 'part_
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c002
 import torch
+
 from .. import FacelabError
 
 # %% ../../nbs/1_faces/03_heatmaps.ipynb #c005

@@ -11,12 +11,14 @@ __all__ = ['PART_OF', 'CLASSES_19', 'PARTS_11', 'TO_11', 'LANDMARK_SCHEMES', 'TE
 import math
 from dataclasses import replace
 from typing import NamedTuple
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageDraw
-from ..base.files import markdown_table
+
 from .. import FacelabError
+from ..base.files import markdown_table
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c006
 PART_OF = dict(

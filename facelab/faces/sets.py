@@ -426,7 +426,7 @@ def _load_of_size(path, size):
     faces = FaceSet.load(path)
     if faces.size != size:
         raise FacelabError(
-            f"{path} holds {faces.size}-pixel faces but {size} is asked for: open it with"
+            f"{path} holds {faces.size}-pixel faces but size={size} is wanted: open it with"
             f" size={faces.size}, or prepare it again"
         )
     return faces
@@ -507,7 +507,9 @@ def open_faces(
 ) -> FaceSet:
     "The faces in `path`, read from disk when used; `FacelabError` if incomplete or unfit."
     if not 0 < size <= 2**13:
-        raise FacelabError(f"faces of {size} pixels are asked for: give a side from 1 to {2**13}")
+        raise FacelabError(
+            f"faces of {size} pixels cannot be opened: give a side from 1 to {2**13}"
+        )
     if saved := find_set_file(path):
         return _load_of_size(saved, size)
     found = survey(path)

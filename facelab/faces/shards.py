@@ -216,9 +216,9 @@ def write_shards(
     _check_packing(faces, folder, per_shard, quality)
     folder, (plan, groups) = Path(folder), _plan(faces, per_shard, quality)
     folder.mkdir(parents=True, exist_ok=True)
-    looks = dict(desc=f"packing {faces.name}", unit="face", disable=not progress)
+    options = dict(desc=f"packing {faces.name}", unit="face", disable=not progress)
     with folder_lock(folder):  # a second process waits, and then finds every shard there
-        with tqdm(total=len(faces), **looks) as bar:
+        with tqdm(total=len(faces), **options) as bar:
             _pack(faces, folder, plan, groups, quality, bar)
     return open_shards(folder)
 
@@ -490,18 +490,18 @@ class ShardedFaces(FaceSet):
 def _fetch_ahead(faces, batches):
     "The same lists of indices, each held back as long as memory has room for the shards in use."
     waiting, out, shards = deque(), deque(maxlen=3), faces.shards
-    needed = lambda asked: asked.union(*(before for _, before in (*out, *waiting)))
+    needed = lambda wanted: wanted.union(*(before for _, before in (*out, *waiting)))
     for indices in batches:
         faces_of = faces.images.index[torch.as_tensor(indices)]
-        asked = set(shards.shard_of(faces_of).unique().tolist())
-        while waiting and (len(waiting) > 64 or len(needed(asked)) > shards.keep):
+        wanted = set(shards.shard_of(faces_of).unique().tolist())
+        while waiting and (len(waiting) > 64 or len(needed(wanted)) > shards.keep):
             out.append(waiting.popleft())
             yield out[-1][0]
-        if len(needed(asked)) <= shards.keep:
-            for s in asked:
-                shards.request(s, needed(asked))
+        if len(needed(wanted)) <= shards.keep:
+            for s in wanted:
+                shards.request(s, needed(wanted))
         # else, between epochs, the reader requests them when there is room
-        waiting.append((indices, asked))
+        waiting.append((indices, wanted))
     yield from (indices for indices, _ in waiting)
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c025

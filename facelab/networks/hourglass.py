@@ -103,7 +103,7 @@ def conv_bn_relu(
     )
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c021
-EMPTY = 4.6  # what the sigmoid of landmark maps takes off
+EMPTY = 4.6  # subtracted before the sigmoid, so that landmark maps begin empty
 
 # %% ../../nbs/3_networks/20_hourglass.ipynb #c021-1
 class PriorNet(nn.Module):

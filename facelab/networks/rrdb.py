@@ -50,10 +50,10 @@ class DenseBlock(nn.Module):
 
     def forward(self, x):
         *growing, last = self.convs
-        seen = x
+        features = x
         for conv in growing:
-            seen = torch.cat([seen, self.lrelu(conv(seen))], 1)
-        return x + self.beta * last(seen)
+            features = torch.cat([features, self.lrelu(conv(features))], 1)
+        return x + self.beta * last(features)
 
 # %% ../../nbs/3_networks/14_rrdb.ipynb #c011
 class RRDB(nn.Module):

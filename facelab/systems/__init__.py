@@ -1,1 +1,1 @@
-"""One system a paper, put together from the networks."""
+"""One system per paper, built from the networks, and sequences of separately trained ones."""

@@ -42,7 +42,7 @@ def _completion_width(completion, width):
 
 
 def _variant_of(name, variant):
-    "The argument `variant` for a network, if it has the released code's and that is asked for."
+    "The argument `variant` of a network inside a compound, which only some networks have."
     return {"variant": "code"} if variant == "code" and "variant" in _arguments_of(name) else {}
 
 # %% ../../nbs/5_systems/03_fcsr_gan.ipynb #c007
