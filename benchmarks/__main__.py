@@ -1,4 +1,4 @@
-"""`python -m benchmarks [NAME ...]`: every benchmark, each in a process of its own, on one page with the machine that it ran on."""
+"""`python -m benchmarks [NAME ...]`: every benchmark, each in its own process, on one page that names the machine."""
 
 import ast
 import os
@@ -40,19 +40,18 @@ def machine():
     ]
 
 
-def what(name):
+def describe(name):
     "The sentence that a benchmark's file begins with: what is compared."
-    said = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
-    return said.partition("\n\n")[0].replace("\n", " ")
+    docstring = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
+    return docstring.partition("\n\n")[0].replace("\n", " ")
 
 
-def measured(name, asked):
+def measure(name, options):
     "What a benchmark prints, shown as it comes; None and the reason if it fails."
+    command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     with (
-        tempfile.TemporaryFile("w+") as said,
-        subprocess.Popen(
-            [sys.executable, "-m", f"benchmarks.{name}", *asked], text=True, stdout=subprocess.PIPE, stderr=said
-        ) as child,
+        tempfile.TemporaryFile("w+") as errors,
+        subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=errors) as child,
     ):
         lines = []
         for line in child.stdout or ():
@@ -60,8 +59,8 @@ def measured(name, asked):
             lines.append(line)
         if child.wait() == 0:
             return "".join(lines).strip(), None
-        said.seek(0)
-        return None, said.read().strip().rpartition("\n")[2] or f"exit status {child.returncode}"
+        errors.seek(0)
+        return None, errors.read().strip().rpartition("\n")[2] or f"exit status {child.returncode}"
 
 
 def main():
@@ -71,19 +70,17 @@ def main():
     args = parser.parse_args()
     if unknown := sorted(set(args.names) - set(names())):
         parser.error(f"no benchmark is called {unknown[0]!r}: there are {', '.join(names())}")
-    page, failed, chosen = (
-        [f"# Benchmarks{' (quick: do they run?)' * args.quick}", markdown_table(machine(), ["machine", ""])],
-        [],
-        args.names or names(),
-    )
+    title = "# Benchmarks" + " (quick: do they run?)" * args.quick
+    options = ["--quick"] * args.quick + [f"--threads={args.threads}"] * bool(args.threads)
+    page, failed, wanted = [title, markdown_table(machine(), ["machine", ""])], [], args.names or names()
     print("\n\n".join(page), flush=True)
-    for k, name in enumerate(chosen):
-        head, began = f"## {name.capitalize()}\n\n{what(name)}", time.monotonic()
+    for k, name in enumerate(wanted):
+        head, began = f"## {name.capitalize()}\n\n{describe(name)}", time.monotonic()
         print(f"\n{head}\n", flush=True)
-        table, wrong = measured(name, [*["--quick"] * args.quick, *[f"--threads={args.threads}"] * bool(args.threads)])
+        table, wrong = measure(name, options)
         page += [head, table or f"n/a: {wrong}"]
         failed += [f"{name}: {wrong}"] * (table is None)
-        print(f"[{k + 1} of {len(chosen)}: {name}, {time.monotonic() - began:.0f} s]", file=sys.stderr, flush=True)
+        print(f"[{k + 1} of {len(wanted)}: {name}, {time.monotonic() - began:.0f} s]", file=sys.stderr, flush=True)
     write_text(args.out, "\n\n".join(page) + "\n")
     print(*failed, f"the page is {args.out}", sep="\n", file=sys.stderr)
     return 1 if failed else 0

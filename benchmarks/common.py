@@ -38,7 +38,7 @@ def all_cases():
 
 
 def arguments(what=None):
-    "A parser with what every benchmark is asked."
+    "A parser with the options of every benchmark."
     parser = argparse.ArgumentParser(description=what)
     parser.add_argument(
         "--quick",
@@ -50,6 +50,7 @@ def arguments(what=None):
 
 
 def asked(parser):
+    "The options that were given, with the number of threads filled in."
     args = parser.parse_args()
     args.threads = args.threads or (1 if args.quick else 2)
     return args
@@ -73,12 +74,11 @@ def difference(case, x, labels):
 
 
 def rates(case, x, labels, seconds=2.0, least=3):
-    "Images a second, measured in turn within one run, the best round of each: ours, the usual way until the batch is a tensor, and its images alone."
+    "Images a second, the best round of each: ours, the usual way until the batch is a tensor, and its images alone."
     ours = case.degradation(x, Dice(0, "benchmark", range(len(x))), **labels)
     images = hwc(x)
-    given = [
-        (rows(ours.maps, i, lambda v: v.dim() == 1), rows(labels, i)) for i in range(len(x))
-    ]  # drawn numbers, not fields
+    # the usual way is given drawn numbers, not fields
+    given = [(rows(ours.maps, i, lambda v: v.dim() == 1), rows(labels, i)) for i in range(len(x))]
 
     def batch(k):
         return case.degradation(x, Dice(k, "benchmark", range(len(x))), **labels)
@@ -136,9 +136,8 @@ def main(cases):
     labels = dict(
         landmarks=drawn["landmarks_68"], parsing=drawn["parsing"], foreground=drawn["foreground"], depth=drawn["depth"]
     )
-    used = {
-        case.name: memory(case, drawn["image"], labels) for case in cases
-    }  # before threads are started: they don't survive a fork
+    # before threads are started, since they do not survive a fork
+    used = {case.name: memory(case, drawn["image"], labels) for case in cases}
     torch.set_num_threads(args.threads)
     print(
         f"{size}x{size}, batch {batch}, threads: {args.threads}; the batch itself has"

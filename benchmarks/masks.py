@@ -1,9 +1,10 @@
 """Face masks against one picture at a time with NumPy and OpenCV.
 
-The usual way (as in mask-wearing tools): a template picture for each kind, rendered once; per face a thin-plate spline from landmarks, `cv2.remap` of
-the template inside the box around the lower face, light from the face's own pixels, alpha compositing. Templates and formulas are ours,
-so that results can be compared; the spline is solved and evaluated with NumPy at every pixel of the box. The difference that is left comes
-from our coarse grid of the spline and from the 5-bit weights of `cv2.remap`.
+The usual way (as in mask-wearing tools): a template picture for each kind, rendered once; per face a thin-plate
+spline from landmarks, `cv2.remap` of the template inside the box around the lower face, light from the face's own
+pixels, alpha compositing. Templates and formulas are ours, so that results can be compared; the spline is solved and
+evaluated with NumPy at every pixel of the box. The difference that is left comes from our coarse grid of the spline
+and from the 5-bit weights of `cv2.remap`.
 """
 
 from functools import lru_cache
@@ -18,10 +19,10 @@ from facelab.degradations.masks import ANCHORS, CHEEKS, FaceMask
 
 REST = ANCHORS.numpy()
 CHEEK_WEIGHTS = CHEEKS.numpy()
-WORN = [
-    (*(float(f(torch.tensor(at))) for f, at in ((s.top, 0.0), (s.bottom, 0.0), (s.side, 0.6))), s.out)
-    for s in SHAPES.values()
-]
+WORN = []  # top, chin, half a width and distance from the mouth of each kind
+for shape in SHAPES.values():
+    curves = ((shape.top, 0.0), (shape.bottom, 0.0), (shape.side, 0.6))
+    WORN.append((*(float(f(torch.tensor(at))) for f, at in curves), shape.out))
 
 
 @lru_cache(None)
@@ -30,14 +31,11 @@ def template(style, level):
     kind, texture, valve = STYLES[style]
     flat = tile(kind, texture, valve, LARGEST).permute(1, 2, 0).numpy()
     size = LARGEST >> level
-    flat = (
-        cv2.resize(flat[..., :4], (size, size), interpolation=cv2.INTER_AREA),
-        cv2.resize(flat[..., 4:], (size, size), interpolation=cv2.INTER_AREA),
-    )
-    return tuple(np.ascontiguousarray(part) for part in flat)
+    halved = [cv2.resize(some, (size, size), interpolation=cv2.INTER_AREA) for some in (flat[..., :4], flat[..., 4:])]
+    return tuple(np.ascontiguousarray(channels) for channels in halved)
 
 
-def resampled(line, count):
+def resample_line(line, count):
     "`count` points at even steps along a polyline."
     walked = np.r_[0, np.cumsum(np.linalg.norm(np.diff(line, axis=0), axis=1))]
     at = np.linspace(0, walked[-1], count)
@@ -52,32 +50,34 @@ def face_anchors(p):
     off = z - z.mean()
     a = (off.conj() * (rest - rest.mean())).sum() / (np.abs(off) ** 2).sum()
     b = rest.mean() - a * z.mean()
-    points = np.concatenate([resampled(p[:9], 5), resampled(p[8:17], 5)[1:], p[[27, 33]], [*eyes], p[30:31], [mouth]])
+    points = np.concatenate(
+        [resample_line(p[:9], 5), resample_line(p[8:17], 5)[1:], p[[27, 33]], [*eyes], p[30:31], [mouth]]
+    )
     w = a * (points @ (1, 1j)) + b
     return points, np.stack([w.real, w.imag], 1), a, b
 
 
-def bending(r2):
+def plate_kernel(r2):
     r2 = np.maximum(r2, 1e-9)
     return 0.5 * r2 * np.log(r2)
 
 
-def thin_plate(source, target, stiff=0.05):
+def fit_thin_plate(source, target, stiff=0.05):
     "Weights of the thin-plate spline from source to target."
     k = len(source)
     affine = np.c_[np.ones(k), source]
     system = np.zeros((k + 3, k + 3))
-    system[:k, :k] = bending(((source[:, None] - source[None]) ** 2).sum(2)) + stiff * np.eye(k)
+    system[:k, :k] = plate_kernel(((source[:, None] - source[None]) ** 2).sum(2)) + stiff * np.eye(k)
     system[:k, k:], system[k:, :k] = affine, affine.T
     return np.linalg.solve(system, np.r_[target - source, np.zeros((3, 2))])
 
 
-def warped(at, source, weights):
+def apply_thin_plate(at, source, weights):
     "The spline at points (M, 2), float32."
     at, source, weights = (q.astype(np.float32) for q in (at, source, weights))
     r2 = (at[:, :1] - source[:, 0]) ** 2 + (at[:, 1:] - source[:, 1]) ** 2
     k = len(source)
-    return at + bending(r2) @ weights[:k] + weights[k] + at @ weights[k + 1 :]
+    return at + plate_kernel(r2) @ weights[:k] + weights[k] + at @ weights[k + 1 :]
 
 
 def put_on(u, v, kind, height, shift, tilt, turn):
@@ -96,7 +96,7 @@ def put_on(u, v, kind, height, shift, tilt, turn):
     )
 
 
-def light_of(hr, points):
+def estimate_light(hr, points):
     "Colour of the light, and how far it comes from the right."
     h, w = hr.shape[:2]
     patches = cv2.resize(hr, (16, 16), interpolation=cv2.INTER_AREA)
@@ -112,7 +112,7 @@ def light_of(hr, points):
     )
 
 
-def rgb(number):
+def unpack_rgb(number):
     return np.array([number >> s & 255 for s in (16, 8, 0)], np.float32) / 255
 
 
@@ -125,9 +125,9 @@ def masked(hr, i, maps, labels):
     x1, y1 = np.minimum(np.ceil(points[:9].max(0) + 0.6 * unit), (w, h)).astype(int)
     x, y = np.meshgrid(np.arange(x0, x1) + 0.5, np.arange(y0, y1) + 0.5)
     z = a * (x + 1j * y) + b
-    u, v = warped(np.stack([z.real.ravel(), z.imag.ravel()], 1), source, thin_plate(source, REST)).T.reshape(
-        2, *x.shape
-    )
+    u, v = apply_thin_plate(
+        np.stack([z.real.ravel(), z.imag.ravel()], 1), source, fit_thin_plate(source, REST)
+    ).T.reshape(2, *x.shape)
     u, v, seen = put_on(
         u,
         v,
@@ -146,8 +146,8 @@ def masked(hr, i, maps, labels):
     )
     strap, dark = second[..., 2:] * seen[..., None], first[..., 1:2] * seen[..., None]
     cover = first[..., :1] + strap
-    light, lean = light_of(hr, points)
-    fabric, ink, trim = (rgb(int(maps[k])) * light for k in ("colour", "second", "trim"))
+    light, lean = estimate_light(hr, points)
+    fabric, ink, trim = (unpack_rgb(int(maps[k])) * light for k in ("colour", "second", "trim"))
     layer = (first[..., 2:3] * fabric + first[..., 3:] * ink + (second[..., :1] + 0.9 * strap) * trim) * (
         1 + lean * second[..., 1:2]
     )

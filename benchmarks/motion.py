@@ -1,4 +1,4 @@
-"""Motion blur against a line kernel and cv2.filter2D for each picture; a roll against one cv2.warpAffine for each moment."""
+"""Motion blur against a line kernel and cv2.filter2D for each picture; a roll against one cv2.warpAffine a moment."""
 
 import cv2
 import numpy as np

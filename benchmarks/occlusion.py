@@ -4,13 +4,13 @@ import cv2
 import numpy as np
 
 from benchmarks.common import Case, main
-from facelab.degradations.occlusion import LEFT, SPAN, SKIN_SPOTS, TOP, Block, Part, Worn, sprite_sheet
+from facelab.degradations.occlusion import LEFT, SKIN_SPOTS, SPAN, TOP, Block, Part, Worn, sprite_sheet
 
 RNG = np.random.default_rng(0)
 
 
-def hide(hr, top, left, bottom, right, fill, ours=None):  # ours: our noise, when results are compared
-    "The picture and its map; both are what a completion network takes."
+def hide(hr, top, left, bottom, right, fill, ours=None):
+    "The picture and its map, as a completion network takes them; `ours` is our noise, when results are compared."
     out, visible = hr.copy(), np.ones(hr.shape[:2], np.float32)
     cv2.rectangle(visible, (left, top), (right - 1, bottom - 1), 0, -1)
     if fill == "black":
@@ -28,15 +28,8 @@ def block(fill):
         top, left = (
             (int(v) for v in maps["box"][:2]) if "box" in maps else (RNG.integers(h // 2 + 1), RNG.integers(w // 2 + 1))
         )
-        return hide(
-            hr,
-            top,
-            left,
-            top + h // 2,
-            left + w // 2,
-            fill,
-            maps["noise"].transpose(1, 2, 0) if "noise" in maps else None,
-        )[0]
+        noise = maps["noise"].transpose(1, 2, 0) if "noise" in maps else None
+        return hide(hr, top, left, top + h // 2, left + w // 2, fill, noise)[0]
 
     return reference
 
@@ -59,24 +52,18 @@ def part(fill):
             (mouth, (0.16 * d, 0.31 * d) + abs(b - a) / 2),
         ][int(maps["part"])]
         (x0, y0), (x1, y1) = np.rint(middle - half).astype(int), np.rint(middle + half).astype(int)
-        ours = (
-            maps["noise"][
-                :,
-                y0 - min(y0, hr.shape[0] - maps["noise"].shape[1]) :,
-                x0 - min(x0, hr.shape[1] - maps["noise"].shape[2]) :,
-            ]
-            if "noise" in maps
-            else None
-        )
-        return hide(
-            hr, y0, x0, y1, x1, fill, ours if ours is None else ours[:, : y1 - y0, : x1 - x0].transpose(1, 2, 0)
-        )[0]
+        ours = None
+        if "noise" in maps:
+            noise = maps["noise"]
+            top, left = (max(0, at - (side - n)) for at, side, n in zip((y0, x0), hr.shape, noise.shape[1:]))
+            ours = noise[:, top : top + y1 - y0, left : left + x1 - x0].transpose(1, 2, 0)
+        return hide(hr, y0, x0, y1, x1, fill, ours)[0]
 
     return reference
 
 
 def worn(hr, i, maps, labels):
-    "The drawing of the same sheet, warped and blended as a sprite with an alpha channel."
+    "A drawing of our sheet, warped and blended as a sprite with an alpha channel."
     side = SHEET.shape[0] // 11
     drawing = SHEET[int(maps["tile"]) * side :][:side]
     left, right, nose, a, b = five(labels["landmarks"])
@@ -106,14 +93,14 @@ def worn(hr, i, maps, labels):
         one, two = maps["C"][:, 0], maps["C"][:, 1]
     else:
         one, two = RNG.random((2, 3), dtype=np.float32)
-        spots = np.rint(eyes + SPOTS_ @ plain.T - 0.5).astype(int).clip(0, hr.shape[0] - 1)
+        spots = np.rint(eyes + SPOTS @ plain.T - 0.5).astype(int).clip(0, hr.shape[0] - 1)
         skin = hr[spots[:, 1], spots[:, 0]].mean(0)
         if maps["kind"] == 1:
             one, two = 1.2 * skin, skin * np.array([0.96, 0.67, 0.58], np.float32)
     return (1 - hidden[..., None]) * hr + first[..., None] * one + second[..., None] * two + white[..., None]
 
 
-SPOTS_ = np.array(SKIN_SPOTS)
+SPOTS = np.array(SKIN_SPOTS)
 SHEET = np.ascontiguousarray(sprite_sheet(128).permute(1, 2, 0).numpy())
 
 NAMED = ("left eye", "right eye", "both eyes", "nose", "mouth")

@@ -45,14 +45,14 @@ def rain(J, i, maps, labels, layers=1, relief=0):
     return T * (J + S) + (1 - T) * A
 
 
-def with_(**more):
+def rain_with(**more):
     return lambda J, i, maps, labels: rain(J, i, maps, labels, **more)
 
 
 CASES = [
     Case("rain", HeavyRain(), rain),
-    Case("rain, three layers", HeavyRain(layers=3), with_(layers=3)),
-    Case("rain, relief", HeavyRain(relief=2.0), with_(relief=2.0)),
+    Case("rain, three layers", HeavyRain(layers=3), rain_with(layers=3)),
+    Case("rain, relief", HeavyRain(relief=2.0), rain_with(relief=2.0)),
 ]
 
 if __name__ == "__main__":

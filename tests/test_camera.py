@@ -1,12 +1,18 @@
 "Blur against OpenCV, noise against its statistics, JPEG against Pillow."
 
 import io
+
 import cv2
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
+
+from facelab import FacelabError
+from facelab.base.dice import Dice
+from facelab.base.images import to_uint8
 from facelab.degradations.camera import (
     JPEG,
     GaussianBlur,
@@ -17,10 +23,7 @@ from facelab.degradations.camera import (
     jpeg,
     quantisation_steps,
 )
-from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
-from facelab import FacelabError
-from facelab.base.images import to_uint8
 
 FACES = draw_faces(range(6), size=64)["image"]
 LARGE = draw_faces(range(4), size=128)["image"]
@@ -57,10 +60,10 @@ def test_any_shape(which, h, w, n, seed):
     assert out.input.shape == x.shape and out.input.dtype == torch.float32 and out.target is x
     assert 0 <= out.input.min() and out.input.max() <= 1
     assert torch.equal(out.input, again.input)
-    last = degradation(x[-1:], Dice(seed, "degrade", [n - 1])).input
-    assert (last - out.input[-1:]).abs().max() <= (1e-6 if which < 5 else 1 / 255 + 1e-6) and (
-        last - out.input[-1:]
-    ).abs().mean() < 1e-5
+    alone = degradation(x[-1:], Dice(seed, "degrade", [n - 1])).input
+    off = (alone - out.input[-1:]).abs()
+    most = 1 / 255 if isinstance(degradation, JPEG) else 0  # a rounding may fall to the other side
+    assert off.max() <= most + 1e-6 and off.mean() < 1e-5
 
 
 @pytest.mark.parametrize("edges, border", [("replicate", cv2.BORDER_REPLICATE), ("reflect", cv2.BORDER_REFLECT_101)])
@@ -99,7 +102,9 @@ def test_gaussian_has_no_subnormal_numbers():
 def test_blur_is_linear_and_composes():
     a, b = torch.rand(2, 1, 3, 40, 40, generator=torch.Generator().manual_seed(0))
     k = gaussian(torch.tensor([1.5]), 6)
-    assert (filter_separably(0.3 * a + 0.7 * b, k) - 0.3 * filter_separably(a, k) - 0.7 * filter_separably(b, k)).abs().max() < 1e-6
+    assert (
+        filter_separably(0.3 * a + 0.7 * b, k) - 0.3 * filter_separably(a, k) - 0.7 * filter_separably(b, k)
+    ).abs().max() < 1e-6
     wide = filter_separably(filter_separably(a, k), k)[..., 10:-10, 10:-10]
     assert (wide - filter_separably(a, gaussian(torch.tensor([4.5]).sqrt(), 8))[..., 10:-10, 10:-10]).abs().max() < 5e-3
 
@@ -177,11 +182,8 @@ def test_tables_are_pillows():
     for quality in range(1, 101):
         file = io.BytesIO()
         Image.new("RGB", (8, 8)).save(file, "JPEG", quality=quality)
-        theirs = Image.open(file).quantization
-        assert [sorted(t.tolist()) for t in quantisation_steps(torch.tensor([quality]))[0]] == [
-            sorted(theirs[0]),
-            sorted(theirs[1]),
-        ]
+        ours, theirs = quantisation_steps(torch.tensor([quality]))[0], Image.open(file).quantization
+        assert [sorted(t.tolist()) for t in ours] == [sorted(theirs[0]), sorted(theirs[1])]
 
 
 @pytest.mark.parametrize(

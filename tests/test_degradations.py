@@ -1,4 +1,4 @@
-"""What every degradation owes, tried on all of them with parameters, shapes, batches and seeds that hypothesis chooses."""
+"""What every degradation must do, for all of them: hypothesis chooses parameters, shapes, batches and seeds."""
 
 import importlib
 import pkgutil
@@ -11,11 +11,11 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 import facelab.degradations
+from facelab import FacelabError
+from facelab.base.dice import Dice
 from facelab.degradations.chain import Chain
 from facelab.degradations.degradation import Degradation
-from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
-from facelab import FacelabError
 from facelab.training.recipes import load_degradations
 
 MODULES = [
@@ -62,20 +62,18 @@ def values(field):
     return st.booleans()
 
 
-def made(cls):
-    return (
-        st.fixed_dictionaries({f.name: values(f) for f in fields(cls)})
-        .map(lambda given: usable(cls, given))
-        .filter(bool)
-    )
-
-
-def usable(cls, given):
-    "Combinations that the class itself refuses in a sentence are not tried."
+def build(cls, given):
+    "None for a combination that the class itself refuses in a sentence: it is not tried."
     try:
         return cls(**given)
     except FacelabError:
         return None
+
+
+def degradations(cls):
+    "Degradations of a class with any allowed parameters."
+    parameters = st.fixed_dictionaries({f.name: values(f) for f in fields(cls)})
+    return parameters.map(lambda given: build(cls, given)).filter(bool)
 
 
 @lru_cache(maxsize=None)
@@ -85,11 +83,14 @@ def drawn(size):
 
 def faces(size, rows, count, first=0):
     "Some drawn faces, cropped to an oblong picture, with all their labels."
-    d, part = drawn(size), slice(first, first + count)
-    labels = dict(
-        landmarks=d["landmarks_68"][part], **{k: d[k][part, :rows] for k in ("parsing", "foreground", "depth")}
-    )
-    return d["image"][part, :, :rows].contiguous(), labels
+    d, some = drawn(size), slice(first, first + count)
+    labels = {k: d[k][some, :rows] for k in ("parsing", "foreground", "depth")}
+    return d["image"][some, :, :rows].contiguous(), dict(landmarks=d["landmarks_68"][some], **labels)
+
+
+# The spline of a mask is evaluated in float32, where a product of one face may round otherwise than one of two;
+# that moves a mask on 32 pixels by up to 3e-5, a hundredth of a grey level.
+ROUNDING = {"FaceMask": 1e-4}
 
 
 def check(degradation, size, rows, count, seed):
@@ -108,7 +109,8 @@ def check(degradation, size, rows, count, seed):
     again = degradation(x, Dice(seed, "test", range(count)), **labels)
     assert torch.equal(out.input, again.input) and all(torch.equal(v, again.maps[k]) for k, v in out.maps.items())
     last = degradation(x[-1:], Dice(seed, "test", [count - 1]), **{k: v[-1:] for k, v in labels.items()})
-    assert torch.allclose(out.input[-1:], last.input, atol=1e-6), "a face depends on the others in its batch"
+    atol = ROUNDING.get(type(degradation).__name__, 1e-6)
+    assert torch.allclose(out.input[-1:], last.input, atol=atol), "a face depends on the others in its batch"
     for k, v in out.maps.items():
         assert torch.allclose(v[-1:].float(), last.maps[k].float(), atol=1e-4), (
             f"{k} of a face depends on the others in its batch"
@@ -149,19 +151,12 @@ def test_any_parameters_any_shape_any_seed(cls):
     @SOME
     @given(st.data())
     def tried(data):
-        degradation = data.draw(made(cls))
+        degradation = data.draw(degradations(cls))
         size = data.draw(st.sampled_from([32, 64, 96]))
-        sides = [
-            s for s in (size, size * 7 // 8) if size % degradation.multiple == 0 and s % degradation.multiple == 0
-        ] or [size]
         if size % degradation.multiple == 0:
-            check(
-                degradation,
-                size,
-                data.draw(st.sampled_from(sides)),
-                data.draw(st.integers(1, 4)),
-                data.draw(st.integers(0, 2**40)),
-            )
+            sides = [s for s in (size, size * 7 // 8) if s % degradation.multiple == 0]
+            rows, count = data.draw(st.sampled_from(sides)), data.draw(st.integers(1, 4))
+            check(degradation, size, rows, count, seed=data.draw(st.integers(0, 2**40)))
 
     tried()
 
@@ -192,7 +187,7 @@ def test_every_parameter_explains_itself_and_refuses_what_it_cannot_do(cls):
 def test_bad_images_and_labels_get_one_sentence(cls):
     x, labels = faces(64, 64, 2)
     degradation = cls()
-    for bad, said in (
+    for bad, message in (
         (x * 255, "0, 1"),
         (x[0], "N, 3, H, W"),
         (x * float("nan"), "0, 1"),
@@ -200,7 +195,7 @@ def test_bad_images_and_labels_get_one_sentence(cls):
         ([x[0], x[1, :, :8]], "2 sizes"),
         (x.to(torch.uint8), "float"),
     ):
-        with pytest.raises(FacelabError, match=said):
+        with pytest.raises(FacelabError, match=message):
             degradation(bad, **labels)
     for need in degradation.needs:
         with pytest.raises(FacelabError, match=f"{cls.__name__} needs"):

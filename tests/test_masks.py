@@ -1,4 +1,4 @@
-"Face masks: where they sit, what they touch, and the parts they are made of, against SciPy, OpenCV and geometry."
+"Face masks: where they sit, what they touch, and what they are made of, against SciPy, OpenCV and geometry."
 
 import sys
 from functools import lru_cache
@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from scipy.interpolate import RBFInterpolator
 
 from conftest import ROOT
+from facelab import FacelabError
+from facelab.base.dice import Dice
 from facelab.degradations.mask_template import (
     HALVINGS,
     KINDS,
@@ -21,29 +23,27 @@ from facelab.degradations.mask_template import (
     STYLES,
     TEXTURES,
     TOP,
-    tile_position,
     mask_atlas,
     tile,
+    tile_position,
 )
 from facelab.degradations.masks import (
     ANCHORS,
     FaceMask,
     anchors,
-    apply_thin_plate,
-    resample_line,
-    estimate_light,
-    node_coordinates,
-    pack_rgb,
-    unpack_rgb,
     apply_similarity,
-    node_weights,
+    apply_thin_plate,
+    estimate_light,
     fit_thin_plate,
-    similarity_to_rest,
     mask_window,
+    node_coordinates,
+    node_weights,
+    pack_rgb,
+    resample_line,
+    similarity_to_rest,
+    unpack_rgb,
 )
-from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
-from facelab import FacelabError
 from facelab.faces.parts import CLASSES_19, five_points, scheme
 
 TURNED = [44, 103, 50, 47, 73, 102, 68, 21, 67, 38]  # noses up to .28 eye distances off the middle: about 33 degrees
@@ -134,7 +134,7 @@ def test_a_quarter_turn_turns_the_mask():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_does_not_float_off_the_cheeks(kind):
-    "Above the chin, next to no background is covered; the drawn faces know what is background."
+    "Above the chin, next to no background is covered; the parsing of drawn faces says what is background."
     x, p = faces()["image"], points(68)
     parsing = faces()["parsing"]
     behind = parsing == CLASSES_19.index("background")
@@ -147,7 +147,7 @@ def test_does_not_float_off_the_cheeks(kind):
 
 @pytest.mark.parametrize("kind", ["surgical", "cloth"])
 def test_hugs_the_jaw_on_the_far_side(kind):
-    "On the far side a turned mask reaches the edge of the face: no strip of cheek wider than a tenth of the eye distance is left."
+    "On the far side of a turned head no strip of cheek wider than a tenth of the eye distance is left."
     x, p = faces()["image"], points(68)
     m = masked(FaceMask(kind=kind, askew=0.0), x, p).maps["mask"]
     turn = anchors(p)[2]
@@ -195,7 +195,7 @@ def test_drawn_numbers_stay_in_their_ranges(seed, askew):
     shadow=st.floats(0, 2),
     count=st.sampled_from(COUNTS),
 )
-def test_maps_tell_everything(seed, size, shadow, count):
+def test_the_maps_give_the_picture(seed, size, shadow, count):
     x = faces(size)["image"]
     out = masked(FaceMask(shadow=shadow, valve=0.5), x, points(count, size), seed)
     m, s, layer, gamma = (out.maps[k] for k in ("mask", "shadow", "layer", "gamma"))
@@ -286,13 +286,10 @@ def test_size_does_not_change_what_is_worn():
 @pytest.mark.parametrize("valve", [0.0, 1.0])
 def test_every_style(kind, valve):
     for texture in TEXTURES:
-        out = masked(
-            FaceMask(kind=kind, texture=texture, valve=valve, colour="#8090a0"), faces()["image"][:2], points(68)[:2]
-        )
-        assert (
-            out.maps["style"].tolist()
-            == [STYLES.index((kind, texture if kind == "cloth" else "plain", bool(valve) and kind != "surgical"))] * 2
-        )
+        mask = FaceMask(kind=kind, texture=texture, valve=valve, colour="#8090a0")
+        out = masked(mask, faces()["image"][:2], points(68)[:2])
+        style = (kind, texture if kind == "cloth" else "plain", bool(valve) and kind != "surgical")
+        assert out.maps["style"].tolist() == [STYLES.index(style)] * 2
 
 
 def test_styles_differ():
@@ -325,10 +322,12 @@ def test_colours_are_one_number(numbers):
 def test_dark_pictures_get_dark_masks():
     x, p = faces()["image"], points(68)
     mask = FaceMask(colour="#f0f0f0")
-    bright, dark = (
-        (lambda out: out.maps["layer"].sum((1, 2, 3)) / out.maps["mask"].sum((1, 2, 3)) / 3)(masked(mask, k * x, p))
-        for k in (1.0, 0.25)
-    )
+
+    def brightness(x):
+        maps = masked(mask, x, p).maps
+        return maps["layer"].sum((1, 2, 3)) / maps["mask"].sum((1, 2, 3)) / 3
+
+    bright, dark = brightness(x), brightness(0.25 * x)
     assert (dark < 0.55 * bright).all() and (bright > 0.4).all()
 
 
@@ -336,10 +335,12 @@ def test_light_comes_from_the_brighter_cheek():
     p = points(68)
     ramp = torch.linspace(0.2, 0.9, 128).expand(len(p), 3, 128, 128)
     source, (a, b), _ = anchors(p)
-    assert (estimate_light(ramp, source, a, b)[1] > 0.1).all() and (estimate_light(ramp.flip(-1), source, a, b)[1] < -0.1).all()
+    assert (estimate_light(ramp, source, a, b)[1] > 0.1).all() and (
+        estimate_light(ramp.flip(-1), source, a, b)[1] < -0.1
+    ).all()
 
 
-# parts
+# what they are made of
 
 
 @pytest.mark.parametrize("stiff", [0.0, 0.05, 1.0])
@@ -369,7 +370,7 @@ def test_anchors_do_not_depend_on_the_pose_in_the_plane(scale, angle, dx, dy, co
     assert torch.allclose(anchors(torch.view_as_real(z))[0], anchors(p)[0], atol=1e-6)
 
 
-def test_upright_is_a_least_squares_fit():
+def test_similarity_to_rest_is_a_least_squares_fit():
     five = five_points(points(68).double())
     a, b = similarity_to_rest(five)
     seen = torch.cat([five[:, :2], five[:, 3:].mean(1, keepdim=True)], 1)
@@ -378,13 +379,12 @@ def test_upright_is_a_least_squares_fit():
         assert (error(a + da, b + db) > error(a, b)).all() and (error(a - da, b - db) > error(a, b)).all()
 
 
-def test_evenly_is_numpys():
+def test_even_steps_are_numpys():
     line = torch.rand(5, 9, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     for got, want in zip(resample_line(line, 6).numpy(), line.numpy()):
         walked = np.r_[0, np.cumsum(np.linalg.norm(np.diff(want, axis=0), axis=1))]
-        assert np.allclose(
-            got, np.stack([np.interp(np.linspace(0, walked[-1], 6), walked, want[:, k]) for k in (0, 1)], 1)
-        )
+        at = np.linspace(0, walked[-1], 6)
+        assert np.allclose(got, np.stack([np.interp(at, walked, want[:, k]) for k in (0, 1)], 1))
 
 
 @pytest.mark.parametrize("count, most", [(5, 0.12), (49, 0.12), (81, 0.0), (194, 0.01)])
@@ -394,7 +394,7 @@ def test_schemes_agree_with_68_points(count, most):
     assert off[:, :9].mean() <= most and off[:, 11:].max() < 1e-4
 
 
-def test_guess_knows_how_the_head_turns():
+def test_guess_follows_the_turn_of_the_head():
     "The jaw of a turned head is guessed better than by the mean face."
     true, guess = anchors(points(68))[0], anchors(points(5))[0]
     turned = anchors(points(68))[2].abs() > 0.2
@@ -407,30 +407,25 @@ def test_outlines_and_materials():
     for style in STYLES:
         t = tile(*style, 100)
         at = lambda u, v: t[0, round((v - TOP) / SIDE * 100 - 0.5), round((u - LEFT) / SIDE * 100 - 0.5)]
-        assert (
-            min(at(0, 0.56), at(-0.35, 1.016), at(0.35, 1.016), at(0, 1.74)) == 1 and max(at(-0.5, 0), at(0.5, 0)) == 0
-        ), style
-        assert (
-            t[2:5].sum(0)[t[0] == 0].max() == 0
-            and t[:5].min() >= 0
-            and t[[0, 1, 6]].max() <= 1
-            and t[2:5].sum(0).max() < 1.3
-        )
+        assert min(at(0, 0.56), at(-0.35, 1.016), at(0.35, 1.016), at(0, 1.74)) == 1, style
+        assert max(at(-0.5, 0), at(0.5, 0)) == 0, style
+        light = t[2:5].sum(0)
+        assert light[t[0] == 0].max() == 0 and light.max() < 1.3
+        assert t[:5].min() >= 0 and t[[0, 1, 6]].max() <= 1
         assert (t[0] * t[6]).max() <= 0.25  # straps end at the mask
 
 
 def test_halves_of_a_tile_are_its_means():
-    page = mask_atlas()
+    atlas = mask_atlas()
     for style in range(len(STYLES)):
         levels = []
         for k in range(HALVINGS + 1):
             x, y, size = (int(q) for q in tile_position(torch.tensor(style), torch.tensor(k)))
             assert size == LARGEST >> k
-            levels.append(page[:, :, y : y + size, x : x + size])
+            levels.append(atlas[:, :, y : y + size, x : x + size])
         for level in levels:
-            assert (
-                max(level[:, :, [0, -1]].abs().max(), level[..., [0, -1]].abs().max()) < 1e-6
-            )  # what is outside reads zeros
+            border = max(level[:, :, [0, -1]].abs().max(), level[..., [0, -1]].abs().max())
+            assert border < 1e-6  # what is outside reads zeros
         for fine, coarse in zip(levels, levels[1:]):
             assert torch.allclose(F.avg_pool2d(fine, 2), coarse, atol=1e-6)
         assert torch.equal(levels[0][0], tile(*STYLES[style], LARGEST))
@@ -451,7 +446,7 @@ def test_the_usual_way_gives_the_same_picture():
 
 
 @pytest.mark.parametrize(
-    "parameters, said",
+    "parameters, message",
     [
         (dict(kind="scarf"), "surgical, cloth, n95, duckbill"),
         (dict(texture="tartan"), "plain, stripes"),
@@ -463,14 +458,14 @@ def test_the_usual_way_gives_the_same_picture():
         (dict(shadow=3.0), "in [0, 2]"),
     ],
 )
-def test_bad_parameters(parameters, said):
+def test_bad_parameters(parameters, message):
     with pytest.raises(FacelabError, match="FaceMask") as error:
         FaceMask(**parameters)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
-    "labels, said",
+    "labels, message",
     [
         (dict(), "needs landmarks"),
         (dict(landmarks=torch.rand(16, 7, 2) * 128), "7 landmarks a face are not handled"),
@@ -479,10 +474,10 @@ def test_bad_parameters(parameters, said):
         (dict(landmarks=torch.full((16, 68, 2), float("nan"))), "outside"),
     ],
 )
-def test_bad_landmarks(labels, said):
+def test_bad_landmarks(labels, message):
     with pytest.raises(FacelabError) as error:
         FaceMask()(faces()["image"], **labels)
-    assert said in str(error.value)
+    assert message in str(error.value)
 
 
 def test_landmarks_in_one_spot_do_no_harm():

@@ -8,6 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from facelab import FacelabError
+from facelab.base.dice import Dice
 from facelab.degradations.motion import (
     MotionBlur,
     blur_roll,
@@ -20,9 +22,7 @@ from facelab.degradations.motion import (
     trajectory,
 )
 from facelab.degradations.resample import Downsample
-from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
-from facelab import FacelabError
 
 MOTIONS = dict(
     straight=dict(length=0.14),
@@ -50,7 +50,7 @@ def drawn():
     return d["image"], dict(parsing=d["parsing"], landmarks=d["landmarks_68"], foreground=d["foreground"])
 
 
-def looked_up(picture, x, y):
+def bilinear(picture, x, y):
     "Bilinear interpolation of (H,W) at points."
     j, i = np.floor(x).astype(int), np.floor(y).astype(int)
     b, a = x - j, y - i
@@ -70,7 +70,7 @@ def test_equals_the_direct_line_integral(length, angle, bend):
     r = int(path.abs().max().ceil())
     ours = filter_each(picture, path_kernels(path, r, r))[0, 0].numpy()
     yy, xx = np.mgrid[r : 37 - r, r : 45 - r].astype(float)
-    theirs = np.mean([looked_up(picture[0, 0].double().numpy(), xx - sx, yy - sy) for sx, sy in path[0].numpy()], 0)
+    theirs = np.mean([bilinear(picture[0, 0].double().numpy(), xx - sx, yy - sy) for sx, sy in path[0].numpy()], 0)
     assert np.abs(ours - theirs).max() < 1e-5
 
 
@@ -115,18 +115,15 @@ def test_no_rim_is_brighter_or_darker_than_its_surroundings(drawn, motion):
     x, labels = drawn
     region = feather(torch.isin(labels["parsing"], torch.arange(1, 14, dtype=torch.uint8)).float()[:, None])
     region = (region > 0.5).float()
-    out = MotionBlur(**MOTIONS[motion])
-    path = walk(8, 30, MOTIONS[motion].get("bend", 0)).expand(4, -1, -1)
-    turn = torch.full((4,), math.radians(MOTIONS[motion].get("turn", 0)), dtype=torch.float64)
-    blurred, alpha = (
-        blur_roll(0.2 + 0.6 * region.expand_as(x), region, path, turn)
-        if out.turn[1]
-        else blur_slide(0.2 + 0.6 * region.expand_as(x), region, path)
-    )
-    inside = region.expand_as(x) == 1
-    assert (blurred.sub(0.2 + 0.6 * alpha).abs()[~inside]).max() < (
-        0.16 if out.turn[1] else 1e-5
-    )  # a roll looks picture and region up separately
+    given, picture = MOTIONS[motion], 0.2 + 0.6 * region.expand_as(x)
+    path = walk(8, 30, given.get("bend", 0)).expand(4, -1, -1)
+    if "turn" in given:
+        turn = torch.full((4,), math.radians(given["turn"]), dtype=torch.float64)
+        (blurred, alpha), most = blur_roll(picture, region, path, turn), 0.16  # reads picture and region separately
+    else:
+        (blurred, alpha), most = blur_slide(picture, region, path), 1e-5
+    outside = region.expand_as(x) != 1
+    assert (blurred - (0.2 + 0.6 * alpha)).abs()[outside].max() < most
     assert blurred.min() > 0.2 - 1e-5 and blurred.max() < 0.8 + 1e-5
 
 
@@ -152,24 +149,15 @@ def test_a_roll_is_the_mean_of_turned_pictures():
     side, degrees = 48, 30.0
     smooth = cv2.GaussianBlur(noise(side, side, 3, seed=2).numpy(), (0, 0), 2)
     x = torch.from_numpy(smooth).permute(2, 0, 1)[None]
-    ours = (
-        blur_roll(
-            x, torch.ones(1, 1, side, side), torch.zeros(1, 3, 2, dtype=torch.float64), torch.deg2rad(numbers(degrees))
-        )[0][0]
-        .permute(1, 2, 0)
-        .numpy()
-    )
-    turned = [
-        cv2.warpAffine(
-            smooth,
-            cv2.getRotationMatrix2D(((side - 1) / 2,) * 2, degrees * t, 1),
-            (side, side),
-            borderMode=cv2.BORDER_REPLICATE,
-        )
-        for t in np.linspace(-0.5, 0.5, 101)
-    ]
+    everything, still = torch.ones(1, 1, side, side), torch.zeros(1, 3, 2, dtype=torch.float64)
+    blurred, _ = blur_roll(x, everything, still, torch.deg2rad(numbers(degrees)))
+    ours = blurred[0].permute(1, 2, 0).numpy()
+    moments = []
+    for t in np.linspace(-0.5, 0.5, 101):
+        matrix = cv2.getRotationMatrix2D(((side - 1) / 2,) * 2, degrees * t, 1)
+        moments.append(cv2.warpAffine(smooth, matrix, (side, side), borderMode=cv2.BORDER_REPLICATE))
     inner = slice(8, -8)
-    assert np.abs(ours - np.mean(turned, 0))[inner, inner].max() < 0.004
+    assert np.abs(ours - np.mean(moments, 0))[inner, inner].max() < 0.004
 
 
 def test_a_shift_is_the_same_by_kernels_and_by_steps():
@@ -253,7 +241,7 @@ def test_regions_and_their_labels(drawn):
 
 
 @pytest.mark.parametrize(
-    "given, labels, said",
+    "given, labels, message",
     [
         (
             dict(length=0.6),
@@ -266,11 +254,11 @@ def test_regions_and_their_labels(drawn):
         (dict(region="person"), ("landmarks",), "needs foreground or parsing"),
     ],
 )
-def test_bad_parameters_and_labels_get_one_sentence(drawn, given, labels, said):
+def test_bad_parameters_and_labels_get_one_sentence(drawn, given, labels, message):
     x, have = drawn
     with pytest.raises(FacelabError) as error:
         MotionBlur(**given)(x, **{k: have[k] for k in labels})
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_a_face_without_a_face(drawn):

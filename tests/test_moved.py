@@ -40,6 +40,7 @@ def test_names_that_people_type_are_lent_by_the_packages():
     for package in ("base", "faces", "degradations", "networks", "training", "evaluation"):
         module = importlib.import_module(f"facelab.{package}")
         assert dir(module) and all(getattr(module, name) is not None for name in dir(module))
+        assert not [name for name in dir(module) if (ROOT / "facelab" / package / f"{name}.py").exists()]
     with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
         importlib.import_module("facelab.faces").nothing
     code = "import sys, facelab, facelab.faces, facelab.evaluation; print('torch' in sys.modules)"

@@ -3,11 +3,23 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings, strategies as st
-from facelab.degradations.occlusion import FILLS, STYLES, Block, Part, Worn, byte_noise, part_boxes, sample_drawing, sprite_sheet
-from facelab.base.dice import Dice
-from facelab.faces.drawn import draw_faces
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
 from facelab import FacelabError
+from facelab.base.dice import Dice
+from facelab.degradations.occlusion import (
+    FILLS,
+    STYLES,
+    Block,
+    Part,
+    Worn,
+    byte_noise,
+    part_boxes,
+    sample_drawing,
+    sprite_sheet,
+)
+from facelab.faces.drawn import draw_faces
 from facelab.faces.parts import five_points
 
 DRAWN = draw_faces(range(6), size=64)
@@ -59,10 +71,10 @@ def test_block_by_slicing(fill):
     out = Block(fill=fill)(FACES, numbers(6))
     for i, (top, left, bottom, right) in enumerate(out.maps["box"].tolist()):
         a = FACES[i].numpy().copy()
-        inside = dict(
-            black=0, mean=a.mean((1, 2))[:, None, None], noise=out.maps["noise"][i].numpy() if fill == "noise" else None
-        )[fill]
-        a[:, top:bottom, left:right] = inside
+        if fill == "noise":
+            a[:, top:bottom, left:right] = out.maps["noise"][i].numpy()
+        else:
+            a[:, top:bottom, left:right] = a.mean((1, 2), keepdims=True) if fill == "mean" else 0
         np.testing.assert_allclose(out.input[i], a, atol=1e-6)
         assert (bottom - top, right - left) == (32, 32) and top >= 0 and left >= 0 and bottom <= 64 and right <= 64
 
@@ -79,10 +91,9 @@ def test_grid(grid, k):
     x = torch.ones(1, 3, 48, 48)
     for cell in range(1, k * k + 1):
         top, left, bottom, right = Block(place=grid, cell=cell)(x).maps["box"][0].tolist()
-        assert (top, left) == (
-            (cell - 1) // k * 48 // k,
-            (cell - 1) % k * 48 // k,
-        ) and bottom - top == right - left == 48 // k
+        row, column = divmod(cell - 1, k)
+        assert (top, left) == (row * 48 // k, column * 48 // k)
+        assert bottom - top == right - left == 48 // k
     drawn = Block(place=grid)(x.expand(400, -1, -1, -1), Dice(0, "degrade", range(400))).maps["box"]
     assert len(drawn.unique(dim=0)) == k * k
 
@@ -98,12 +109,8 @@ def test_grid_leaves_nothing_out(side):
 def test_share_grows():
     shares = torch.linspace(0, 1, 21).tolist()
     hidden = [1 - float(Block(share=s, place="centre")(FACES[:1]).maps["M"].mean()) for s in shares]
-    assert (
-        max(abs(a - b) for a, b in zip(shares, hidden)) < 0.02
-        and hidden == sorted(hidden)
-        and hidden[0] == 0
-        and hidden[-1] == 1
-    )
+    assert max(abs(a - b) for a, b in zip(shares, hidden)) < 0.02
+    assert hidden == sorted(hidden) and hidden[0] == 0 and hidden[-1] == 1
 
 
 def test_noise_is_even_and_unrelated():
@@ -132,9 +139,8 @@ def test_part_hides_its_landmarks_only(part, which):
     at = p.long().clamp(0, 127)
     seen = M[torch.arange(40)[:, None], 0, at[..., 1], at[..., 0]]
     assert seen[:, list(which)].mean() < 0.005
-    others = dict(zip(("left eye", "right eye", "both eyes", "nose", "mouth"), ([45], [36], [57], [57, 8], [38, 43])))[
-        part
-    ]
+    elsewhere = {"left eye": [45], "right eye": [36], "both eyes": [57], "nose": [57, 8], "mouth": [38, 43]}
+    others = elsewhere[part]
     assert seen[:, others].min() == 1 and seen[:, :17].mean() > 0.97
 
 
@@ -154,7 +160,7 @@ def test_worn_is_composed(kind):
     assert (M * FACES + L - out.input).abs().max() < 1e-6
     assert 0.03 < 1 - M.mean() < 0.6 and M.min() < 1e-3
     white = Worn(kind=kind)(torch.ones_like(FACES), numbers(6), landmarks=POINTS)
-    assert white.input.max() <= 1 and torch.equal(white.maps["M"], M)  # M knows nothing of the picture
+    assert white.input.max() <= 1 and torch.equal(white.maps["M"], M)  # M does not depend on the picture
 
 
 def test_marked_as_hidden():
@@ -162,10 +168,8 @@ def test_marked_as_hidden():
     thing, marked = (Worn(fill=f)(FACES, numbers(6), landmarks=POINTS) for f in ("thing", "black"))
     M = marked.maps["M"]
     assert torch.equal(marked.input, M * FACES) and M.unique().tolist() == [0, 1]
-    assert (
-        thing.maps["M"][M == 0].max() <= 0.9 < thing.maps["M"][M == 1].min()
-        and marked.maps["occluder"].abs().max() == 0
-    )
+    assert thing.maps["M"][M == 0].max() <= 0.9 < thing.maps["M"][M == 1].min()
+    assert marked.maps["occluder"].abs().max() == 0
 
 
 def hidden_share(M, points):
@@ -179,11 +183,8 @@ def test_worn_sits_where_it_should():
     M = {k: Worn(kind=k)(big["image"], numbers(24), landmarks=p).maps["M"] for k in STYLES}
     eyes, mouth, chin, brow = p[:, 36:48], p[:, 48:68], p[:, 7:10], p[:, 27:28]
     assert hidden_share(M["sunglasses"], eyes).mean() > 0.97 and hidden_share(M["sunglasses"], mouth).max() == 0
-    assert (
-        hidden_share(M["scarf"], mouth).mean() > 0.97
-        and hidden_share(M["scarf"], chin).mean() > 0.97
-        and hidden_share(M["scarf"], eyes).max() == 0
-    )
+    assert hidden_share(M["scarf"], mouth).mean() > 0.97 and hidden_share(M["scarf"], chin).mean() > 0.97
+    assert hidden_share(M["scarf"], eyes).max() == 0
     cheeks = torch.stack([p[:, 2:6].mean(1), p[:, 11:15].mean(1)], 1)
     touched = torch.maximum(hidden_share(M["hand"], mouth).mean(1), hidden_share(M["hand"], cheeks).amax(1))
     assert touched.min() > 0.5 and hidden_share(M["hand"], brow).max() < 0.3
@@ -222,26 +223,18 @@ def test_dye():
     assert (C * 255).round().int().tolist() == [[0x30, 0x60, 0xA0]] * 6
 
 
-def test_sheet_keeps_within_the_light():
+def test_drawings_keep_within_the_light():
     maps = sprite_sheet(64)
-    assert (
-        maps.shape == (4, 11 * 96, 96)
-        and maps.min() >= 0
-        and maps.max() <= 1
-        and (maps[1:].sum(0) <= maps[0] + 1e-6).all()
-    )
+    assert maps.shape == (4, 11 * 96, 96) and maps.min() >= 0 and maps.max() <= 1
+    assert (maps[1:].sum(0) <= maps[0] + 1e-6).all()
     alone = sample_drawing(maps, torch.eye(3)[None, :2].repeat(11, 1, 1) * 2.4, torch.arange(11.0), (96, 96))
     assert all((a[0] == 0).float().mean() > 0.2 and (a[0] > 0.99).float().mean() > 0.02 for a in alone)
 
 
 @pytest.mark.parametrize("count", [5, 49, 81])
 def test_landmark_schemes(count):
-    p = dict(
-        zip(
-            (5, 49, 81),
-            (five_points(POINTS), POINTS[:, [k for k in range(17, 68) if k not in (60, 64)]], DRAWN["landmarks_81"]),
-        )
-    )[count]
+    inner = [k for k in range(17, 68) if k not in (60, 64)]
+    p = {5: five_points(POINTS), 49: POINTS[:, inner], 81: DRAWN["landmarks_81"]}[count]
     for degradation in (Part(), Worn()):
         a, b = (degradation(FACES, numbers(6), landmarks=q).input for q in (POINTS, p))
         assert (a - b).abs().mean() < 1e-5

@@ -8,11 +8,11 @@ import pytest
 import torch
 from scipy.stats import norm
 
-from facelab.degradations.rain import HeavyRain, drops, recompose, streaks, normal_tail, transmission
-from facelab.degradations.resample import Downsample, resize
-from facelab.base.dice import Dice
-from facelab.faces.drawn import draw_faces
 from facelab import FacelabError
+from facelab.base.dice import Dice
+from facelab.degradations.rain import HeavyRain, drops, normal_tail, recompose, streaks, transmission
+from facelab.degradations.resample import Downsample, resize
+from facelab.faces.drawn import draw_faces
 
 SETTINGS = dict(
     default={},
@@ -84,37 +84,25 @@ def test_threshold_and_excess_are_those_of_the_normal_distribution(chance):
     assert abs(norm.sf(threshold) - chance) < 1e-9
     assert abs(norm.expect(lambda z: z - threshold, lb=threshold, conditional=True) - excess) < 1e-6
     even = torch.arange(1, 1000) / 1000
-    assert (
-        np.abs(
-            drops(even, torch.tensor(threshold)).numpy() * 2**0.5
-            - np.maximum(norm.ppf(even.double().numpy()) - threshold, 0)
-        ).max()
-        < 1e-4
-    )
+    ours = drops(even, torch.tensor(threshold)).numpy() * 2**0.5
+    theirs = np.maximum(norm.ppf(even.double().numpy()) - threshold, 0)
+    assert np.abs(ours - theirs).max() < 1e-4
 
 
 @pytest.mark.parametrize("length, angle", [(9.0, 90.0), (20.0, 75.0), (15.0, 120.0), (12.0, 0.0)])
 def test_a_layer_is_thresholded_noise_filtered_by_motion(length, angle):
     "The same even numbers through scipy's normal distribution and OpenCV's filter."
     margin, side, amount = 12, 48, 0.3
-    ours = streaks(
-        Dice(0, "d", [0]),
-        numbers(length),
-        numbers(angle),
-        numbers(amount),
-        numbers(0.4),
-        (side, side),
-        (margin, margin),
-    )[0, 0].numpy()
+    given = [numbers(v) for v in (length, angle, amount, 0.4)]
+    ours = streaks(Dice(0, "d", [0]), *given, (side, side), (margin, margin))[0, 0].numpy()
     even = Dice(0, "d", [0]).even_field(side + 2 * margin, side + 2 * margin)[0].double().numpy()
     threshold = norm.isf(amount / length)
     seeds = np.maximum(norm.ppf(even.clip(1e-9)) - threshold, 0) / (norm.pdf(threshold) / (amount / length) - threshold)
     kernel = np.zeros((2 * margin + 1, 2 * margin + 1))
     for t in (np.arange(4 * margin + 1) + 0.5) / (4 * margin + 1) - 0.5:
         x, y = t * length * np.cos(np.radians(angle)), -t * length * np.sin(np.radians(angle))
-        kernel += np.outer(
-            (1 - abs(np.arange(-margin, margin + 1) - y)).clip(0), (1 - abs(np.arange(-margin, margin + 1) - x)).clip(0)
-        )
+        near = lambda s: (1 - abs(np.arange(-margin, margin + 1) - s)).clip(0)
+        kernel += np.outer(near(y), near(x))
     theirs = cv2.filter2D(seeds, -1, kernel / kernel.sum() * length * 0.4)[margin:-margin, margin:-margin]
     assert np.abs(ours - theirs).max() < 1e-3
 
@@ -135,14 +123,10 @@ def test_streaks_reach_the_border():
 @pytest.mark.parametrize("side", [32, 128])
 def test_streaks_point_where_they_should(angle, side):
     "The layer's correlation with itself is a ridge along its streaks; its main axis is their direction."
-    S = (
-        HeavyRain(angle=angle, strength=0.05, length=0.25, amount=0.3)(black(32, side), Dice(0, "d", range(32)))
-        .maps["S"]
-        .mean(1)
-    )
-    ridge = torch.fft.fftshift(
-        torch.fft.irfft2(torch.fft.rfft2(S - S.mean(), s=(2 * side, 2 * side)).abs().square().mean(0))
-    )
+    rain = HeavyRain(angle=angle, strength=0.05, length=0.25, amount=0.3)
+    S = rain(black(32, side), Dice(0, "d", range(32))).maps["S"].mean(1)
+    power = torch.fft.rfft2(S - S.mean(), s=(2 * side, 2 * side)).abs().square().mean(0)
+    ridge = torch.fft.fftshift(torch.fft.irfft2(power))
     reach = side // 5
     ridge = ridge[side - reach : side + reach + 1, side - reach : side + reach + 1] / ridge[side, side]
     yy, xx = torch.meshgrid(*[torch.arange(-reach, reach + 1.0)] * 2, indexing="ij")
@@ -156,11 +140,8 @@ def test_streaks_point_where_they_should(angle, side):
 @pytest.mark.parametrize("length", [0.1, 0.2, 0.3])
 def test_streaks_have_their_length_and_are_thin(length):
     "A box of length l correlates with itself, d pixels along it, by 1 - d/l; across it, not at all."
-    S = (
-        HeavyRain(angle=90, length=length, strength=0.05, amount=0.3)(black(32, 128), Dice(0, "d", range(32)))
-        .maps["S"]
-        .mean(1)
-    )
+    rain = HeavyRain(angle=90, length=length, strength=0.05, amount=0.3)
+    S = rain(black(32, 128), Dice(0, "d", range(32))).maps["S"].mean(1)
     S = S - S.mean()
     along = lambda d: float((S[:, d:] * S[:, :-d]).mean() / S.square().mean())
     for share in (0.25, 0.5, 0.75):
@@ -189,16 +170,14 @@ def test_a_face_is_the_same_in_any_batch(drawn, given):
 
 
 def test_more_faces_than_are_filtered_together():
-    x = black(37, 40)
-    together = HeavyRain(length=(0, 0.5), angle=(0, 180))(x, Dice(3, "d", range(37)))
+    x, rain = black(37, 40), HeavyRain(length=(0, 0.5), angle=(0, 180))
+    together = rain(x, Dice(3, "d", range(37)))
     for i in (0, 7, 18, 36):
-        assert (
-            HeavyRain(length=(0, 0.5), angle=(0, 180))(x[i : i + 1], Dice(3, "d", [i])).input
-            - together.input[i : i + 1]
-        ).abs().max() < 1e-6
+        alone = rain(x[i : i + 1], Dice(3, "d", [i]))
+        assert (alone.input - together.input[i : i + 1]).abs().max() < 1e-6
 
 
-def test_published_ranges_can_be_said():
+def test_published_ranges_can_be_given():
     "Li et al. (2019), distance of the face .25 of the farthest."
     for beta, light in (((3, 4.2), (0.3, 0.9)), ((2.6, 4.6), (0.25, 0.95))):
         rain = HeavyRain(beta=(beta[0] / 4, beta[1] / 4), light=light, length=(21 / 480, 60 / 480), angle=(80, 100))
@@ -215,7 +194,7 @@ def test_how_hard_the_default_is():
 
 
 @pytest.mark.parametrize(
-    "given, said",
+    "given, message",
     [
         (dict(beta=-1), "beta"),
         (dict(light=(0.9, 0.2)), "light"),
@@ -226,10 +205,10 @@ def test_how_hard_the_default_is():
         (dict(relief=1.0), "HeavyRain needs depth"),
     ],
 )
-def test_bad_parameters_and_labels_get_one_sentence(drawn, given, said):
+def test_bad_parameters_and_labels_get_one_sentence(drawn, given, message):
     with pytest.raises(FacelabError) as error:
         HeavyRain(**given)(drawn[0])
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)
 
 
 def test_the_equation_has_the_numbers(drawn):

@@ -5,13 +5,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+
+from facelab import FacelabError
 from facelab.degradations.degradation import Degraded
 from facelab.degradations.resample import Downsample, cubic_kernel, resize
-from facelab import FacelabError
 
 
 def smooth_noise(seed, low=0.1, high=0.9, side=128):
-    "A random picture with detail at all scales, as bytes (side,side,3), away from black and white so that nothing is clipped."
+    "Random bytes (side,side,3) with detail at all scales, away from black and white: nothing is clipped."
     rng = np.random.default_rng(seed)
     layers = [np.kron(rng.random((side // k, side // k, 3)), np.ones((k, k, 1))) for k in (1, 4, 16)]
     picture = sum(layers) / len(layers)
@@ -75,7 +76,7 @@ def test_default_is_antialiased():
 
 
 @pytest.mark.parametrize(
-    "bad, said",
+    "bad, message",
     [
         (torch.rand(1, 3, 100, 128), "does not divide by 8"),
         (torch.rand(3, 128, 128), "should be a float tensor"),
@@ -87,7 +88,7 @@ def test_default_is_antialiased():
         ("a face", "is str"),
     ],
 )
-def test_bad_input_gets_one_sentence(bad, said):
+def test_bad_input_gets_one_sentence(bad, message):
     with pytest.raises(FacelabError) as error:
         Downsample(8)(bad)
-    assert said in str(error.value) and "\n" not in str(error.value)
+    assert message in str(error.value) and "\n" not in str(error.value)

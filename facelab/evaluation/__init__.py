@@ -7,8 +7,8 @@ __getattr__, __dir__ = lazy_names(
     {
         "metrics": ["CONVENTIONS", "lpips_alex", "psnr", "psnr_ssim", "ssim"],
         "judges": ["Judges"],
-        "set_metrics": ["frechet_distance", "kid", "set_metrics"],
-        "measures": ["measure_of", "measures"],
+        "set_metrics": ["frechet_distance", "kid"],
+        "measures": ["measure_of"],
         "photographs": ["Restorer", "find_landmarks", "open_photograph", "put_back"],
     },
 )

@@ -210,7 +210,7 @@ measure(
     of="set",
     needs="face",
     caution=lambda faces, features: small_set_caution(faces, features, features + 1),
-)(frechet_distance);
+)(frechet_distance)
 
 # %% ../../nbs/7_evaluation/06_set_metrics.ipynb #c029-1
 def set_metrics(

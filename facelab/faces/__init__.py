@@ -9,6 +9,5 @@ __getattr__, __dir__ = lazy_names(
         "drawn": ["draw_faces", "draw_set"],
         "shards": ["check_shards", "open_shards", "write_shards"],
         "parts": ["align", "parts_table"],
-        "heatmaps": ["heatmaps"],
     },
 )

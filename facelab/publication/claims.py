@@ -286,7 +286,7 @@ def recognised(
         )
     return 100.0 * (rows["rank"] <= rank)
 
-
+# %% ../../nbs/8_publication/04_claims.ipynb #c021-1
 def cell_values(
     scores: PaperScores,  # of the paper
     system: str,  # or a kind of picture of the identification
@@ -712,7 +712,7 @@ def draw_margins(
             text = f" {f.number(f.margin)}, one number a set" if has else f" {f.word}"
             ax.text(0, i, text, va="center", fontsize=6, color="#666666")
 
-
+# %% ../../nbs/8_publication/04_claims.ipynb #c054-1-1
 def symmetric_log_axis(
     ax,  # matplotlib Axes, with everything drawn
 ):

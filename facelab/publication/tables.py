@@ -123,7 +123,7 @@ def latex(
         ]
     )
 
-
+# %% ../../nbs/8_publication/01_tables.ipynb #c016-1
 @patch
 def ours(
     self: Table,
@@ -312,7 +312,7 @@ def best_in_scale(
         best |= best_of([v if scales[s] == scale else None for s, v in values.items()], way)
     return best
 
-
+# %% ../../nbs/8_publication/01_tables.ipynb #c048-1-1
 def matrix_table(
     spec: dict,  # a table of papers/*.yaml with `kind: matrix`
     numbers,  # (system, on, measure) -> mean, half interval
