@@ -46,7 +46,7 @@ def describe(name):
     return docstring.partition("\n\n")[0].replace("\n", " ")
 
 
-def measure(name, options):
+def measured(name, options):
     "What a benchmark prints, shown as it comes; None and the reason if it fails."
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     with (
@@ -77,7 +77,7 @@ def main():
     for k, name in enumerate(wanted):
         head, began = f"## {name.capitalize()}\n\n{describe(name)}", time.monotonic()
         print(f"\n{head}\n", flush=True)
-        table, wrong = measure(name, options)
+        table, wrong = measured(name, options)
         page += [head, table or f"n/a: {wrong}"]
         failed += [f"{name}: {wrong}"] * (table is None)
         print(f"[{k + 1} of {len(wanted)}: {name}, {time.monotonic() - began:.0f} s]", file=sys.stderr, flush=True)

@@ -76,10 +76,8 @@ class OneByOne(Dataset):
 
     def __getitem__(self, i):
         k = i % len(self.faces)
-        image, labels = (
-            to_float(read_image(self.folder / f"{k}.png"))[None],
-            {name: getattr(self.faces, name)[k : k + 1] for name in self.labels},
-        )
+        image = to_float(read_image(self.folder / f"{k}.png"))[None]
+        labels = {name: getattr(self.faces, name)[k : k + 1] for name in self.labels}
         out = self.degrade.degrade(image, Dice(0, "degrade", [i]), labels)
         given = {
             **out.maps,
@@ -152,11 +150,9 @@ def main():
         "--peak", type=float, default=785.0, help="TFLOP/s of bf16 products that the card was measured to reach"
     )
     args = common.asked(parser)
-    gpu, seconds, names = (
-        torch.cuda.is_available() and not args.quick,
-        0.0 if args.quick else args.seconds,
-        args.recipes or SYSTEMS[: 1 if args.quick else None],
-    )
+    gpu = torch.cuda.is_available() and not args.quick
+    seconds = 0.0 if args.quick else args.seconds
+    names = args.recipes or SYSTEMS[: 1 if args.quick else None]
     recipes, faces = load_recipes(), draw_set(16 if args.quick else 256, 0, 0, seed=0)
     settings = dict(batch=args.batch or (64 if gpu else 8), width=args.width or (1.0 if gpu else 0.25))
     where = (

@@ -186,7 +186,9 @@ def standing_alone(name, all_of):
     entry = dict(all_of[name])
     like = entry.pop("like", None)
     return (
-        entry if like is None else merge_fields({k: v for k, v in standing_alone(like, all_of).items() if k not in OWN}, entry)
+        entry
+        if like is None
+        else merge_fields({k: v for k, v in standing_alone(like, all_of).items() if k not in OWN}, entry)
     )
 
 
@@ -215,7 +217,7 @@ def project(tmp_path):
 
 
 def pytest_terminal_summary(terminalreporter):
-    "How many inputs of each kind test_robustness.py tried, and what became of them; its counts travel with the reports, from workers too."
+    "How many inputs of each kind test_robustness.py tried, and what became of them; workers report theirs."
     total = {}
     for report in (
         r for reports in terminalreporter.stats.values() for r in reports if getattr(r, "when", None) == "call"

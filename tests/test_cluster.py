@@ -1,4 +1,4 @@
-"""Two Ray workers on this machine: the bytes of one machine, also when a worker is killed in the middle; nothing lost, nothing twice."""
+"""Two Ray workers on this machine: the bytes of one machine, also when a worker is killed; nothing lost or twice."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def made(out, *folders):
 
 
 def kill_when(ready, title):
-    "A thread that kills one worker process with this title when it is time; returns it and a list for what `ready` said."
+    "A thread that kills one worker process with this title in time; returns it and a list of what `ready` returned."
 
     def wait():
         while not (said := ready()):
@@ -209,7 +209,7 @@ def test_again_makes_only_what_is_missing(restored, there, capsys):
 
 
 def test_addresses_and_the_pixels_of_the_pipeline(there, tmp_path):
-    """From and to an object store (in memory here); the pictures of the pipeline's PNG files; the tar files of packing them at once."""
+    """From and to an object store (in memory here): the pictures of the pipeline's PNGs, the tar files of one packing."""
     memory = fsspec.filesystem("memory")
     memory.put(str(there / "shards"), "/faces", recursive=True)
     worker = Worker(

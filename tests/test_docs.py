@@ -139,7 +139,7 @@ def test_what_is_shown_of_a_notebook():
         code("page", {"output_type": "display_data", "metadata": {}, "data": {"text/markdown": "[a](b.md) ![c](d)"}}),
         markdown("Used by [a](a.ipynb).\n\n[Contents](c.ipynb) | [b →](b.ipynb)", "navigation"),
     ]
-    shown = site.shown({"cells": cells})["cells"]
+    shown = site.reader_view({"cells": cells})["cells"]
     assert [cell["source"] for cell in shown] == ["x = 1", "box", "page", "Used by [a](a.ipynb)."]
     outputs = [cell["outputs"][0]["data"] for cell in shown[1:3]]
     assert outputs == [

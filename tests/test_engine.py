@@ -64,10 +64,8 @@ def test_notebook_code_ignores_ids_outputs_and_prose(tmp_path):
 
 
 def test_imports_follow_relative_and_inner_ones():
-    code = (
-        "from .. import FacelabError\nfrom ..base.images import show\ndef f():\n    from facelab.networks import srgan\n   "
-        " import numpy"
-    )
+    lines = ["from .. import FacelabError", "from ..base.images import show", "def f():"]
+    code = "\n".join([*lines, "    from facelab.networks import srgan", "    import numpy"])
     found = imports(code, "facelab.training.loop")
     assert {"facelab.base.images", "facelab.networks.srgan"} <= found and not any(
         name.startswith("numpy") for name in found

@@ -274,10 +274,8 @@ def test_colours_stand_for_the_values_they_claim():
     x = np.linspace(0, 0.5, 256, dtype=np.float32)[None].repeat(2, 0)
     assert np.array_equal(scalar_picture(x).pixels[0], explorer_module.palette("viridis"))
     assert (vector_picture(np.zeros((2, 2)), np.zeros((2, 2))).pixels == 255).all()  # no motion is white
-    right, down = (
-        vector_picture(np.ones((1, 1)), np.zeros((1, 1))).pixels[0, 0],
-        vector_picture(np.zeros((1, 1)), np.ones((1, 1))).pixels[0, 0],
-    )
+    right = vector_picture(np.ones((1, 1)), np.zeros((1, 1))).pixels[0, 0]
+    down = vector_picture(np.zeros((1, 1)), np.ones((1, 1))).pixels[0, 0]
     assert (
         right.tolist() == [255, 0, 0] and down[2] > 230 > 140 > down[0] > down[1]
     )  # the wheel of the caption: red to the right, violet down

@@ -298,10 +298,8 @@ def test_celebamask_paints_later_classes_over_earlier_ones(tmp_path):
 
 
 def test_masks_of_another_size_than_the_pictures_still_fit(tmp_path):
-    fine, coarse = (
-        open_faces(celebamask(tmp_path / "a", masks=128), 64),
-        open_faces(celebamask(tmp_path / "b", masks=64), 64),
-    )
+    fine = open_faces(celebamask(tmp_path / "a", masks=128), 64)
+    coarse = open_faces(celebamask(tmp_path / "b", masks=64), 64)
     assert torch.equal(fine.parsing[[0]], coarse.parsing[[0]])
 
 

@@ -1,4 +1,4 @@
-"""The weighted sums that the papers print, on the outputs of their systems: finite, taught to the right network, told in one sentence when wrong."""
+"""The weighted sums that the papers print, on the outputs of their systems: finite, for the right network, or refused."""
 
 import copy
 
@@ -143,7 +143,7 @@ def test_a_generators_sum_teaches_the_generator_and_only_it(scene, name):
 
 @pytest.mark.parametrize("name", [n for n in SUMS if n not in CRITICS])
 def test_every_term_alone_reaches_the_generator(scene, name):
-    """The adversarial terms above all: a published heavy-rain trainer detaches the restored face, and its critic teaches nothing."""
+    """Above all the adversarial terms: a published heavy-rain trainer detaches the restored face, and nothing learns."""
     generator, networks, given, out = restored(scene, name)
     for term, spec in terms(name).items():
         generator.zero_grad()
@@ -257,10 +257,8 @@ def test_nothing_but_names_calls_and_fields(expression):
     ],
 )
 def test_mistakes_of_a_term_get_one_sentence(spec, said):
-    outputs, given = (
-        dict(restored=torch.rand(1, 3, 64, 64)),
-        dict(target=torch.rand(1, 3, 64, 64), mask=torch.ones(1, 64, 64)),
-    )
+    outputs = dict(restored=torch.rand(1, 3, 64, 64))
+    given = dict(target=torch.rand(1, 3, 64, 64), mask=torch.ones(1, 64, 64))
     with pytest.raises(FacelabError, match=said) as error:
         Objective(dict(term=spec))(outputs, given, dict(critic=lambda x: dict(score=x)))
     assert "\n" not in str(error.value)
@@ -269,7 +267,15 @@ def test_mistakes_of_a_term_get_one_sentence(spec, said):
 def test_given_and_outputs_of_one_name_are_told_apart():
     scope = Scope(dict(J=1), dict(J=2), {})
     assert [scope.value("J"), scope.value("J", "given"), scope.value("given.J")] == [1, 2, 2]
-    assert names_in(["recomposed(S, T, A, given.J)", "prior(x).maps"]) == {"recomposed", "S", "T", "A", "J", "prior", "x"}
+    assert names_in(["recomposed(S, T, A, given.J)", "prior(x).maps"]) == {
+        "recomposed",
+        "S",
+        "T",
+        "A",
+        "J",
+        "prior",
+        "x",
+    }
 
 
 def test_sums_are_data_with_the_papers_weights():

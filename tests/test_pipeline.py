@@ -1,4 +1,4 @@
-"""The pipeline as a reader runs it, on the smallest parameters: to the end, again, after a change, killed, and on broken input."""
+"""The pipeline as a reader runs it, very small: to the end, again, after a change, killed, and on broken input."""
 
 import json
 import os
@@ -74,7 +74,7 @@ def results(project):
 
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory):
-    "Two fresh runs side by side: a whole one in peace, and one of a single recipe that is killed during training and then started again."
+    "Two fresh runs side by side: an undisturbed one, and one of a recipe that is killed in training and started again."
     peace, killed = (shrink(copy_project(tmp_path_factory.mktemp(name) / "project")) for name in ("peace", "killed"))
     first = subprocess.Popen(
         ["dvc", "repro"], cwd=peace, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -145,7 +145,7 @@ def test_killed_and_run_again_gives_the_same_bytes(pair):
 
 
 def test_inputs_go_on_where_they_were_killed(pair):
-    """Stopped between two chains: what is made stays as it is, the rest follows, and all is as in the run that was left in peace."""
+    """Stopped between two chains: what is made stays, the rest follows, and all is as in the undisturbed run."""
     folder = pair["killed"] / "build" / "inputs"
     shutil.rmtree(folder, ignore_errors=True)
     command = ["python", "-m", "facelab.pipeline", "run", "synthesize"]

@@ -135,7 +135,7 @@ def test_the_hook_stops_what_is_not_exported(project):
         project,
     )
     assert run("git commit -qam fine", project).returncode == 0
-    notebook = project / "nbs" / "00a_dice.ipynb"
+    notebook = project / "nbs" / "0_base" / "02_dice.ipynb"
     notebook.write_text(
         notebook.read_text().replace("GOLDEN = np.uint64(0x9E3779B97F4A7C15)", "GOLDEN = np.uint64(0x9E3779B97F4A7C17)")
     )

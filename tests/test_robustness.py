@@ -985,10 +985,8 @@ def read_all(folder):
 
 def test_archives_that_lead_elsewhere(shards, tmp_path, tried):
     "Members are never unpacked, and names that would lead out of a folder are refused all the same."
-    whole, before = (
-        (shards / "train-000000.tar").read_bytes(),
-        {k: v for k, v in tree(tmp_path).items() if "shards/" not in k},
-    )
+    whole = (shards / "train-000000.tar").read_bytes()
+    before = {k: v for k, v in tree(tmp_path).items() if "shards/" not in k}
     with tarfile.open(fileobj=io.BytesIO(whole)) as tar:
         members = [(m.name, tar.extractfile(m).read()) for m in tar.getmembers()]
     kinds = {
@@ -1021,10 +1019,8 @@ def test_archives_that_lead_elsewhere(shards, tmp_path, tried):
         for at in (0, len(members)):
             adopt(shards, tar_of(*members[:at], (name, what), *members[at:]))
             assert tried("archive: member", lambda: read_all(shards), "train-000000.tar") is None, (name, what)
-    touching, header = (
-        Touches(tmp_path / "outside"),
-        b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000,), }".ljust(117) + b"\n",
-    )
+    touching = Touches(tmp_path / "outside")
+    header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (100000000000,), }".ljust(117) + b"\n"
     contents = [
         b"",
         b"PK",
@@ -1172,11 +1168,9 @@ def test_checkpoints(system, tmp_path, tried):
     run, path = Run(resolve("srresnet", load_recipes(), params), faces), tmp_path / "state.safetensors"
     save_state(run, path, {"a": 1})
     assert load_state(run, path, {"a": 1})
-    tensors, whole, weights = (
-        load_file(path),
-        path.read_bytes(),
-        {k: v.clone() for k, v in run.bare["generator"].state_dict().items()},
-    )
+    tensors = load_file(path)
+    whole = path.read_bytes()
+    weights = {k: v.clone() for k, v in run.bare["generator"].state_dict().items()}
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:
@@ -1485,10 +1479,8 @@ def test_as_it_is_typed(tmp_path, tried, system):
         errors="surrogateescape",
     )
     assert done.returncode == 1 and "Traceback" not in done.stdout + done.stderr, done.stderr
-    refused, made = (
-        [line for line in done.stderr.splitlines() if line.startswith("facelab: ")],
-        {p.stem for p in (tmp_path / "out").iterdir()},
-    )
+    refused = [line for line in done.stderr.splitlines() if line.startswith("facelab: ")]
+    made = {p.stem for p in (tmp_path / "out").iterdir()}
     for line in refused:
         check_sentence(line)
     assert (

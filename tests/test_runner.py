@@ -1,4 +1,4 @@
-"""A list of recipes on a bare machine: everything once, in order, within the time, and with the bytes of the pipeline's own functions."""
+"""A list of recipes on a bare machine: everything once, in order, in time, with the bytes of the pipeline's functions."""
 
 import importlib.util
 import json
@@ -36,8 +36,10 @@ import sys
 from importlib.machinery import PathFinder
 from importlib.metadata import packages_distributions
 
-there = {"torch", "functorch", "torchgen", "safetensors", "numpy", "PIL", "yaml", "_yaml", "tqdm", "lightning_fabric", "facelab"}
-there |= {"lightning_utilities", "packaging", "typing_extensions", "fsspec", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "setuptools", "_distutils_hack", "triton"}   # what these need
+there = {"torch", "functorch", "torchgen", "safetensors", "numpy", "PIL", "yaml", "_yaml", "tqdm"}
+there |= {"lightning_fabric", "facelab"}
+there |= {"lightning_utilities", "packaging", "typing_extensions", "fsspec", "sympy", "mpmath"}  # what these need
+there |= {"networkx", "jinja2", "markupsafe", "filelock", "setuptools", "_distutils_hack", "triton"}
 hidden = set(packages_distributions()) - there
 
 class Bare:
@@ -132,11 +134,9 @@ def test_it_makes_what_the_pipelines_functions_make(bare, pack, tmp_path):
     )
     write_inputs(tmp_path / "inputs" / recipe["inputs"], faces.subset("test"), recipe["degradation"], params["seed"])
     torch.set_num_threads(1)
-    what, test, batch = (
-        Restoration("srresnet", "srresnet", "prior_guided_x8"),
-        faces.subset("test"),
-        params["evaluate"]["batch"],
-    )
+    what = Restoration("srresnet", "srresnet", "prior_guided_x8")
+    test = faces.subset("test")
+    batch = params["evaluate"]["batch"]
     update_restored(
         what,
         tmp_path / "models/prior_guided_sr/srresnet",
@@ -208,7 +208,7 @@ def test_processes_side_by_side_share_the_list(bare, pack, tmp_path):
 
 
 def test_the_pipeline_adopts_what_came_home(tmp_path):
-    """Copied over build/ and committed to DVC, nothing is trained again, and the pipeline's evaluation finds its restored faces."""
+    """Copied over build/ and committed to DVC, nothing is trained again, and the evaluation finds its restored faces."""
     project = shrink(copy_project(tmp_path / "project"))
     assert run("dvc repro -q faces", project).returncode == 0
     code, made, said = finished(

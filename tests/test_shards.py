@@ -140,10 +140,8 @@ def test_faces_that_are_read_from_files_are_packed(faces, tmp_path):
 
 
 def test_lossy_pictures_are_close_and_labels_exact(faces, tmp_path):
-    a, b = (
-        faces.subset("train").batch(range(14)),
-        write_shards(faces, tmp_path, quality=90, progress=False).subset("train").batch(range(14)),
-    )
+    a = faces.subset("train").batch(range(14))
+    b = write_shards(faces, tmp_path, quality=90, progress=False).subset("train").batch(range(14))
     assert 0 < (a.pop("image") - b.pop("image")).abs().mean() < 0.03
     same(a, b)
 

@@ -97,7 +97,7 @@ def result(folder):
 
 
 def kill_in_training(folder, seconds):
-    "Start training, wait for a new checkpoint, kill it some time later; the step of the last checkpoint, None if it had ended."
+    "Start training, kill it some time after a new checkpoint; the step of the last checkpoint, None if it had ended."
     state = folder / "state.safetensors"
     before = state.stat().st_mtime_ns if state.exists() else 0
     process = start(folder)

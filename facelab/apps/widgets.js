@@ -23,15 +23,24 @@ const labelControl = control => {
   control.querySelectorAll('input:not([type=checkbox])').forEach(e => set(e, 'aria-label', label));
 };
 
-// Buttons are made anew when a chain changes: the focus goes to the new one, or to another after half a second
-// without changes.
+const openStepOf = selector => {
+  const button = box.querySelector(selector);
+  const step = button && button.closest('.jupyter-widget-Collapse');
+  if (step && !step.classList.contains('jupyter-widget-Collapse-open')) step.querySelector(HEADER).click();
+};
+
+// Buttons are made anew when a chain changes. The focus goes to the new one, or after half a second without changes to
+// another of its step, which is opened if another is open.
 const keepFocus = () => {
   if (!last || (last.isConnected && !last.disabled)) return;
   if (document.activeElement != document.body && document.activeElement != last) return;
-  const step = last.title.split(' ')[0];
+  const ofStep = `.fl-moves button[title^='${last.title.split(' ')[0]} ']`;
   clearTimeout(lost);
-  lost = setTimeout(() => focusFirst(`.fl-moves button[title^='${step} ']`)
-    || focusFirst('.fl-moves button, .fl-steps ~ .fl-add button'), 500);
+  lost = setTimeout(() => {
+    if (focusFirst(ofStep)) return;
+    openStepOf(ofStep);
+    focusFirst(ofStep) || focusFirst('.fl-moves button, .fl-steps ~ .fl-add button');
+  }, 500);
   focusFirst(`.fl-steps button[title='${last.title}']`);
 };
 

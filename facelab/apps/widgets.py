@@ -306,7 +306,9 @@ def source(self: FaceBox) -> Source:
     points = tuple(zip(values[::2], values[1::2]))
     if kind == "path":
         return Source("picture", path, points=points)
-    upload = self.upload.value[0] if self.upload.value else dict(name="", content=b"")
+    if not self.upload.value:
+        return Source("picture", points=points)
+    upload = self.upload.value[0]
     return Source("picture", upload["name"], bytes(upload["content"]), points)
 
 

@@ -113,10 +113,8 @@ def points_of_parts(
     )
     e = grid(-1.0, -0.36, 0.36, 1.0, 0.36, -0.36)
     upper, lower = lids(face, e)
-    eye_u, eye_v = (
-        face["eye_u"][:, None] + e * face["eye_w"][:, None],
-        0.47 + torch.cat([upper[:, :4], lower[:, 4:]], 1),
-    )
+    eye_u = face["eye_u"][:, None] + e * face["eye_w"][:, None]
+    eye_v = 0.47 + torch.cat([upper[:, :4], lower[:, 4:]], 1)
     order = [3, 2, 1, 0, 5, 4]
     s = grid(*LIP_STATIONS)
     lip = torch.tensor(LIP_BORDERS, device=device).expand(len(s), 1, -1)

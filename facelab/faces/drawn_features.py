@@ -54,10 +54,8 @@ def lids(
     s = e + (0.16 - 0.10 * x("fold")) * (1 - e * e)
     height = x("eye_h") * (1 - x("squint")) * (1 - 0.9 * x("blink")) * (1 - 0.17 * x("fold"))
     corner = -x("tilt") * e + 0.004 * x("fold") * bump(e + 1, 0.25)
-    arch, basin = (
-        (1 - s.abs() ** 2.3).clamp(min=0) ** 0.85,
-        (1 - (e - 0.18 * (1 - e * e)).abs() ** 2.2).clamp(min=0),
-    )
+    arch = (1 - s.abs() ** 2.3).clamp(min=0) ** 0.85
+    basin = (1 - (e - 0.18 * (1 - e * e)).abs() ** 2.2).clamp(min=0)
     upper = corner - height * arch * (1 - 0.25 * x("hood") * (e > 0) * e)
     lower = corner + x("eye_low") * basin * (1 - 0.3 * x("squint"))
     return upper, torch.maximum(lower, upper)
@@ -364,10 +362,8 @@ def paint_earrings(
     "A stud or a drop under each ear."
     face = c.face
     away = 1 - 3.2 * (face.yaw * torch.where(c.u < 0, -1.0, 1.0)).clamp(min=0)
-    x, y = (
-        (c.u.abs() - face.face_w - 0.010) / (0.006 + 0.008 * face.any0),
-        (c.v - 0.612 - 0.03 * face.any1) / (0.008 + 0.04 * face.any1),
-    )
+    x = (c.u.abs() - face.face_w - 0.010) / (0.006 + 0.008 * face.any0)
+    y = (c.v - 0.612 - 0.03 * face.any1) / (0.008 + 0.04 * face.any1)
     f = 1 - x * x - y * y
     metal = torch.tensor([0.85, 0.70, 0.42], device=f.device).view(1, 3, 1, 1)
     c.paint(

@@ -20,10 +20,8 @@ def silhouette(
 ) -> torch.Tensor:  # (B,H,W), positive inside
     "Silhouette of the hair: an ellipse over the skull, two falling sides, an end."
     bare = (face.hat == 0).float()
-    wide, high = (
-        face.face_w + face.h_side * (0.4 + 0.6 * bare),
-        0.45 - TOP + face.h_top * bare - 0.03 * (1 - bare),
-    )
+    wide = face.face_w + face.h_side * (0.4 + 0.6 * bare)
+    high = 0.45 - TOP + face.h_top * bare - 0.03 * (1 - bare)
     fall = (v - 0.45).clamp(min=0)
     wide = (
         wide

@@ -540,10 +540,8 @@ def skin_colour(
     melanin=0.0,  # more of it, likewise
 ) -> torch.Tensor:  # linear RGB (B,3,H,W)
     "Beer-Lambert: light crosses melanin, blood and carotene twice."
-    m, b = (
-        face.melanin + melanin,
-        (face.blood * 0.8 + blood) * (1 - 0.45 * face.melanin.clamp(max=1)),
-    )
+    m = face.melanin + melanin
+    b = (face.blood * 0.8 + blood) * (1 - 0.45 * face.melanin.clamp(max=1))
     return torch.stack(
         [
             c * torch.exp(-(mel * m + red * b + yellow * face.yellow))

@@ -25,7 +25,7 @@ ANCESTRY = [
 
 def pick(
     rows: list,  # K rows of numbers
-    which: torch.Tensor,  # int64 (N,), or one number
+    which: torch.Tensor | int,  # int64 (N,), or one number
 ) -> torch.Tensor:  # float64 (N, ...)
     "Row `which[i]` of a table."
     return torch.tensor(rows, dtype=torch.float64)[which]

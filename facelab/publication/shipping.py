@@ -87,7 +87,7 @@ def window_matrix(
     to = size / 2 + rng.uniform(-1, 1, 2) * room + rng.normal(0, 2, 2)
     return np.hstack([matrix, (to - matrix @ five.mean(0))[:, None]]), scale
 
-
+# %% ../../nbs/8_publication/07_shipping.ipynb #c009-1
 def window(
     picture,  # of PIL
     five,  # (5, 2), its five points

@@ -531,7 +531,7 @@ def run_report(
         "best": {k: v for k, v in run.best.items() if k != "weights"} if run.best else None,
     }
 
-
+# %% ../../nbs/6_training/06_loop.ipynb #c036-1
 def git_revision() -> str | None:
     "The commit of the working folder; None outside of git."
     import shutil

@@ -489,7 +489,7 @@ def set_features(
             if "features" in options:
                 options["features"] = features_for(options["features"], perceptual)
 
-
+# %% ../../nbs/6_training/01_recipes.ipynb #c042-1
 def helper_path(
     address: str,  # a helper, or helper.submodule
     recipes: dict,  # as `load_recipes` returns them

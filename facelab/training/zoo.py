@@ -57,7 +57,7 @@ def trained_steps(
     except (KeyError, TypeError):
         return 0
 
-
+# %% ../../nbs/6_training/08_zoo.ipynb #c006-1
 def read_json(
     path,  # of a recipe.json or run.json
 ) -> dict:
@@ -112,10 +112,8 @@ def fetch_model(
 
 def cache_folder() -> Path:
     "Where fetched models are kept."
-    home = os.environ.get("XDG_CACHE_HOME")
-    if not home:
-        home = Path.home() / ".cache" if os.environ.get("HOME") else tempfile.gettempdir()
-    return Path(home) / "facelab"
+    own = Path.home() / ".cache" if os.environ.get("HOME") else tempfile.gettempdir()
+    return Path(os.environ.get("XDG_CACHE_HOME") or own) / "facelab"
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c011
 def downscaling(
