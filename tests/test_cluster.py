@@ -209,7 +209,7 @@ def test_again_makes_only_what_is_missing(restored, there, capsys):
 
 
 def test_addresses_and_the_pixels_of_the_pipeline(there, tmp_path):
-    """From and to an object store (in memory here): the pictures of the pipeline's PNGs, the tar files of one packing."""
+    """From and to an object store (in memory here): the pipeline's pictures, the tar files of one packing."""
     memory = fsspec.filesystem("memory")
     memory.put(str(there / "shards"), "/faces", recursive=True)
     worker = Worker(

@@ -41,8 +41,7 @@ def test_names_that_people_type_are_lent_by_the_packages():
         module = importlib.import_module(f"facelab.{package}")
         assert dir(module) and all(getattr(module, name) is not None for name in dir(module))
         assert not [name for name in dir(module) if (ROOT / "facelab" / package / f"{name}.py").exists()]
-    with pytest.raises(AttributeError, match="has no attribute 'nothing'"):
-        importlib.import_module("facelab.faces").nothing
+    assert not hasattr(importlib.import_module("facelab.faces"), "nothing")
     code = "import sys, facelab, facelab.faces, facelab.evaluation; print('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], env=ENV, capture_output=True, text=True).stdout == "False\n"
 

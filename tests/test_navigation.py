@@ -47,7 +47,7 @@ def test_only_the_last_cell_is_written_and_only_once(project):
         )
     (project / "nbs" / "3_networks" / "30_cbdnet.ipynb").unlink()  # its neighbours lead past it
     changed = write_navigation(project)
-    assert {path.stem for path in changed} == {"06_metrics", "contents", "12_sicnn", "14_pconv"}
+    assert {path.stem for path in changed} == {"03_metrics", "contents", "23_sicnn", "31_pconv"}
     assert stale(project) == [] == write_navigation(project)
     for path, content in before.items():
         if path.relative_to(project) not in changed and path.exists():
@@ -56,9 +56,9 @@ def test_only_the_last_cell_is_written_and_only_once(project):
             assert others(cells_of(path)) == others(json.loads(content)["cells"]) and cells_of(path)[-1]["id"] == TAG
     assert (
         before[project / "nbs" / "7_evaluation" / "03_metrics.ipynb"]
-        == (project / "nbs" / "06_metrics.ipynb").read_bytes()
+        == (project / "nbs" / "7_evaluation" / "03_metrics.ipynb").read_bytes()
     )
-    assert "30_cbdnet" not in (project / CONTENTS).read_text() and "13_cbdnet" in before[project / CONTENTS].decode()
+    assert "30_cbdnet" not in (project / CONTENTS).read_text() and "30_cbdnet" in before[project / CONTENTS].decode()
 
 
 def test_following_next_reads_every_notebook_once():

@@ -1,4 +1,4 @@
-"""The weighted sums that the papers print, on the outputs of their systems: finite, for the right network, or refused."""
+"""The weighted sums that papers print, on the outputs of their systems: finite, for the right network, or refused."""
 
 import copy
 
@@ -143,7 +143,7 @@ def test_a_generators_sum_teaches_the_generator_and_only_it(scene, name):
 
 @pytest.mark.parametrize("name", [n for n in SUMS if n not in CRITICS])
 def test_every_term_alone_reaches_the_generator(scene, name):
-    """Above all the adversarial terms: a published heavy-rain trainer detaches the restored face, and nothing learns."""
+    """Above all the adversarial terms: a published rain trainer detaches the restored face, and nothing learns."""
     generator, networks, given, out = restored(scene, name)
     for term, spec in terms(name).items():
         generator.zero_grad()

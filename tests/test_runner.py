@@ -1,4 +1,4 @@
-"""A list of recipes on a bare machine: everything once, in order, in time, with the bytes of the pipeline's functions."""
+"""A list of recipes on a bare machine: everything once, in order, in time, with the pipeline's bytes."""
 
 import importlib.util
 import json
@@ -208,7 +208,7 @@ def test_processes_side_by_side_share_the_list(bare, pack, tmp_path):
 
 
 def test_the_pipeline_adopts_what_came_home(tmp_path):
-    """Copied over build/ and committed to DVC, nothing is trained again, and the evaluation finds its restored faces."""
+    """Copied over build/ and committed to DVC, nothing is trained again, and evaluation finds its restored faces."""
     project = shrink(copy_project(tmp_path / "project"))
     assert run("dvc repro -q faces", project).returncode == 0
     code, made, said = finished(

@@ -311,7 +311,7 @@ def source(self: FaceBox) -> Source:
     upload = self.upload.value[0]
     return Source("picture", upload["name"], bytes(upload["content"]), points)
 
-
+# %% ../../nbs/9_apps/02_widgets.ipynb #c022-1
 @patch
 def show_what_fits(self: FaceBox):
     "Show the controls of the kind of face; the slider ends where the set does."

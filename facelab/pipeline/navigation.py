@@ -91,17 +91,16 @@ def with_navigation(root):
 
 def contents(pages, known):
     "The notebook of all notebooks."
-    # two cells: nbdev takes a list below a title for settings
-    head, lines = "# Contents\n\n> Every notebook in reading order, with what it shows.", []
+    head = "# Contents\n\n> Every notebook in reading order, with what it shows."
+    cells = [markdown_cell(head, "contents")]
     for section, title in SECTIONS.items():
         inside = [page.source for page in pages if page.section == section]
-        lines += ["", f"## {title}", ""] if inside else []
-        for source in inside:
-            name, claim = known[source]
-            lines.append(f"- [{name}]({source.relative_to('nbs').as_posix()}): {claim}")
+        lines = [f"- [{known[s][0]}]({s.relative_to('nbs').as_posix()}): {known[s][1]}" for s in inside]
+        if inside:
+            cells.append(markdown_cell("\n".join([f"## {title}", "", *lines]), section.replace("_", "-")))
     kernel = {"display_name": "python3", "language": "python", "name": "python3"}
     return {
-        "cells": [markdown_cell(head, "contents"), markdown_cell("\n".join(lines).strip(), "list")],
+        "cells": cells,
         "metadata": {"kernelspec": kernel},
         "nbformat": 4,
         "nbformat_minor": 5,
