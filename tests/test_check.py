@@ -55,7 +55,7 @@ WRONG = {  # a call -> what is said about it
     "draw_faces(range(4), sise=64)": 'Unexpected keyword argument "sise"',
     "draw_faces(range(4), size='64')": 'incompatible type "str"; expected "int"',
     "Dice('0', 'mine', range(4))": 'incompatible type "str"; expected "int"',
-    "Dice(0, 'mine', range(4)).unifrm()": 'has no attribute "unifrm"',
+    "Dice(0, 'mine', range(4)).uniform(lo=1)": 'Unexpected keyword argument "lo"',
     "Chain(8)": 'incompatible type "int"; expected "Sequence',
     "HeavyRain(beta='much')": 'incompatible type "str"; expected "float | Sequence[float]"',
     "Chain([])(faces).imput": '"Degraded" has no attribute "imput"',

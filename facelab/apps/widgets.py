@@ -15,6 +15,7 @@ from html import escape
 from importlib.resources import files
 from io import BytesIO
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastcore.basics import patch
@@ -584,6 +585,10 @@ class Explorer:
 
     def _repr_mimebundle_(self, **kwargs):
         return self.box._repr_mimebundle_(**kwargs)
+
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c054
 @patch

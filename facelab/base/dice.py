@@ -7,6 +7,7 @@ __all__ = ['GOLDEN', 'PIECE', 'mix', 'seed_of', 'Dice']
 
 # %% ../../nbs/0_base/02_dice.ipynb #c002
 import hashlib
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -69,6 +70,10 @@ class Dice:
     def normal(self, mean=0.0, sd=1.0):
         "(N,) float64 normal numbers, cut at 2.2 standard deviations."
         return mean + sd * torch.special.ndtri(self.uniform(1e-9, 1 - 1e-9)).clamp(-2.2, 2.2)
+
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/0_base/02_dice.ipynb #c030
 @patch

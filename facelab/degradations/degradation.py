@@ -4,14 +4,14 @@
 
 # %% auto #0
 __all__ = ['LABEL_SHAPES', 'Span', 'Several', 'FACE', 'Degraded', 'check_images', 'select_labels', 'check_labels', 'number',
-           'between', 'one_of', 'switch', 'colour', 'Degradation', 'column', 'draw_option', 'fill_polygon',
-           'face_outline', 'face_region']
+           'between', 'one_of', 'switch', 'colour', 'check_given', 'Degradation', 'column', 'draw_option',
+           'fill_polygon', 'face_outline', 'face_region']
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c002
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TYPE_CHECKING
 
 import torch
 from fastcore.basics import patch
@@ -234,6 +234,26 @@ def _read_parameter(who, name, value, about):
         message = f"{who}: {name} ({about['what']}) should be {should}, but is {value!r}"
         raise FacelabError(message) from None
 
+# %% ../../nbs/2_degradations/01_degradation.ipynb #c035
+def check_given(
+    degradation,  # a `Degradation`
+    hr,  # float (N,3,H,W) in [0,1]
+    dice,  # one row a face, or None
+    labels: dict,  # as `FaceSet.batch` gives them
+):
+    "`FacelabError` if images, dice and labels do not fit a degradation."
+    who = type(degradation).__name__
+    check_images(hr, f"the image given to {who}", degradation.multiple)
+    if dice is not None and len(dice) != len(hr):
+        raise FacelabError(
+            f"{who} got dice for {len(dice)} faces but {len(hr)} images: give one row of dice a"
+            " face"
+        )
+    have = [k for k, v in labels.items() if v is not None and k in LABEL_SHAPES]
+    take = select_labels(degradation.needs, have, who)
+    check_labels({k: labels[k] for k in take}, hr, who)
+    degradation.refuse(hr, labels)
+
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c018
 @dataclass(frozen=True)
 class Degradation:
@@ -248,6 +268,16 @@ class Degradation:
             value = _read_parameter(type(self).__name__, f.name, getattr(self, f.name), about)
             object.__setattr__(self, f.name, value)
 
+    def __call__(
+        self,
+        hr,  # float (N,3,H,W) in [0,1]
+        dice=None,  # one row a face; None: seed 0, faces 0 to N-1
+        **labels,  # as `FaceSet.batch` gives them; more than needed does no harm
+    ) -> Degraded:
+        "Checks images and labels, then degrades; `FacelabError` if they do not fit."
+        check_given(self, hr, dice, labels)
+        return self.degrade(hr, dice or Dice(0, "degrade", range(len(hr))), labels)
+
     def degrade(self, x, dice, labels) -> Degraded:
         "The work, on checked images (N,3,H,W), with one row of dice a face and a dict of labels."
         raise NotImplementedError(f"{type(self).__name__} lacks degrade")
@@ -259,27 +289,9 @@ class Degradation:
         "A few lines of LaTeX: the equation with the numbers of face i filled in."
         return ""
 
-# %% ../../nbs/2_degradations/01_degradation.ipynb #c035
-@patch
-def __call__(
-    self: Degradation,
-    hr,  # float (N,3,H,W) in [0,1]
-    dice=None,  # one row a face; None: seed 0, faces 0 to N-1
-    **labels,  # as `FaceSet.batch` gives them; more than needed does no harm
-) -> Degraded:
-    "Checks images and labels, then degrades; `FacelabError` if they do not fit."
-    who = type(self).__name__
-    check_images(hr, f"the image given to {who}", self.multiple)
-    if dice is not None and len(dice) != len(hr):
-        raise FacelabError(
-            f"{who} got dice for {len(dice)} faces but {len(hr)} images: give one row of dice a"
-            " face"
-        )
-    have = [k for k, v in labels.items() if v is not None and k in LABEL_SHAPES]
-    take = select_labels(self.needs, have, who)
-    check_labels({k: labels[k] for k in take}, hr, who)
-    self.refuse(hr, labels)
-    return self.degrade(hr, dice or Dice(0, "degrade", range(len(hr))), labels)
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/2_degradations/01_degradation.ipynb #c037
 def _plain(value):

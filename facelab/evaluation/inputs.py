@@ -10,6 +10,7 @@ import json
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -138,6 +139,10 @@ class Inputs:
 
     def __len__(self):
         return len(self.names)
+
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/7_evaluation/01_inputs.ipynb #c022
 @patch

@@ -9,6 +9,7 @@ __all__ = ['MOBILEFACENET', 'OPEN', 'landmark_error', 'parsing_error', 'hidden_e
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c002
 import functools
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -115,6 +116,10 @@ class Judges:
         self.helpers, self.features = Path(helpers), features
         self.device, self.folder = device, folder
         self.opened, self.reasons, self.measured = {}, {}, set()
+
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/7_evaluation/05_judges.ipynb #c025
 @patch

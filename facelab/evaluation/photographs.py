@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from glob import escape
 from importlib.resources import files
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -167,6 +168,10 @@ class Restorer:
     def takes(self) -> int:
         "Side of its input in pixels."
         return self.size // self.scale
+
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c032
 @patch

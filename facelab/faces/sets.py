@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -81,12 +81,17 @@ class FaceSet:
     def __len__(self):
         return len(self.names)
 
-    @property
-    def labels(self):
-        "Names of the labels that the set has, in the order of `LABELS`."
-        return tuple(k for k in LABELS if getattr(self, k) is not None)
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c003
+@patch(as_prop=True)
+def labels(self: FaceSet) -> tuple:
+    "Names of the labels that the set has, in the order of `LABELS`."
+    return tuple(k for k in LABELS if getattr(self, k) is not None)
+
+
 @patch(as_prop=True)
 def size(self: FaceSet) -> int:
     "Side of the square pictures, in pixels."

@@ -23,6 +23,7 @@ from functools import lru_cache, partial
 from itertools import accumulate
 from pathlib import Path
 from threading import Lock
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -324,6 +325,10 @@ class Shards:
     def where(self, s):
         "The address of shard `s`, for messages."
         return f"{self.address}/{self.rows[s]['file']}"
+
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/1_faces/05_shards.ipynb #c051
 @patch

@@ -11,6 +11,7 @@ import inspect
 import re
 import tempfile
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
@@ -57,6 +58,10 @@ class Page:
         self.paper = read_yaml(self.root / "papers" / f"{key}.yaml")
         self._workshop = tempfile.TemporaryDirectory()
         self.workshop = Path(self._workshop.name)
+
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c008
 @patch

@@ -12,6 +12,7 @@ __all__ = ['BEST', 'LATEX', 'SCALE_NOTE', 'DEMO_NOTE', 'latex_text', 'csv_text',
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from fastcore.basics import patch
@@ -94,6 +95,10 @@ class Table:
 
     def _repr_markdown_(self):
         return self.markdown()
+
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c016
 @patch

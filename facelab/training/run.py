@@ -10,6 +10,7 @@ __all__ = ['ema_update', 'lr_factor', 'make_optimiser', 'make_optimisers', 'Run'
 import inspect
 import itertools
 import math
+from typing import TYPE_CHECKING, Any
 
 import torch
 from fastcore.basics import patch
@@ -122,6 +123,10 @@ class Run:
         self.step, self.stage, self.stage_step = 0, 0, 0
         self.seconds, self.stage_seconds = 0.0, 0.0
         self.history, self.best = [], None
+
+    if TYPE_CHECKING:  # what later cells add
+
+        def __getattr__(self, name: str) -> Any: ...
 
 # %% ../../nbs/6_training/04_run.ipynb #c039
 @patch(as_prop=True)
