@@ -6,7 +6,7 @@ PROFILE ?= demo
 PAPER ?=
 JOBS ?= 2
 TESTS ?= tests
-QUICK := $(addprefix tests/test_,project.py dice.py images.py resample.py camera.py degradations.py)
+QUICK := $(addprefix tests/test_,project.py notebooks.py layout.py dice.py images.py resample.py camera.py degradations.py)
 READY := $(VENV)/.installed
 export PATH := $(abspath $(VENV))/bin:$(PATH)
 export PYTHONHASHSEED := 0
@@ -43,8 +43,8 @@ test: $(READY)  ## all tests: the notebooks, then tests/
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
 
-check: $(READY)  ## a minute: lint, types, notebooks clean and exported, and the quickest tests
-	@wrong=0; ruff check || wrong=1; mypy || wrong=1; OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --durations=0 --durations-min=5 $(QUICK) || wrong=1; exit $$wrong
+check: $(READY)  ## a minute: lint, format, types, notebooks clean and exported, and the quickest tests
+	@wrong=0; ruff check || wrong=1; ruff format --check || wrong=1; mypy || wrong=1; OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --durations=0 --durations-min=5 $(QUICK) || wrong=1; exit $$wrong
 
 coverage: $(READY)  ## what tests/ runs of the package, as a table and in build/coverage/html; TESTS=tests/test_dice.py: by some of them
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-report=html $(TESTS)
