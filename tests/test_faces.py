@@ -13,9 +13,7 @@ from PIL import Image, ImageDraw
 
 from facelab import FacelabError
 from facelab.base.images import to_float
-from facelab.faces import layouts as folders
-from facelab.faces import parts
-from facelab.faces import sets as F
+from facelab.faces import layouts as folders, parts, sets as F
 from facelab.faces.layouts import Files, hash_split
 from facelab.faces.parts import (
     CLASSES_19,

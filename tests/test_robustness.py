@@ -51,10 +51,8 @@ from facelab.degradations.chain import Chain
 from facelab.evaluation.photographs import Restorer
 from facelab.faces.drawn import draw_set
 from facelab.faces.layouts import SUFFIXES, read_table
-from facelab.faces.sets import FaceSet, check_faces
-from facelab.faces.sets import main as faces_main
-from facelab.faces.shards import check_shards, open_shards, write_shards
-from facelab.faces.shards import main as shards_main
+from facelab.faces.sets import FaceSet, check_faces, main as faces_main
+from facelab.faces.shards import check_shards, open_shards, write_shards, main as shards_main
 from facelab.fleet.runner import main as runner_main
 from facelab.losses.features import make_features
 from facelab.training.checkpoints import load_state, save_state

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from fastcore.basics import patch
+from ..base.patching import patch
 from PIL import Image, ImageDraw
 
 from .. import FacelabError

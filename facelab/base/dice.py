@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from fastcore.basics import patch
+from .patching import patch
 
 # %% ../../nbs/0_base/02_dice.ipynb #c005
 def mix(

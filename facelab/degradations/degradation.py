@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any, ClassVar, NamedTuple, TYPE_CHECKING
 
 import torch
-from fastcore.basics import patch
+from ..base.patching import patch
 
 from .. import FacelabError
 from ..base.dice import Dice

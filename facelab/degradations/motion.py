@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from ..base.patching import patch
 
 from .. import FacelabError
 from facelab.degradations.degradation import (

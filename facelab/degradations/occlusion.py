@@ -17,7 +17,7 @@ from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from ..base.patching import patch
 
 from facelab.degradations.degradation import (
     Degradation,

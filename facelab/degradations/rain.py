@@ -11,7 +11,7 @@ from copy import copy
 from dataclasses import dataclass
 
 import torch
-from fastcore.basics import patch
+from ..base.patching import patch
 
 from .degradation import Degradation, Degraded, Span, between, column, number
 from .motion import filter_each, path_kernels, trajectory

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from fastcore.basics import patch
+from ..base.patching import patch
 
 from .. import FacelabError
 from ..base.dice import Dice

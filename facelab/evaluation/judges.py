@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from ..base.patching import patch
 
 from .. import FacelabError
 from ..base.weights import Unavailable, find_weights

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from fastcore.basics import chunked, patch
+from fastcore.basics import chunked
+from ..base.patching import patch
 from PIL import Image
 
 from .. import FacelabError

@@ -16,7 +16,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from ..base.patching import patch
 
 # %% ../../nbs/1_faces/08_drawn_head.ipynb #c005
 class Face(dict):

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from fastcore.basics import patch
+from ..base.patching import patch
 from PIL import Image
 from tqdm import tqdm
 

@@ -8,7 +8,7 @@ __all__ = ['ConvBNReLU', 'Block35', 'CrossBlock', 'Reduction6a', 'Reduction7a', 
 # %% ../../nbs/3_networks/41_inception_resnet.ipynb #c002
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from ..base.patching import patch
 from torch import nn
 
 from .. import FacelabError

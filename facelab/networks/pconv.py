@@ -8,7 +8,7 @@ __all__ = ['PartialConv2d', 'PartialBlock', 'PartialUpBlock', 'encoder', 'decode
 # %% ../../nbs/3_networks/31_pconv.ipynb #c002
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from ..base.patching import patch
 from torch import nn
 
 from .. import FacelabError

@@ -10,7 +10,7 @@ __all__ = ['residue', 'window_mean', 'guided_filter', 'Decomposition', 'double_c
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c002
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
+from ..base.patching import patch
 from torch import nn
 
 from .. import FacelabError

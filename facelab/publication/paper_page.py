@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 import yaml
-from fastcore.basics import patch
+from ..base.patching import patch
 from IPython.display import Image, Markdown
 
 from .. import FacelabError

@@ -13,7 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import torch
-from fastcore.basics import patch
+from ..base.patching import patch
 
 from .. import FacelabError
 from ..base.names import as_list, call, check_keys, locate, near

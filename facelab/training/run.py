@@ -13,7 +13,7 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-from fastcore.basics import patch
+from ..base.patching import patch
 
 from .. import FacelabError
 from ..base.devices import make_fabric, pick_device
