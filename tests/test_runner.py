@@ -47,6 +47,8 @@ class Bare:
         return None if name.partition(".")[0] in hidden else PathFinder.find_spec(name, path, target)
 
 sys.meta_path[sys.meta_path.index(PathFinder)] = Bare
+from facelab.fleet.runner import main
+
 code = main(sys.argv[1:])
 print(f"hidden: {len(hidden)} packages, loaded: {sorted(hidden & sys.modules.keys())}")
 sys.exit(code)

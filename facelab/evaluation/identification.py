@@ -11,7 +11,6 @@ import tempfile
 from dataclasses import replace
 from pathlib import Path
 
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -141,8 +140,10 @@ def identify(
     batch=16,  # faces at a time
     call=None,  # the restorer's method; None: forward
     progress=False,  # show bars
-) -> pd.DataFrame:  # kind, image, rank
+):  # a DataFrame with the columns kind, image, rank
     "The rank of every probe, by kind of pictures; `FacelabError` if nobody can be identified."
+    import pandas as pd
+
     if faces.identity is None:
         raise FacelabError(f"set {faces.name} has no identities: nobody can be identified")
     test, rows, where = faces.subset("test"), [], pick_device(device)
@@ -185,6 +186,8 @@ def read_ranks(
     path,  # CSV with the columns kind, image and rank
 ):  # DataFrame
     "At which rank each face of each kind was identified; 1 is the first."
+    import pandas as pd
+
     if not Path(path).exists():
         raise FacelabError(
             f"there is no {path}: nobody was identified, so make it with `dvc repro`"
