@@ -52,7 +52,7 @@ def call_network(
 def read_tensors(
     path,  # a safetensors file
 ) -> dict:  # name -> tensor
-    "The tensors of a file; a missing or damaged one is told in one sentence."
+    "The tensors of a file; `FacelabError` if it is missing or damaged."
     try:
         with safe_open(path, framework="pt") as file:
             return {k: file.get_tensor(k) for k in file.keys()}
@@ -72,7 +72,7 @@ def put_weights(
     path,  # a safetensors file
     inside="",  # take only the submodule of this name out of the file
 ):
-    "Put weights into a network; a foreign file is told in one sentence."
+    "Put weights into a network; `FacelabError` for those of another one."
     start = f"{inside}." if inside else ""
     tensors = {
         k.removeprefix(start): v for k, v in read_tensors(path).items() if k.startswith(start)
