@@ -170,8 +170,7 @@ def main(argv=None):
         if args.command == "train":
             grid, names = selected_recipes(args)
             failed = train_grid(grid, names, args.cpus, args.gpus)
-            left = [name for name in grid.order(names) if name not in failed and not grid.is_done(name)]
-            return describe_grid(grid, names, failed, left)
+            return describe_grid(grid, names, failed, grid.unfinished(names, failed))
         job = Job(
             args.command,
             *map(absolute, (args.faces, args.model, args.out)),

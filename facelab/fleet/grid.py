@@ -105,6 +105,10 @@ class Grid:
         row = self.recipes[name]["kind"] == "recipes"
         return self.is_trained(name) and (not row or record_matches(self.record(f"{name}.scores"), self.scoring(name)))
 
+    def unfinished(self, names, failed):
+        "Of these recipes and what they need, those that are to be done and have not failed."
+        return [name for name in self.order(names) if name not in failed and not self.is_done(name)]
+
 
 def open_grid(faces, out, params, root=None, **more):
     "The grid of the project's recipes."
@@ -139,16 +143,11 @@ def effective_params(root, profile=None, path=None):
     return {**params, "profile": profile or params["profile"]}
 
 
-def pack_file(pack):
-    "The safetensors file that a face set is, or None: then it is made of shards."
-    from facelab.faces.sets import find_set_file
-
-    return find_set_file(pack)
-
-
 def fingerprint(pack):
     "What identifies a face set: the hash of its file, or of the list of its shards."
-    if file := pack_file(pack):
+    from facelab.faces.sets import find_set_file
+
+    if file := find_set_file(pack):
         return sha256(file)
     return hashlib.sha256(json.dumps(open_pack(pack).shards.rows).encode()).hexdigest()[:16]
 
@@ -156,9 +155,9 @@ def fingerprint(pack):
 @lru_cache(maxsize=1)
 def open_pack(pack):
     "The face set of a pack, opened once a process."
-    if file := pack_file(pack):
-        from facelab.faces.sets import FaceSet
+    from facelab.faces.sets import FaceSet, find_set_file
 
+    if file := find_set_file(pack):
         return FaceSet.load(file)
     from facelab.faces.shards import open_shards
 

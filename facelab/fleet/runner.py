@@ -67,7 +67,7 @@ def make_all(grid, names, deadline=None):
             failed[name] = str(error) or type(error).__name__
             if not isinstance(error, (FacelabError, OSError)):
                 traceback.print_exc()
-    return failed, [name for name in grid.order(names) if name not in failed and not grid.is_done(name)]
+    return failed, grid.unfinished(names, failed)
 
 
 def arguments(parser):
