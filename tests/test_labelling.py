@@ -13,7 +13,7 @@ from facelab.evaluation.labelling import complete_labels, label, labels_19
 from facelab.faces.drawn import draw_set
 from facelab.faces.heatmaps import heatmaps
 from facelab.faces.layouts import Files
-from facelab.faces.parts import parsing_11
+from facelab.faces.parts import five_points, parsing_11
 from facelab.faces.sets import FaceSet
 from facelab.losses.prior import balanced_cross_entropy
 from facelab.networks.gfc import GFCParser
@@ -189,9 +189,14 @@ def test_parameters_decide_what_a_set_gets(models, faces, bare):
         "depth",
         "foreground",
     )
-    assert "there is no model nowhere/landmarker: let data.labeller name" in message_of(
-        lambda: complete_labels(bare, dict(wish, landmarks="predicted", labeller="nowhere"))
-    )
+    for labeller in ("nowhere", None):
+        assert f"data.labeller ({labeller}) holds no landmarker: train it on a set that has landmarks" in message_of(
+            lambda: complete_labels(bare, dict(wish, landmarks="predicted", labeller=labeller))
+        )
+    five = replace(faces, name="five", landmarks=five_points(faces.landmarks).float())
+    more = complete_labels(five, dict(wish, landmarks="predicted"))
+    assert more.landmarks.shape[1] == 81 and "in place of the set's own 5 points" in more.notes[-1][2]
+    assert complete_labels(five, wish) is five
     assert "unknown data.landmarks 'landmarks'" in message_of(
         lambda: complete_labels(bare, dict(wish, landmarks="landmarks"))
     )

@@ -104,18 +104,69 @@ def faces(args):
 
 
 def run_recipes(args, recipes):
-    "Train and score recipes with the fleet's runner; a folder of pictures is packed first. The exit status."
-    from facelab.faces.sets import open_faces
+    "Train and score recipes with the fleet's runner, on faces that are packed first. The exit status."
     from facelab.fleet.runner import main as runner
 
-    pack = args.faces
-    if pack.is_dir() and not (pack / "faces.safetensors").exists() and not list(pack.glob("*.tar")):
-        pack = args.out / "faces" / "faces.safetensors"
-        if not pack.exists():
-            open_faces(args.faces, args.size).save(pack)
-    more = [f"--{key}={getattr(args, key)}" for key in ("profile", "params", "seconds") if getattr(args, key)]
     os.chdir(required_project())
+    pack = pack_faces(args, recipes)
+    more = [f"--{key}={getattr(args, key)}" for key in ("profile", "params", "seconds") if getattr(args, key)]
     return runner(["--faces", str(pack), "--out", str(args.out), *more, "--recipes", *recipes])
+
+
+def pack_faces(args, recipes):
+    """The pack to learn from: --faces itself, if it is one with the labels that the parameters ask for.
+
+    Else it is made in --out, with the faces at the sides that these recipes ask for beside it, unless that is done."""
+    from facelab.evaluation.labelling import labels_to_make
+    from facelab.fleet.grid import effective_params, open_pack, pack_at
+    from facelab.pipeline.sizes import beside, sides_of
+    from facelab.training.recipes import load_degradations
+
+    given, data = args.faces, effective_params(".", args.profile, args.params)["data"]
+    data |= {"size": args.size or data["size"]}
+    packed = not given.is_dir() or (given / "faces.safetensors").exists() or any(given.glob("*.tar"))
+    if packed and not labels_to_make(open_pack(str(given)), data):
+        return given
+    pack, sides = args.out / "faces" / "faces.safetensors", sides_of(load_degradations("."), data)
+    if given in (pack, pack.parent):
+        raise FacelabError(f"{given} is where --out keeps its own faces: choose another folder for --out")
+    if begin_packing(pack, given, packed, data):
+        complete_faces(given, packed, data).save(pack)
+        open_pack.cache_clear()
+    for side in sorted({sides[r["inputs"]] for r in recipes.values() if r["inputs"] in sides}):
+        there = not packed or pack_at(str(given), side) != str(given)
+        if there and not beside(pack, side).exists():
+            complete_faces(given, packed, data, side, open_pack(str(pack)).names).save(beside(pack, side))
+    return pack
+
+
+def begin_packing(pack, given, packed, data):
+    "Must the faces be packed? What was made of other faces or by other parameters is removed."
+    from facelab.base.files import record_matches, write_record
+    from facelab.fleet.grid import fingerprint
+    from facelab.pipeline.sources import labeller_hashes
+
+    names = ("size", "split", "parsing", "landmarks", "labeller")
+    made_from = {"faces": str(given), "sha256": packed and fingerprint(given), "data": {k: data[k] for k in names}}
+    made_from["labeller"] = labeller_hashes(data["labeller"])
+    if not record_matches(pack.with_name("made_from.json"), made_from):
+        for old in pack.parent.glob("faces*.safetensors"):
+            old.unlink()
+        write_record(pack.with_name("made_from.json"), made_from)
+    return not pack.exists()
+
+
+def complete_faces(given, packed, data, side=None, names=()):
+    "The faces of a folder of pictures or of a pack, at data.size or another side, with all labels."
+    from facelab.evaluation.labelling import complete_labels, open_labelled
+    from facelab.fleet.grid import open_pack, pack_at
+    from facelab.pipeline.sizes import open_faces_at
+
+    if packed:
+        return complete_labels(open_pack(pack_at(str(given), side)), data)
+    if side:
+        return complete_labels(open_faces_at(given, side, names, data["split"]), data)
+    return open_labelled(given, data)
 
 
 def chosen_recipes(args):
@@ -309,7 +360,7 @@ def add_run(commands, name, run, about):
     sub.add_argument(
         "--seconds", type=float, help="time for the whole list; what is not finished then keeps its checkpoint"
     )
-    sub.add_argument("--size", type=int, default=128, help="side of the faces (128)")
+    sub.add_argument("--size", type=int, help="side of the faces of a folder of pictures (data.size)")
 
 
 def add_lists(commands):

@@ -647,6 +647,7 @@ def _parser():
     pack.add_argument("faces", help="what facelab.faces.sets.open_faces opens")
     pack.add_argument("folder", help="where the shards go")
     pack.add_argument("--size", type=int, default=128, help="side of the faces (128)")
+    pack.add_argument("--split", default="set", help="of CelebA-HQ: thesis, yun or rain (its own)")
     pack.add_argument("--per-shard", type=int, default=1024, help="faces a shard (1024)")
     pack.add_argument("--quality", type=int, help="of lossy WebP, 0 to 100 (lossless)")
     check = commands.add_parser("check", help="compare all shards with their index")
@@ -665,7 +666,7 @@ def main(
 
     def pack_and_check():
         if args.command == "pack":
-            faces = open_faces(args.faces, args.size)
+            faces = open_faces(args.faces, args.size, split=args.split)
             write_shards(faces, args.folder, args.per_shard, args.quality)
         print_line(check_shards(args.folder))
         return 0
