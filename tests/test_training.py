@@ -26,7 +26,7 @@ from facelab.faces.parts import PARTS_11
 from facelab.faces.sets import FaceSet
 from facelab.training.models import load_model, write_model
 from facelab.base.names import build
-from facelab.training.recipes import load_recipes, resolve
+from facelab.training.recipes import load_recipes, read_schedule, resolve
 from facelab.training.run import Run, lr_factor, take_step
 from facelab.training.loop import train
 
@@ -244,7 +244,13 @@ def test_the_critic_learns_from_its_own_loss(faces):
 
 
 def test_the_learning_rate_is_never_negative():
-    for schedule in ("constant", "cosine"):
+    wishes = [
+        "constant",
+        "cosine",
+        {"use": "linear", "from": 0.3},
+        {"use": "milestones", "at": [10, 90], "factor": 0.1},
+    ]
+    for schedule in (read_schedule(wish, 100, "here") for wish in wishes):
         assert all(0 <= lr_factor(schedule, step / 100, step, warmup) <= 1 for step in range(120) for warmup in (0, 20))
 
 
@@ -276,7 +282,10 @@ def test_a_loss_that_is_not_finite_stops_at_its_step_and_keeps_the_checkpoint(fa
 def test_gradients_are_clipped(faces):
     moved = {}
     for clip in (None, 1e-6):
-        run = Run({**small("srresnet", clip=clip), "optimiser": {"use": "SGD", "lr": 1.0}}, faces.subset("train"))
+        run = Run(
+            {**small("srresnet", clip=clip), "optimisers": {"generator": {"use": "SGD", "lr": 1.0}}},
+            faces.subset("train"),
+        )
         before = run.bare["generator"].tail.weight.detach().clone()
         take_step(run)
         moved[clip] = (run.bare["generator"].tail.weight - before).norm().item()
@@ -296,10 +305,8 @@ def test_a_time_limit_ends_every_stage(faces, tmp_path):
 def test_two_processes_with_half_the_batch_equal_one(faces, tmp_path):
     """Gloo on the CPU. No batch norm in this recipe, and a critic with a gradient penalty."""
     recipe = small(steps=4, log_every=1, validate=0, batch=4)
-    recipe["generator"], recipe["optimiser"] = (
-        {"use": "networks.rrdb.RRDBNet", "scale": 8, "width": 8, "depth": 1},
-        {"use": "SGD", "lr": 0.02},
-    )
+    recipe["generator"] = {"use": "networks.rrdb.RRDBNet", "scale": 8, "width": 8, "depth": 1}
+    recipe["optimisers"] = {name: {"use": "SGD", "lr": 0.02} for name in ("generator", "critic")}
     recipe["critics"] = {"critic": {"use": "networks.wgan_critic.WGANCritic", "size": 128, "width": 4}}
     losses = {
         "fine": {"use": "losses.pixel.mse", "of": "restored", "to": "target"},

@@ -12,26 +12,39 @@ NUMBER = int | float
 SECTIONS = {
     "profile": str,
     "seed": int,
-    "data": {"source": str, "size": int, "unseen": str, "parsing": str, "landmarks": str, "labeller": str | None},
+    "data": {
+        "source": str,
+        "split": str,
+        "size": int,
+        "paper_sizes": bool,
+        "unseen": str,
+        "parsing": str,
+        "landmarks": str,
+        "labeller": str | None,
+    },
     "draw": {"train": int, "val": int, "test": int, "unseen": int},
     "train": {
         "steps": int | None,
         "seconds": NUMBER | None,
+        "min_steps": int,
         "batch": int | None,
         "width": NUMBER,
         "depth": NUMBER,
         "optimiser": str | None,
         "lr": NUMBER | None,
-        "warmup": int,
-        "schedule": str,
+        "warmup": int | None,
+        "schedule": str | dict | None,
         "start": str,
         "clip": NUMBER | None,
         "ema": NUMBER,
+        "statistics": int,
         "validate": int,
         "threads": int,
         "device": str,
         "precision": str,
         "compile": bool,
+        "backend": str,
+        "channels_last": bool | None,
         "checkpoint_seconds": NUMBER,
         "log_every": int,
     },
@@ -90,9 +103,9 @@ KIND_NAMES = {
 
 def check_kind(value, kind, where):
     """Refuse a value of another kind: the text "false" would count as true, and YAML reads 1e-3 as text."""
-    if isinstance(value, kind) and isinstance(value, bool) == (kind is bool):
-        return
     kinds = getattr(kind, "__args__", (kind,))
+    if isinstance(value, kind) and (bool in kinds or not isinstance(value, bool)):
+        return
     wanted = [KIND_NAMES[k] for k in kinds if not (k is int and float in kinds)]
     hint = ": write 0.001 for 1e-3" if isinstance(value, str) and re.fullmatch(r"-?\d+e-?\d+", value) else ""
     raise FacelabError(f"{where} must be {' or '.join(wanted)}, not {value!r}{hint}")

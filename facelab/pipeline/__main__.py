@@ -9,9 +9,12 @@ from facelab.base.params import choose_profile, project_root
 
 def check(root, args):
     "Are parameters, recipes and faces fit for `dvc repro`?"
+    from facelab.pipeline.rows import check_labels
     from facelab.pipeline.sources import check_chains
 
-    check_chains(root)
+    params, recipes = check_chains(root)
+    if params["data"]["source"] == "real":
+        check_labels(root, params, recipes)
 
 
 def sources(root, args):
@@ -45,6 +48,20 @@ def recipes(root, args):
     list_recipe_files(root)
     write_text(root / "docs" / "recipes.md", recipes_page(root))
     write_text(root / "docs" / "deviations.md", project_deviations(root))
+
+
+def losses(root, args):
+    "Measure what each loss of each recipe weighs and how hard it pulls, and write it into docs/losses.md."
+    from facelab.pipeline.losses import write_losses
+
+    print(write_losses(root, args))
+
+
+def rehearse(root, args):
+    "Take a step in each stage of every recipe, very small: what cannot start says so."
+    from facelab.pipeline.rehearsal import main
+
+    print(main(root, args))
 
 
 def navigation(root, args):
@@ -87,7 +104,21 @@ def profile(root, args):
     choose_profile(args.name, root)
 
 
-COMMANDS = (check, sources, schedule, inventory, recipes, navigation, docs, publish, ship, run, profile)
+COMMANDS = (
+    check,
+    sources,
+    schedule,
+    inventory,
+    recipes,
+    losses,
+    rehearse,
+    navigation,
+    docs,
+    publish,
+    ship,
+    run,
+    profile,
+)
 
 
 def parser():
@@ -99,6 +130,18 @@ def parser():
         added[command] = known.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         added[command].set_defaults(command=command)
     added[schedule].add_argument("paper", nargs="?", help="only what this paper shows")
+    added[losses].add_argument("--faces", help="folder of a face set; faces drawn for it, if it is left out")
+    added[losses].add_argument("--recipes", nargs="+", help="only these")
+    added[losses].add_argument("--perceptual", help="profile whose perceptual features are used, such as real")
+    added[losses].add_argument("--run", help="build of a finished run, with its helpers; else they are trained briefly")
+    added[losses].add_argument("--critic-steps", type=int, default=10, help="of each critic before it is asked")
+    added[losses].add_argument("--out", help="the page; docs/losses.md, if it is left out")
+    added[rehearse].add_argument("recipes", nargs="*", help="only these, and what they need")
+    added[rehearse].add_argument("--faces", help="a face set; 16 drawn faces, if it is left out")
+    added[rehearse].add_argument(
+        "--as-gpu", action="store_true", help="as a GPU computes: bf16, channels_last, compiled"
+    )
+    added[rehearse].add_argument("--steps", type=int, default=1, help="in each stage")
     added[publish].add_argument("name", help="of the folder in results/")
     added[ship].add_argument("name", help="of its recipe")
     added[ship].add_argument("--run", required=True, help="the folder of the run that trained it")

@@ -15,7 +15,7 @@ from .. import FacelabError
 from ..degradations.degradation import check_labels, select_labels
 from ..base.dice import Dice, seed_of
 from ..base.names import near, locate
-from ..faces.parts import mirror, parsing_11
+from ..faces.parts import mirror, parsing_11, parsing_thesis
 from ..faces.heatmaps import DIC_MAPS, FSRNET_MAPS, heatmaps
 from .objective import names_in
 
@@ -77,6 +77,7 @@ def fill_in(
 # %% ../../nbs/6_training/03_batches.ipynb #c013
 MADE_FROM = {
     "parsing": "parsing",
+    "parsing_thesis": "parsing",
     "heatmaps": "landmarks",
     "heatmaps_quarter": "landmarks",
     "identity": "identity",
@@ -167,8 +168,9 @@ def labels_for_losses(
         "heatmaps_quarter": {**DIC_MAPS, "size": side // 4},
     }
     out = {name: heatmaps(batch["landmarks"], side, **maps[name]) for name in maps if name in names}
-    if "parsing" in names:
-        out["parsing"] = parsing_11(batch["parsing"])
+    for name, maps_of in (("parsing", parsing_11), ("parsing_thesis", parsing_thesis)):
+        if name in names:
+            out[name] = maps_of(batch["parsing"])
     if "identity" in names:
         out["identity"] = torch.searchsorted(known.to(batch["identity"].device), batch["identity"])
     return out

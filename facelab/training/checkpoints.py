@@ -18,7 +18,8 @@ from .models import write_tensors
 from .run import Run
 
 # %% ../../nbs/6_training/05_checkpoints.ipynb #c005
-POSITION = ("step", "stage", "stage_step", "stage_seconds", "seconds", "history")
+POSITION = ("step", "stage", "stage_step", "drawn", "updates", "history")
+POSITION += ("seconds", "stage_seconds", "compile_seconds")
 
 
 def state_tensors(run: Run):
@@ -92,6 +93,7 @@ def missing_state(
 ):  # a name, or None
     "What a run needs and a checkpoint of it lacks, or has in another shape."
     kinds = dict.fromkeys(POSITION, (int, float)) | {"history": list, "best": (dict, type(None))}
+    kinds["updates"] = dict
     for key, kind in kinds.items():
         if key not in head or not isinstance(head[key], kind):
             return key

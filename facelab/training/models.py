@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['named_outputs', 'extra_inputs', 'call_network', 'read_tensors', 'put_weights', 'write_tensors', 'write_model',
-           'read_recipe', 'load_model', 'restore', 'begin_with']
+           'read_recipe', 'see_at', 'load_model', 'restore', 'submodule', 'begin_with', 'load_helper']
 
 # %% ../../nbs/6_training/07_models.ipynb #c002
 import inspect, json, re
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from safetensors.torch import save_file
 from .. import FacelabError, moved
 from ..base.names import near, build, locate
 from ..base.files import sha256, replacing
+from ..degradations.resample import resize
 from .recipes import helper_of
 
 # %% ../../nbs/6_training/07_models.ipynb #c005
@@ -183,13 +185,27 @@ def read_recipe(
         ) from None
     return recipe
 
+# %% ../../nbs/6_training/07_models.ipynb #c0a2
+def see_at(
+    net,  # a network that takes faces
+    side: int,  # of the faces that it learned from
+):  # the network
+    "Let a network see all faces (N, 3, H, W) at one side; those of this side as they are."
+    net.register_forward_pre_hook(partial(_resize_faces, side))
+    return net
+
+
+def _resize_faces(side, net, given):
+    x, *more = given
+    return (x if x.shape[-1] == side else resize(x.float(), side), *more)
+
 # %% ../../nbs/6_training/07_models.ipynb #c020
 def load_model(
     folder,  # as `write_model` leaves it
     device: str | torch.device = "cpu",  # where it is wanted
     weights="generator",  # or "best", or the name of a critic
 ):
-    "A trained network in evaluation mode, and its recipe."
+    "A trained network in evaluation mode, and its recipe; a helper sees faces at its own side."
     recipe = read_recipe(folder)
     if weights not in ("generator", "best", *recipe["critics"]):
         raise FacelabError(
@@ -210,6 +226,8 @@ def load_model(
             f"{path} is not the file that {path.parent / 'recipe.json'} was written for (its"
             " SHA-256 differs): train again, or get the folder anew"
         )
+    if recipe.get("kind") == "helpers" and recipe.get("size"):
+        see_at(net, recipe["size"])
     return net.to(device).eval(), recipe
 
 # %% ../../nbs/6_training/07_models.ipynb #c024
@@ -222,6 +240,21 @@ def restore(
     "Restored faces, clamped to the range of images."
     return call_network(net, {**given, "input": input})["restored"].float().clamp(0, 1)
 
+# %% ../../nbs/6_training/07_models.ipynb #c0b1
+def submodule(
+    net,  # a network
+    inside: str,  # name of a submodule; "": the network itself
+    where: str,  # how a message calls the place
+):
+    "A network or a part of it; `FacelabError` for a part that it does not have."
+    try:
+        return net.get_submodule(inside)
+    except AttributeError:
+        raise FacelabError(
+            f"{where}, but {type(net).__name__} has no submodule {inside!r}:"
+            f" {near(inside, [n for n, _ in net.named_children()])}"
+        ) from None
+
 # %% ../../nbs/6_training/07_models.ipynb #c027
 def begin_with(
     nets: dict,  # generator and critics by name
@@ -231,17 +264,22 @@ def begin_with(
     "Load the weights of helpers into submodules."
     for place, address in begin.items():
         name, _, inside = place.partition(".")
-        helper, submodule = helper_of(address)
+        helper, part = helper_of(address)
         if name not in nets:
             raise FacelabError(
                 f"begin names {place!r}, but there is {', '.join(nets)}: write"
                 " generator.<submodule>"
             )
-        try:
-            target = nets[name].get_submodule(inside)
-        except AttributeError:
-            raise FacelabError(
-                f"begin names {place!r}, but {type(nets[name]).__name__} has no submodule"
-                f" {inside!r}: {near(inside, [n for n, _ in nets[name].named_children()])}"
-            ) from None
-        put_weights(target, Path(helpers) / helper / "generator.safetensors", submodule)
+        target = submodule(nets[name], inside, f"begin names {place!r}")
+        put_weights(target, Path(helpers) / helper / "generator.safetensors", part)
+
+# %% ../../nbs/6_training/07_models.ipynb #c0b3
+def load_helper(
+    address: str,  # group/helper or group/helper.submodule
+    helpers,  # the folder of helpers
+):
+    "A trained helper or a submodule of it, in evaluation mode; it sees faces at the helper's side."
+    helper, inside = helper_of(address)
+    net, recipe = load_model(Path(helpers) / helper)
+    part = submodule(net, inside, f"helpers name {address!r}")
+    return see_at(part, recipe["size"]) if inside and recipe.get("size") else part

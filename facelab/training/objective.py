@@ -88,11 +88,13 @@ def _value(self: Scope, node, first):
         return pick(node.attr, owner)
     if isinstance(node, ast.Call):
         name = node.func.id
-        function = self.networks.get(name) or getattr(regions, name, None)
-        function = function or pick(name, self.networks)
+        known = self.networks if name in self.networks else vars(regions)
+        function = pick(name, known if name in known else self.networks)
         return function(*[self.value(ast.unparse(a), first) for a in node.args])
     both = self.outputs | self.given if first == "given" else self.given | self.outputs
-    return pick(node.id, self.networks | both)
+    found = pick(node.id, self.networks | both)
+    # a loss that is handed a network may differentiate it twice, which a compiled graph forbids
+    return getattr(found, "_orig_mod", found)
 
 
 def pick(
@@ -158,14 +160,17 @@ class Objective:
             if isinstance(loss, torch.nn.Module):
                 loss.to(device)
 
-    def __call__(self, outputs, given, networks={}):
-        "The sum, and each term before its weight: (tensor, {name: tensor})."
-        scope, values = Scope(outputs, given, networks), {}
+    def __call__(self, outputs, given, networks={}, step=0):
+        "The sum, and each term of this step before its weight: (tensor, {name: tensor})."
+        scope, values, total = Scope(outputs, given, networks), {}, 0.0
         for name, spec in self.terms.items():
+            every = spec.get("every", 1)
+            if step % every:
+                continue
             of = [scope.value(e) for e in as_list(spec.get("of"))]
             to = [scope.value(e, "given") for e in as_list(spec.get("to"))]
             values[name] = self.losses[name](*of, *to)
-        total = sum(spec.get("weight", 1.0) * values[name] for name, spec in self.terms.items())
+            total = total + spec.get("weight", 1.0) * every * values[name]
         return total, values
 
 # %% ../../nbs/6_training/02_objective.ipynb #c018

@@ -179,6 +179,10 @@ WEIGHTS = {  # file -> what for, how to get it
         "identity",
         "a MobileFaceNet of 128 numbers, as nbs/3_networks/42_mobilefacenet describes it",
     ),
+    "20180402-114759-vggface2.pt": (
+        "recognition (Table 2 of Yun et al.)",
+        "facenet-pytorch's Inception-ResNet-v1, from the releases of timesler/facenet-pytorch",
+    ),
 }
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c014-2
