@@ -108,7 +108,9 @@ def hide_box(
 class Block(Degradation):
     "A block hides a share of the picture (`fcsr_gan`); maps: M (N,1,H,W), box (N,4), noise."
 
-    share: float = number(0.25, 0, 1, "share of the area that is hidden; a grid has its own")
+    share: Span = between(
+        (0.25, 0.25), 0, 1, "share of the area that is hidden; a grid has its own", "of the area"
+    )
     place: str = one_of(
         "random",
         ("random", "centre", "2x2", "3x3"),
@@ -120,13 +122,24 @@ class Block(Degradation):
     def degrade(self, x, dice, labels):
         sides = x.shape[2:]
         grid = int(self.place[0]) if "x" in self.place else 0
-        extent = [math.ceil(s / grid) if grid else round(s * self.share**0.5) for s in sides]
+        ranges = [self.lengths(side, grid) for side in sides]
+        extents = [
+            (low + (high - low + 1) * dice.named(name).uniform()).floor()
+            for name, (low, high) in zip(("height", "width"), ranges)
+        ]
         more = self.place == "random"  # the last corner counts, too
         places = self.places(grid, dice)
-        corner = [((s - e + more) * p).floor() for s, e, p in zip(sides, extent, places)]
-        far = [c + e for c, e in zip(corner, extent)]
+        corner = [((s - e + more) * p).floor() for s, e, p in zip(sides, extents, places)]
+        far = [c + e for c, e in zip(corner, extents)]
         box = torch.stack([*corner, *far], 1).long().to(x.device)
-        return hide_box(x, box, extent, self.fill, dice)
+        snug, largest = all(low == high for low, high in ranges), [high for _, high in ranges]
+        return hide_box(x, box, largest, self.fill, dice, snug)
+
+    def lengths(self, side, grid):
+        "Least and most pixels of a block along a side of the picture."
+        if grid:
+            return [math.ceil(side / grid)] * 2
+        return [round(side * share**0.5) for share in self.share]
 
     def latex(self, maps, i=0):
         share = 1 - float(maps["M"][i].mean())
@@ -685,15 +698,19 @@ class Worn(Degradation):
         ("thing", "black"),
         "what is seen there: the thing, or black where the thing is marked as hidden",
     )
+    reduced: int = number(
+        1, 1, 16, "how much larger it is drawn, to be reduced to the picture", "x"
+    )
 
     def degrade(self, x, dice, labels):
-        drawn, size = self.draw_numbers(dice), x.shape[2:]
+        drawn, size = self.draw_numbers(dice), [self.reduced * side for side in x.shape[2:]]
         landmarks = labels["landmarks"].to(x.device).float()
         own = {k: v.float().to(x.device, non_blocking=True) for k, v in drawn.items()}
-        frame = face_frame(landmarks, torch.where(own["kind"] == 0, 0.6, 0.9))
+        frame = face_frame(self.reduced * landmarks, torch.where(own["kind"] == 0, 0.6, 0.9))
         follow_turn(own, nose=frame[2])
         sprites, matrix = sprite_sheet(max(size), str(x.device)), to_drawing(*frame, own, size)
         maps = sample_drawing(sprites, matrix, own["tile"], size).to(x.dtype)
+        maps = F.avg_pool2d(maps, self.reduced)
         skin = skin_colour(x, landmarks.to(x.dtype))
         C = occluder_colours(drawn["kind"], skin, self.dye, dice)
         M, thing = 1 - maps[:, :1], torch.bmm(C, maps[:, 1:].flatten(2)).view(x.shape)

@@ -134,7 +134,8 @@ def root_mean_squares(
     scale,  # "blur": of each layer's change by blurring; "unit": of the layer itself
 ):
     "The root mean square of each layer of the reference faces: {layer: number}."
-    sharp, blurred = (network.features(x) for x in reference_faces())
+    with torch.autocast("cpu", enabled=False):  # the same scales inside a step in bf16
+        sharp, blurred = (network.features(x) for x in reference_faces())
     rms = lambda x: x.double().square().mean().sqrt().item()
     return {
         layer: rms(sharp[layer] - blurred[layer] if scale == "blur" else sharp[layer])

@@ -19,13 +19,20 @@ from .registry import network
 def conv_block(
     *channels,  # the input's, then those of every convolution
     attention=False,  # a `ChannelGate` at the end
+    gate_bias=3,  # how open it begins: sigmoid(3) = .95, sigmoid(0) = .5
 ):
     "A run of conv3x3-ReLU: (N,channels[0],H,W) -> (N,channels[-1],H,W)."
     convs = [
         nn.Sequential(nn.Conv2d(a, b, 3, padding=1), nn.ReLU())
         for a, b in zip(channels, channels[1:])
     ]
-    return nn.Sequential(*convs, *([ChannelGate(channels[-1])] if attention else []))
+    block = nn.Sequential(*convs)
+    init_he_balanced(block)
+    if attention:
+        gate = ChannelGate(channels[-1])
+        nn.init.constant_(gate.W_U.bias, gate_bias)
+        block.append(gate)
+    return block
 
 # %% ../../nbs/3_networks/30_cbdnet.ipynb #c010
 class NoiseEstimator(nn.Module):
@@ -34,12 +41,11 @@ class NoiseEstimator(nn.Module):
     def __init__(
         self,
         width=32,  # channels
-        attention=False,  # a gate before the last convolution
+        **gate,  # attention and gate_bias of `conv_block`
     ):
         super().__init__()
-        self.block = conv_block(3, *[width] * 4, attention=attention)
+        self.block = conv_block(3, *[width] * 4, **gate)
         self.last = nn.Conv2d(width, 3, 3, padding=1)
-        init_he_balanced(self)
         nn.init.normal_(self.last.weight, std=0.001)
         nn.init.constant_(self.last.bias, 0.1)
 
@@ -56,20 +62,20 @@ class DenoisingUNet(nn.Module):
     def __init__(
         self,
         width=64,  # channels at full size, doubled at each pool
-        attention=False,  # a gate after every block
+        **gate,  # attention and gate_bias of `conv_block`
     ):
         super().__init__()
         w = width
-        self.block1 = conv_block(6, w, w, attention=attention)
-        self.block2 = conv_block(w, *[2 * w] * 3, attention=attention)
-        self.block3 = conv_block(2 * w, *[4 * w] * 6, attention=attention)
+        self.block1 = conv_block(6, w, w, **gate)
+        self.block2 = conv_block(w, *[2 * w] * 3, **gate)
+        self.block3 = conv_block(2 * w, *[4 * w] * 6, **gate)
         self.up2 = nn.ConvTranspose2d(4 * w, 2 * w, 2, stride=2)
-        self.block4 = conv_block(2 * w, *[2 * w] * 3, attention=attention)
+        self.block4 = conv_block(2 * w, *[2 * w] * 3, **gate)
         self.up1 = nn.ConvTranspose2d(2 * w, w, 2, stride=2)
-        self.block5 = conv_block(w, w, w, attention=attention)
+        self.block5 = conv_block(w, w, w, **gate)
         self.out = nn.Conv2d(w, 3, 1)
         self.closing = ("out",)
-        init_he_balanced(self)
+        init_he_balanced(nn.Sequential(self.up2, self.up1, self.out))
         nn.init.normal_(self.out.weight, std=0.001)
 
     def forward(self, gamma, I):
@@ -102,10 +108,11 @@ class CBDNet(nn.Module):
         self,
         width=64,  # channels of CNN_D at full size; CNN_E has half as many
         attention=False,  # True: the denoising module of JDSR-GAN
+        gate_bias=3,  # see `conv_block`
     ):
         super().__init__()
-        self.CNN_E = NoiseEstimator(width // 2, attention)
-        self.CNN_D = DenoisingUNet(width, attention)
+        gate = dict(attention=attention, gate_bias=gate_bias)
+        self.CNN_E, self.CNN_D = NoiseEstimator(width // 2, **gate), DenoisingUNet(width, **gate)
 
     def forward(self, x):
         gamma = self.CNN_E(expect(self, x, multiple=4))

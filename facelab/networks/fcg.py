@@ -205,8 +205,12 @@ class FaceSR(SRResNet):
         self.parsing = FaceParsing(maps, derained=False, width=width)
         self.head[0] = nn.Conv2d(3 + maps, width, 9, padding=4)
 
+    def analyse(self, x):
+        "parsing_maps: the parsing module, which is trained before the rest."
+        return dict(parsing_maps=self.parsing(expect(self, x, multiple=16)))
+
     def forward(self, x):
-        parsing_maps = self.parsing(expect(self, x, multiple=16))
+        parsing_maps = self.analyse(x)["parsing_maps"]
         head = self.head(torch.cat([x, parsing_maps], 1))
         return dict(
             parsing_maps=parsing_maps,

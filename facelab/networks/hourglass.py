@@ -123,11 +123,12 @@ class PriorNet(nn.Module):
         halvings=4,  # in each
         norm=False,  # batch norm in the residual blocks
         attention=False,  # a `ChannelGate` in the residual blocks
+        kernel=7,  # side of the stem's kernel: 7 as FCSR-GAN's released code, 3 as JDSR-GAN's Fig 3
     ):
         super().__init__()
         row = lambda n, make, *args: nn.Sequential(*[make(*args) for _ in range(n)])
-        self.multiple, half = 2 ** (halvings + 1), width // 2
-        self.conv1, self.conv2 = conv_bn_relu(3, width // 4, 7, 2), conv_bn_relu(width // 4, width)
+        self.multiple, half, quarter = 2 ** (halvings + 1), width // 2, width // 4
+        self.conv1, self.conv2 = conv_bn_relu(3, quarter, kernel, 2), conv_bn_relu(quarter, width)
         self.residual_blocks = row(blocks, FSRBlock, width, norm, attention)
         self.hourglasses = row(hourglasses, BottleneckHourglass, width, depth, halvings)
         self.conv3 = nn.Conv2d(width, half, 1)

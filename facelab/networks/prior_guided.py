@@ -50,19 +50,21 @@ class BasicBlock(nn.Module):
         attention="softmax",  # see `ChannelAttention`
         reduction=16,  # see `ChannelAttention`
         rescale=False,  # multiply the attention by `width` (ours, not the thesis')
+        norm=False,  # batch norm behind the last convolution (SRResNet's, not in Eq 3.4)
     ):
         super().__init__()
         self.conv3x3 = nn.Conv2d(width, width, 3, padding=1)
         self.conv5x5 = nn.Conv2d(width, width, 3, padding=2, dilation=2)
         self.attention = ChannelAttention(width, attention, reduction)
         self.relu, self.conv = nn.ReLU(), nn.Conv2d(width, width, 3, padding=1)
-        self.closing = ("conv",)  # what ends the branch: silent in an identity start
+        self.norm = nn.BatchNorm2d(width) if norm else nn.Identity()
+        self.closing = ("norm" if norm else "conv",)  # ends the branch: silent in an identity start
         self.gain = width if rescale else 1
 
     def forward(self, F_in):
         F_sum = self.conv3x3(F_in) + self.conv5x5(F_in)
         F_scale = self.attention(F_sum) * self.gain if self.gain != 1 else self.attention(F_sum)
-        return F_in + self.conv(self.relu(F_sum * F_scale))
+        return F_in + self.norm(self.conv(self.relu(F_sum * F_scale)))
 
 # %% ../../nbs/3_networks/50_prior_guided.ipynb #c018
 class SRBranch(nn.Module):
@@ -74,7 +76,7 @@ class SRBranch(nn.Module):
         width=64,  # channels
         depth=16,  # basic blocks
         kernel=9,  # of head and tail
-        **block,  # attention, reduction, rescale of each `BasicBlock`
+        **block,  # attention, reduction, rescale, norm of each `BasicBlock`
     ):
         super().__init__()
         self.conv1 = nn.Sequential(nn.Conv2d(3, width, kernel, padding=kernel // 2), nn.PReLU())

@@ -149,8 +149,8 @@ SHARED = 4  # stages of the encoder that both branches read
 class TwoBranchUNet(nn.Module):
     """Section III-B, Fig 2: I_LRf (N,channels,H,W) -> dict of blurred and restored, (N,3,H,W).
 
-    They are the paper's I_HRB hat and I_HR hat, not clamped. H and W are multiples of `size`;
-    FacelabError otherwise.
+    The paper's I_HRB hat (not of a unified network) and I_HR hat, not clamped. H and W are
+    multiples of `size`; FacelabError otherwise.
     """
 
     def __init__(
@@ -159,31 +159,32 @@ class TwoBranchUNet(nn.Module):
         width=64,  # channels of the first stage; at most 8 times as many inside
         size=256,  # a power of two from 32 up, at which the innermost map is 1x1
         noise=0.0,  # strength of the noise after every convolution
+        upper=True,  # False: the lower branch alone, the "unified model" of section III-A
     ):
         super().__init__()
         stages = int(size).bit_length() - 1
         if size < 32 or 2**stages != size:
             raise FacelabError(
-                f"size is {size}, but the lower branch halves it down to 1: give a power of two"
-                " from 32 up, such as 128 or 256"
+                f"size is {size}, but it is halved down to 1: give a power of two from 32 up"
             )
+        self.channels, self.size, self.upper = channels, size, upper
         widths = [width * min(2**i, 8) for i in range(stages)]
-        self.channels, self.size = channels, size
         self.shared_encoder = Encoder(channels, widths[:SHARED], 1, noise=noise)
         self.lower_encoder = Encoder(widths[SHARED - 1], widths[SHARED:], stages, SHARED + 1, noise)
-        self.upper_decoder = Decoder(widths[:SHARED], noise)
+        if upper:
+            self.upper_decoder = Decoder(widths[:SHARED], noise)
         self.lower_decoder = Decoder(widths, noise)
-        self.upper_last = layer(nn.Conv2d(width, 3, 3, padding=1), noise=noise)
-        self.lower_last = layer(nn.Conv2d(2 * width, 3, 3, padding=1), noise=noise)
+        if upper:
+            self.upper_last = layer(nn.Conv2d(width, 3, 3, padding=1), noise=noise)
+        self.lower_last = layer(nn.Conv2d((1 + upper) * width, 3, 3, padding=1), noise=noise)
 
     def forward(self, I_LRf):
         expect(self, I_LRf, self.channels, "I_LRf", multiple=self.size)
         shared = self.shared_encoder(I_LRf)
-        I_f = self.upper_decoder(shared)
+        I_f = [self.upper_decoder(shared)] if self.upper else []
         last = self.lower_decoder(shared + self.lower_encoder(shared[-1]))
-        return dict(
-            blurred=self.upper_last(I_f), restored=self.lower_last(torch.cat([last, I_f], 1))
-        )
+        out = dict(blurred=self.upper_last(*I_f)) if self.upper else {}
+        return dict(out, restored=self.lower_last(torch.cat([last, *I_f], 1)))
 
 # %% ../../nbs/3_networks/55_two_branch.ipynb #c048
 def seven_convs(

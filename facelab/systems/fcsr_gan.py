@@ -41,9 +41,10 @@ def _completion_width(completion, width):
     return max(8, 4 * round(_arguments_of(completion)["width"].default * width / 256))
 
 
-def _variant_of(name, variant):
-    "The argument `variant` of a network inside a compound, which only some networks have."
-    return {"variant": "code"} if variant == "code" and "variant" in _arguments_of(name) else {}
+def _own(name, variant, **given):
+    "Those arguments of a compound that only some networks have, as this one takes them."
+    given |= {"variant": "code"} if variant == "code" else {}
+    return {k: v for k, v in given.items() if k in _arguments_of(name)}
 
 # %% ../../nbs/5_systems/03_fcsr_gan.ipynb #c007
 class FCSRGAN(nn.Module):
@@ -61,15 +62,18 @@ class FCSRGAN(nn.Module):
         width=64,  # channels of the SR network; the completion's grow and shrink with it
         depth=12,  # blocks of the SR network: 12 for FSRNet, 16 for SRResNet
         variant="paper",  # "paper": completes the small picture; "code": enlarges it before
+        landmarks=81,  # maps of points that an SR network like FSRNet makes
     ):
         super().__init__()
         _require_compound(completion, sr, variant)
         count_doublings(scale)  # refuses what is no power of two
         first, self.enlarge = (size // scale, 1) if variant == "paper" else (size, scale)
         given = dict(size=first, width=_completion_width(completion, width))
-        self.completion = create(completion, **given, **_variant_of(completion, variant))
+        self.completion = create(completion, **given, **_own(completion, variant))
         self.takes_M = "M" in find(completion).inputs
-        given = dict(scale=scale, width=width, depth=depth, **_variant_of(sr, variant))
+        given = dict(
+            scale=scale, width=width, depth=depth, **_own(sr, variant, landmarks=landmarks)
+        )
         self.sr = create(sr, **given, **({} if variant == "paper" else dict(enlarge=False)))
 
     def forward(self, x, M=None):

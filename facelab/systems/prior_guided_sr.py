@@ -20,7 +20,7 @@ from ..networks.registry import network
     aliases=("prior_guided_gan",),
     scales=(4, 8),
     small=dict(width=8, depth=2),
-    variants=(dict(attention="sigmoid"), dict(rescale=True)),
+    variants=(dict(attention="sigmoid"), dict(rescale=True), dict(norm=True)),
 )
 class PriorGuidedSR(nn.Module):
     """Thesis Fig 3.1: (N,3,h,w) in [0,1] -> dict of coarse_sr, prior and restored, not clamped.
@@ -36,7 +36,7 @@ class PriorGuidedSR(nn.Module):
         parts=11,  # parsing maps
         hourglasses=2,  # in the prior branch
         hourglass_depth=3,  # h and w are multiples of 2**hourglass_depth
-        **branch,  # kernel, attention, reduction, rescale of `SRBranch`
+        **branch,  # kernel, attention, reduction, rescale, norm of `SRBranch`
     ):
         super().__init__()
         self.scale, self.multiple = scale, 2**hourglass_depth

@@ -23,7 +23,7 @@ from ..networks.two_branch import FiveLayerCNN, TwoBranchUNet
     side=256,
     small=dict(width=8, features=8, size=64),
     small_side=64,
-    variants=(dict(noise=0.05),),
+    variants=(dict(noise=0.05), dict(upper=False)),
 )
 class SRDeblurGAN(nn.Module):
     """Fig 2: (N,3,h,w) in [0,1] -> features (I_LRf), blurred (I_HRB hat), restored (I_HR hat).
@@ -39,13 +39,15 @@ class SRDeblurGAN(nn.Module):
         features=64,  # channels of I_LRf
         five_layer=True,  # False: bicubic instead of the five-layer CNN (Table 3, Model 1)
         noise=0.0,  # Gaussian, after every convolution, also in evaluation mode (w/N: .05)
+        upper=True,  # False: without the upper branch, and so without `blurred`
     ):
         super().__init__()
         self.multiple = size // 2 ** count_doublings(scale)
         self.five_layer_cnn = (
             FiveLayerCNN(scale, width, features, noise) if five_layer else Bicubic(scale)
         )
-        self.two_branch_unet = TwoBranchUNet(features if five_layer else 3, width, size, noise)
+        channels = features if five_layer else 3
+        self.two_branch_unet = TwoBranchUNet(channels, width, size, noise, upper)
 
     def forward(self, x):
         I_LRf = self.five_layer_cnn(expect(self, x, multiple=self.multiple))
