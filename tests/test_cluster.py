@@ -218,7 +218,7 @@ def test_addresses_and_the_pixels_of_the_pipeline(there, tmp_path):
     assert [worker.make(s)["new"] for s in range(3)] == [True] * 3 and [worker.make(s)["new"] for s in range(3)] == [
         False
     ] * 3
-    inputs = Inputs(there / "out/inputs/prior_guided_x8")
+    inputs = Inputs(there / "out/inputs/prior_guided_x8_aliased")
     restore_set(load_model(there / MODEL)[0], inputs, tmp_path / "png", "cpu", batch=4)
     whole = FaceSet(worker.faces.name, read_restored(tmp_path / "png", inputs.names), inputs.names, worker.faces.split)
     write_shards(whole, tmp_path / "shards", per_shard=4, progress=False)
@@ -232,7 +232,7 @@ def test_scores_are_those_of_the_pipeline(two_workers, there, tmp_path):
     tables = [(tmp_path / f"test-{i:06d}.csv").read_text().splitlines() for i in range(3)]
     assert [row["faces"] for row in rows] == [4] * 3 and [row["new"] for row in rows] == [True] * 3
     whole = (
-        (there / "out/scores/prior_guided_sr/prior_guided_x8/srresnet.csv").read_text().splitlines()
+        (there / "out/scores/prior_guided_sr/prior_guided_x8_aliased/srresnet.csv").read_text().splitlines()
     )  # and what judges say, behind
     assert [tables[0][0], *(line for table in tables for line in table[1:])] == [
         ",".join(line.split(",")[: len(tables[0][0].split(","))]) for line in whole

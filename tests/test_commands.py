@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import ROOT, copy_project, shrink
 from PIL import Image
+from published import helen
 
 from facelab.apps.commands import main
 from facelab.base.images import read_image, write_image
@@ -187,6 +188,7 @@ def reader(tmp_path_factory):
     for i, image in enumerate(faces.images):
         write_image(project / "album" / f"{i}.png", image)
         write_image(project / "small" / f"{i}.png", torch.nn.functional.avg_pool2d(image.float(), 8).round().byte())
+    helen(project / "helen", 20)
     (project / "points.csv").write_text(
         "".join(
             f"{i}.png,{','.join(f'{v:.2f}' for v in p[:68].flatten().tolist())}\n"

@@ -88,6 +88,18 @@ def test_both_faces_teach_the_first_four_stages_and_only_the_sharp_one_the_lower
     }
 
 
+def test_the_unified_network_is_the_lower_branch_alone():
+    """Section III-A: no upper decoder, so no blurred face; the rest with the same weights gives the same last map."""
+    whole, unified, x = unet(), unet(upper=False), images(2, 4, 32, 32)
+    with torch.no_grad():
+        whole.lower_last.conv.weight[:, 8:] = 0  # nothing from I_f
+        state = whole.state_dict()
+        state["lower_last.conv.weight"] = state["lower_last.conv.weight"][:, :8]
+        unified.load_state_dict({k: v for k, v in state.items() if not k.startswith("upper_")})
+        out = unified(x)
+        assert list(out) == ["restored"] and torch.allclose(out["restored"], whole(x)["restored"], atol=1e-6)
+
+
 def test_the_shared_stages_run_once():
     net, calls = unet(), []
     for stage in net.shared_encoder.stages.values():
@@ -251,6 +263,9 @@ def test_counts_at_full_width():
     ours = list(map(count_parameters, nets))
     assert ours[0] == weights_of(cnn + down + upper + lower) == 58_388_230
     assert ours[0] - ours[1] == weights_of([(4, 512, 512, 1), (4, 1024, 512, 1)])
+    with torch.device("meta"):
+        unified = count_parameters(SRDeblurGAN(upper=False))
+    assert unified == weights_of(cnn + down + lower[:-1] + [(3, 64, 3, 0)])
     assert ours[2] == weights_of(critic) and ours[2] - ours[3] == 64 * 64 * 16
 
 

@@ -148,7 +148,7 @@ def test_every_profile_resolves_every_recipe(profile):
     full = {name: resolve(name, recipes, params) for name in recipes}
     assert full["srresnet"]["generator"]["width"] == 64 and full["srresnet"]["generator"]["depth"] == 16
     assert full["prior_guided_gan"]["critics"]["discriminator"]["width"] == 64
-    assert full["prior_guided_sr"]["optimiser"]["use"] == "RMSprop"
+    assert full["prior_guided_sr"]["optimisers"]["generator"]["use"] == "RMSprop"
 
 
 def test_a_profile_and_back(project):

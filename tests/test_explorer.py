@@ -367,13 +367,15 @@ def project(tmp_path_factory):
         start="identity",
         critics={},
         warmup=1,
-        schedule="constant",
+        schedule=dict(use="constant"),
         ema=0.5,
+        statistics=4,
         precision="auto",
         compile=False,
+        channels_last=None,
         log_every=2,
         generator=dict(use="networks.srresnet.SRResNet", scale=4, width=8, depth=1),
-        optimiser=dict(use="Adam", lr=0.001),
+        optimisers=dict(generator=dict(use="Adam", lr=0.001)),
         stages=[
             dict(name="content", steps=2, losses=dict(fine=dict(use="losses.pixel.mse", of="restored", to="target")))
         ],

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import skimage.data
 import torch
 import yaml
 
@@ -226,13 +227,10 @@ def test_what_is_not_there_is_a_line_and_a_file(album, tmp_path):
     assert write_figure(views("low"), album, figure, 60).axes and not (tmp_path / "figure.txt").exists()
 
 
-def test_photographs_are_restored_there_and_then(album, tmp_path):
-    spec = {"title": "Fig 1", "kind": "photographs", "folder": "masked", "faces": 3, "systems": ["low"]}
-    assert "let figures.photos in params.yaml name a folder with aligned faces in its folder masked" in write_figure(
-        spec, album, tmp_path / "none"
-    )
+def write_low(build):
+    "A trained model of the system `low`: bicubic enlargement."
     write_model(
-        Path(album.build) / "models" / "p" / "low",
+        Path(build) / "models" / "p" / "low",
         {"generator": {}},
         {
             "name": "low",
@@ -243,6 +241,14 @@ def test_photographs_are_restored_there_and_then(album, tmp_path):
             "critics": {},
         },
     )
+
+
+def test_photographs_are_restored_there_and_then(album, tmp_path):
+    spec = {"title": "Fig 1", "kind": "photographs", "folder": "masked", "faces": 3, "systems": ["low"]}
+    assert "let figures.photos in params.yaml name a folder with aligned faces in its folder masked" in write_figure(
+        spec, album, tmp_path / "none"
+    )
+    write_low(album.build)
     for name, image in zip("abcd", album.faces.batch(range(4), labels=())["image"]):
         write_image(tmp_path / "photos" / "masked" / f"{name}.png", image)
     fig = make_figure(spec, replace(album, photos=tmp_path / "photos"))
@@ -250,6 +256,57 @@ def test_photographs_are_restored_there_and_then(album, tmp_path):
     assert len(shown) == 6 and all(
         np.abs(a.astype(int) - b).max() <= 1 for a, b in zip(shown[::2], shown[1::2])
     )  # bicubic: the system makes what is shown as its input
+
+
+def test_masks_beside_the_photographs_hide_a_part_of_them(album, tmp_path):
+    """Cai et al., Fig 12 (b): an occlusion is introduced into small photographs."""
+    spec = {"title": "Fig 12", "kind": "photographs", "folder": "small", "hidden": "small_masks"}
+    spec |= {"faces": 1, "systems": ["low"]}
+    write_low(album.build)
+    photos, face = tmp_path / "photos", album.faces.batch([0], labels=())["image"][0]
+    mask = torch.zeros_like(face)
+    mask[:, 64:] = 1
+    write_image(photos / "small" / "a.png", face)
+    album = replace(album, photos=photos)
+    assert "small_masks has no mask for" in write_figure(spec, album, tmp_path / "none")
+    write_image(photos / "small_masks" / "a.png", mask)
+    given, hidden, _ = (ax.images[0].get_array().astype(int) for ax in make_figure(spec, album).axes)
+    assert hidden[72:].max() == 0 and np.array_equal(hidden[:56], given[:56]) and given[72:].max() > 0
+
+
+def test_true_faces_beside_the_photographs_are_shown_last_if_there_are_any(album, tmp_path):
+    spec = {"title": "Fig 1", "kind": "photographs", "folder": "masked", "faces": 2, "systems": ["low"]}
+    write_low(album.build)
+    photos, faces = tmp_path / "photos", album.faces.batch(range(4), labels=())["image"]
+    album = replace(album, photos=photos)
+    for name, image in zip("ab", faces):
+        write_image(photos / "masked" / f"{name}.png", image)
+    asked = {**spec, "truth": "masked_truth"}
+    assert len(make_figure(asked, album).axes) == len(make_figure(spec, album).axes) == 4
+    for name, image in zip("ab", faces[2:]):
+        write_image(photos / "masked_truth" / f"{name}.png", image)
+    fig = make_figure(asked, album)
+    shown = np.stack([ax.images[0].get_array() for ax in fig.axes[2::3]])
+    assert len(fig.axes) == 6 and np.array_equal(shown, to_uint8(faces[2:]).permute(0, 2, 3, 1))
+    (photos / "masked_truth" / "b.png").unlink()
+    assert "masked_truth has no true face for" in write_figure(asked, album, tmp_path / "one")
+    assert len(make_figure(spec, album).axes) == 4
+
+
+def test_a_frame_is_shown_whole_with_the_face_that_is_found_in_it(album, tmp_path):
+    """Without a folder of frames it is the astronaut; the square lies around her face, at (224, 115) of 512."""
+    spec = {"title": "Fig 1", "kind": "frames", "folder": "frames", "faces": 1, "systems": ["low"]}
+    write_low(album.build)
+    fig = make_figure(spec, album)
+    whole, small, restored = (ax.images[0].get_array() for ax in fig.axes)
+    assert whole.shape == (256, 256, 3) and small.shape == (32, 32, 3) and restored.shape == (128, 128, 3)
+    square = fig.axes[0].patches[-1].get_xy()[:4] * 2
+    assert np.abs(square.mean(0) - [224, 115]).max() < 40 and 100 < np.linalg.norm(square[1] - square[0]) < 300
+    photo = torch.from_numpy(skimage.data.astronaut()).permute(2, 0, 1) / 255
+    write_image(tmp_path / "photos" / "frames" / "wide.png", torch.cat([photo, 0 * photo], 2))
+    fig = make_figure(spec, replace(album, photos=tmp_path / "photos"))
+    assert fig.axes[0].images[0].get_array().shape == (256, 512, 3) and len(fig.axes) == 3
+    assert np.abs(fig.axes[0].patches[-1].get_xy()[:4] - square / 2).max() < 20
 
 
 def test_charts_show_the_means_of_the_scores(album):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -17,6 +18,8 @@ from facelab.evaluation.labelling import predict_labels
 from facelab.faces.drawn import draw_set
 from facelab.faces.parts import five_points
 from facelab.losses.features import PartsNet
+from facelab.networks import inception_resnet
+from facelab.networks.inception_resnet import VGGFACE2, InceptionResnetV1
 from facelab.networks.mobilefacenet import MobileFaceNet, crops
 from facelab.training.models import write_model, write_tensors
 
@@ -155,6 +158,20 @@ def test_mobilefacenet_judges_where_its_file_is(judges, batch, restored, tmp_pat
     assert got == pytest.approx(wanted.tolist(), abs=1e-5)
     assert judges.report()["identity"]["by"] == "MobileFaceNet (file mobilefacenet.safetensors)"
     assert judges.judge(restored, batch["image"], {})["identity"] is None  # it cannot crop, and nobody takes its place
+
+
+def test_the_papers_recogniser_searches_where_its_file_is(judges, batch, restored, tmp_path, monkeypatch):
+    monkeypatch.setattr(inception_resnet, "InceptionResnetV1", partial(InceptionResnetV1, width=4, depth=1))
+    torch.manual_seed(1)
+    net = inception_resnet.InceptionResnetV1(identities=8631).eval()
+    torch.save(net.state_dict(), tmp_path / VGGFACE2)
+    got = judges.recognise(restored, batch["image"], batch["identity"])
+    with torch.no_grad():
+        probes, gallery = (net.embed(resize(x, 160).clamp(0, 1)) for x in (restored, batch["image"]))
+    wanted = nearest(probes, gallery, batch["identity"])
+    assert got["nearest_l1"] == pytest.approx(wanted[0].tolist(), abs=1e-5)
+    assert got["nearest_right"] == wanted[1].tolist()
+    assert judges.report()["nearest_l1"]["by"] == "InceptionResnetV1 (file 20180402-114759-vggface2.pt)"
 
 
 def test_features_of_the_parameters(judges, run, batch, restored):

@@ -121,15 +121,18 @@ COMPARED = {  # output and truth
         lambda a, b: face_prior(a, 2 * a, b, 2 * b, mu=0.5, nu=3, distance="norm"),
         lambda a, b: 0.5 * np_norm(a, b) + 3 * np_norm(2 * a, 2 * b),
     ),
-    "identity": (lambda a, b: identity(a.flatten(1), b.flatten(1)), np_norm),
-    "identity on the sphere": (
-        lambda a, b: identity(a.flatten(1), b.flatten(1), normalise=True),
+    "identity": (lambda a, b: identity(a.flatten(1), b.flatten(1)), lambda a, b: ((a - b) ** 2).mean()),
+    "identity of feature maps": (identity, lambda a, b: ((a - b) ** 2).mean()),
+    "identity, length": (partial(identity, distance="l2"), np_norm),
+    "identity, length on the sphere": (
+        partial(identity, distance="l2", normalise=True),
         lambda a, b: np_norm(np_unit(a), np_unit(b)),
     ),
-    "identity, l1": (
-        lambda a, b: identity(a.flatten(1), b.flatten(1), distance="l1"),
-        lambda a, b: np.abs(a - b).mean(),
+    "identity, squared length on the sphere": (
+        partial(identity, distance="squared", normalise=True),
+        lambda a, b: np.mean(((np_unit(a) - np_unit(b)) ** 2).reshape(len(a), -1).sum(1)),
     ),
+    "identity, l1": (partial(identity, distance="l1"), lambda a, b: np.abs(a - b).mean()),
 }
 ALONE = {
     "smooth": (smooth, lambda x: np.abs(x[:, :, 1:] - x[:, :, :-1]).mean() + np.abs(x[..., 1:] - x[..., :-1]).mean()),
@@ -495,8 +498,8 @@ def test_face_prior_weighs_landmarks_and_parts_apart():
 def test_a_face_that_is_right_already_gets_no_nan():
     x = torch.ones(2, 8, requires_grad=True)
     (
-        identity(x, x.detach())
-        + identity(x, x.detach(), normalise=True)
+        identity(x, x.detach(), distance="l2")
+        + identity(x, x.detach(), normalise=True, distance="l2")
         + face_prior(x, x, x.detach(), x.detach(), distance="norm")
     ).backward()
     assert torch.equal(x.grad, torch.zeros(2, 8))

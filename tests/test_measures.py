@@ -240,7 +240,7 @@ def scored(tmp_path_factory):
     what = Restoration("bicubic", "bicubic", "hidden")
     update_restored(what, folder / "bicubic", folder / "inputs", faces.names, folder / "restored")
     judges = Judges(folder / "helpers", folder / "features", folder=folder)
-    score_all([what], dict(test=faces), folder / "inputs", folder / "restored", folder / "scores", judges)
+    score_all([what], {what.on: faces}, folder / "inputs", folder / "restored", folder / "scores", judges)
     return folder / "scores"
 
 

@@ -10,7 +10,7 @@ from facelab import FacelabError
 from facelab.degradations.chain import Chain
 from facelab.base.dice import Dice
 from facelab.faces.drawn import draw_faces
-from facelab.faces.parts import parsing_11
+from facelab.faces.parts import parsing_11, parsing_thesis
 from facelab.losses.features import VGG, Features
 from facelab.faces.heatmaps import heatmaps
 from facelab.training.objective import Objective, Scope, detach_outputs, frozen, names_in, parse
@@ -67,7 +67,7 @@ SUMS = {
     for name, entry in load_losses(ROOT).items()
     if entry["paper"] in PAPERS and not name.startswith("rain_removal")
 }  # baselines' sums: test_recipes.py
-CRITICS = [name for name in SUMS if name.endswith("_critic")]
+CRITICS = [name for name in SUMS if "_critic" in name]
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +89,7 @@ def scene():
             "input": degraded.input,
             "target": degraded.target,
             "parsing": parsing_11(faces["parsing"]),
+            "parsing_thesis": parsing_thesis(faces["parsing"]),
             "heatmaps": heatmaps(faces["landmarks_81"], SIDE, size=SIDE // 2),
         }
         out[paper] = generator(), {name: make() for name, make in others.items()}, given
@@ -292,18 +293,41 @@ def test_sums_are_data_with_the_papers_weights():
         style_raw=10, style_completed=10, perceptual_raw=0.1, perceptual_completed=0.1, pixel_lr=0.1, smooth_lr=1
     )
     assert weights["fcsr_gan_sr"] == dict(adversarial=1e-3, face_prior=1, perceptual=0.01, pixel=1, smooth=0.01)
+    assert weights["fcsr_gan_fsrnet"] == dict(coarse=1, landmark_maps=1, parsing_maps=0.1)
     assert weights["sr_deblur_gan"] == dict(adversarial=1, pixel_blurred=100, pixel=100, pixel_face=100, vgg=10)
     assert weights["heavy_rain_generator"] | weights["heavy_rain_components"] == dict(
         pixel=1, vgg=1e-3, adversarial=1e-3, adversarial_eyes=1e-4, adversarial_nose=1e-4, adversarial_lips=1e-4
     )
-    assert (
-        weights["heavy_rain_removal_vgg"] == dict(derained_vgg=0.1, rained_vgg=0.1)
-        and weights["jdsr_gan_critic"]["penalty"] == 0.1
-    )
+    assert weights["heavy_rain_removal_vgg"] == dict(derained_vgg=0.1, rained_vgg=0.1)
+    assert [weights[f"jdsr_gan_critic{kind}"] for kind in ("", "_as_printed")] == [
+        dict(adversarial=1, penalty=10),
+        dict(adversarial=1, penalty=0.1),
+    ]
     assert len(terms_of(["jdsr_gan_denoising", "jdsr_gan_sr"], SUMS, "Eq 18")) == 12
     assert all(
         entry["paper"] in PAPERS and entry["equation"] for entry in SUMS.values()
     ) and "`losses.prior.identity`" in terms_table(SUMS, "jdsr_gan")
+
+
+def test_jdsr_gan_takes_convolutions_ahead_of_pools_and_an_averaged_identity():
+    """Gao et al., Eq 11 ("convolution layer ahead of the i-th max pooling layer"); Eq 15 beside averaged pixels."""
+    terms = terms_of(["jdsr_gan_denoising", "jdsr_gan_sr", "jdsr_gan_coarse"], SUMS, "Eq 18")
+    convolutions = {"network": "vgg16", "layers": ["conv1_2", "conv2_2", "conv3_3"]}
+    seen = [name for name, t in terms.items() if (t.get("with") or {}).get("features") == convolutions]
+    assert seen == ["style", "perceptual_lr", "perceptual"]
+    assert terms["identity"]["with"] == {"distance": "mse"} and terms["coarse"]["of"] == "coarse"
+    assert SUMS["fcsr_gan_sr"]["terms"]["perceptual"]["with"]["features"]["layers"] == ["pool1", "pool2", "pool3"]
+
+
+def test_no_critic_teaches_the_generator_through_its_condition(scene):
+    """Yun et al. condition on the generator's own features: LSGAN's gradient comes through the judged face alone."""
+    generator, others, given = scene["sr_deblur_gan"]
+    adversarial = {"adversarial": SUMS["sr_deblur_gan"]["terms"]["adversarial"]}
+    out = {name: x.detach().requires_grad_() for name, x in generator(given["input"]).items()}
+    loss, values = Objective(adversarial)(out, given, others)
+    assert values["adversarial"] == (others["critic"](out["restored"], out["features"]) - 1).square().mean()
+    loss.backward()
+    assert out["features"].grad is None and out["restored"].grad.abs().max() > 0
 
 
 def test_a_term_with_an_unknown_field_is_refused():

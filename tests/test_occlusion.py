@@ -19,6 +19,7 @@ from facelab.degradations.occlusion import (
     sample_drawing,
     sprite_sheet,
 )
+from facelab.degradations.resample import Downsample
 from facelab.faces.drawn import draw_faces
 from facelab.faces.parts import five_points
 
@@ -40,7 +41,8 @@ ALL = (
     [Block(fill=f) for f in FILLS]
     + [Block(place="3x3", fill="noise"), Block(place="centre", share=0.1)]
     + [Part(fill=f) for f in FILLS]
-    + [Worn(fill="black"), Worn()]
+    + [Worn(fill="black"), Worn(), Worn(reduced=2)]
+    + [Block(share=(0.01, 0.6), fill=f) for f in FILLS]
 )
 
 
@@ -84,6 +86,32 @@ def test_random_blocks_reach_every_edge():
     assert box[:, :2].amin(0).tolist() == [0, 0] and box[:, 2:].amax(0).tolist() == [16, 16]
     counts = torch.bincount(box[:, 0] * 9 + box[:, 1], minlength=81)
     assert len(counts) == 81 and counts.min() > 15 and counts.max() < 65  # 37 expected
+
+
+def test_blocks_of_a_range_have_every_size_and_reach_every_edge():
+    """The released code: each side evenly among whole pixels, here 3 to 24 of 32."""
+    box = Block(share=(0.0088, 0.5625))(torch.zeros(5000, 3, 32, 32), Dice(0, "degrade", range(5000))).maps["box"]
+    sides = box[:, 2:] - box[:, :2]
+    for axis in (0, 1):
+        counts = torch.bincount(sides[:, axis], minlength=25)
+        assert counts[:3].sum() == 0 and len(counts) == 25 and counts[3:].min() > 160 and counts[3:].max() < 300
+    assert (sides[:, 0] != sides[:, 1]).float().mean() > 0.9
+    assert box[:, :2].amin(0).tolist() == [0, 0] and box[:, 2:].amax(0).tolist() == [32, 32]
+    one, same = (Block(share=s)(FACES, numbers(6)).maps["box"] for s in (0.25, (0.25, 0.25)))
+    assert torch.equal(one, same) and Block(share=(0.1, 0.2)).spec["share"] == [0.1, 0.2]
+
+
+def test_a_thing_before_a_small_face_is_reduced_with_it():
+    """Fig 13 shows photographs that were reduced with what people wear; M has the size of the small face."""
+    small = lambda x: Downsample(4)(x).input
+    whole = small(Worn()(FACES, numbers(6), landmarks=POINTS).input)
+    x = small(FACES)
+    off = {
+        k: (Worn(reduced=k)(x, numbers(6), landmarks=POINTS / 4).input - whole).abs().mean().item() for k in (1, 2, 4)
+    }
+    assert off[4] < off[2] < off[1] and off[4] < 0.5 * off[1], off
+    marked = Worn(reduced=4, fill="black")(x, numbers(6), landmarks=POINTS / 4)
+    assert marked.maps["M"].shape == (6, 1, 16, 16) and set(marked.maps["M"].unique().tolist()) == {0, 1}
 
 
 @pytest.mark.parametrize("grid, k", [("2x2", 2), ("3x3", 3)])
@@ -264,7 +292,9 @@ def test_bad_input(make, words):
     assert words in str(error.value) and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("degradation", [Block(), Block(place="3x3", cell=5), Part(), Worn(), Worn(fill="black")])
+@pytest.mark.parametrize(
+    "degradation", [Block(), Block(share=(0.1, 0.3)), Block(place="3x3", cell=5), Part(), Worn(), Worn(fill="black")]
+)
 def test_latex_and_spec(degradation):
     out = degradation(FACES, numbers(6), landmarks=POINTS)
     text = degradation.latex(out.maps, 2)

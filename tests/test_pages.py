@@ -125,8 +125,8 @@ def test_an_ablation_is_told():
     table = page.recipe_table("jdsr_gan_x4", "jdsr_gan_x4_without_attention", "jdsr_gan_x4_without_style").data
     assert table.count("attention=False") == 1
     assert (
-        "| joint: style | 10 Style(denoised, clean; features=(source=torchvision, network=vgg16, layers=[pool1, pool2,"
-        " pool3], normalise=none)) | 10 Style(" in table
+        "| joint: style | 10 Style(denoised, clean; features=(source=torchvision, network=vgg16, layers=[conv1_2,"
+        " conv2_2, conv3_3])) | 10 Style(" in table
     )
     assert describe_value({"use": "a.B", "x": 0, "y": None, "z": [1, 2]}) == "B(x=0, z=[1, 2])"
     assert describe_recipe({"stages": [], "inputs": "x4", "generator": {"use": "a.B"}, "batch": 3}) == {

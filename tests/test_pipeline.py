@@ -124,7 +124,7 @@ def test_one_command_makes_every_table_and_figure(pair):
         "claims/claims.csv",
     ):
         assert f"build/{name}" in made
-    scores = made["build/scores/prior_guided_sr/prior_guided_x8/srresnet.csv"].decode().splitlines()
+    scores = made["build/scores/prior_guided_sr/prior_guided_x8_aliased/srresnet.csv"].decode().splitlines()
     assert (
         scores[0].split(",")[:2] == ["system", "image"]
         and len(scores) == 7
@@ -213,7 +213,15 @@ def test_prose_and_outputs_rerun_nothing(pair):
 
 def test_one_recipe_reruns_only_its_own_stages(pair):
     before = {
-        name: (pair["peace"] / "build" / "restored" / "prior_guided_sr" / "prior_guided_x8" / name / "made_from.json")
+        name: (
+            pair["peace"]
+            / "build"
+            / "restored"
+            / "prior_guided_sr"
+            / "prior_guided_x8_aliased"
+            / name
+            / "made_from.json"
+        )
         .stat()
         .st_mtime_ns
         for name in ("bicubic", "srresnet", "prior_guided_sr")
@@ -232,7 +240,15 @@ def test_one_recipe_reruns_only_its_own_stages(pair):
         "claims",
     }
     assert {
-        name: (pair["peace"] / "build" / "restored" / "prior_guided_sr" / "prior_guided_x8" / name / "made_from.json")
+        name: (
+            pair["peace"]
+            / "build"
+            / "restored"
+            / "prior_guided_sr"
+            / "prior_guided_x8_aliased"
+            / name
+            / "made_from.json"
+        )
         .stat()
         .st_mtime_ns
         == t

@@ -121,6 +121,7 @@ def test_every_row_of_every_table_is_there():
             "model 2",
             "model 3",
             "w/n",
+            "unified",
         ],
         "prior_guided_sr": ["bicubic", "srresnet", "proposed method 1", "proposed method 2"],
         "heavy_rain": [

@@ -4,6 +4,7 @@ The trained MobileFaceNet runs on photographs, where its file and photographs ar
 
 import os
 import re
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from facelab.base.weights import Unavailable, find_weights
 from facelab.faces.drawn import draw_faces
 from facelab.faces.parts import five_points, transform_landmarks
 from facelab.faces.sets import open_faces
+from facelab.networks import inception_resnet
 from facelab.networks.drawing import compare_layers, count_parameters, layer_table, read_printed_table
-from facelab.networks.inception_resnet import Block35, CrossBlock, InceptionResnetV1
+from facelab.networks.inception_resnet import Block35, CrossBlock, InceptionResnetV1, load_inception_resnet
 from facelab.networks.jdsr_identity import JDSRIdentity
 from facelab.networks.lightcnn import LightCNN9, LightCNN9Body, Luma, blocks_per_stage, mfm
 from facelab.networks.mobilefacenet import TEMPLATE, MobileFaceNet, crops, load_mobilefacenet, template_similarity
@@ -161,14 +163,52 @@ def test_inception_resnet_has_the_names_of_facenet_pytorch():
 def test_inception_resnet_adds_the_printed_shares():
     with torch.device("meta"):
         net = InceptionResnetV1()
-    shares = [[b.scale for b in stage] for stage in (net.repeat_2, net.repeat_3, [net.block8])]
-    assert shares == [[0.1] * 10, [0.2] * 5, [0.2]]
+    assert [[b.scale for b in stage] for stage in (net.repeat_2, net.repeat_3)] == [[0.1] * 10, [0.2] * 5]
     assert {m.eps for m in net.modules() if isinstance(m, (nn.BatchNorm2d, nn.BatchNorm1d))} == {0.001}
     assert net.last_linear.bias is None
     block, x = Block35(4).eval(), seeded(1, 32, 5, 5) + 0.5
     nn.init.zeros_(block.conv2d.weight)
     nn.init.constant_(block.conv2d.bias, -1.0)
     assert torch.allclose(block(x), x - 0.17)
+
+
+def test_the_last_inception_block_adds_its_branches_in_full():
+    """facenet-pytorch: Block8(noReLU=True), whose scale is 1.0; here the block written out, with random statistics."""
+    net = small(InceptionResnetV1)
+    block, x = net.block8, seeded(2, 448, 3, 4) - 0.5
+    torch.manual_seed(2)
+    for norm in (m for m in block.modules() if isinstance(m, nn.BatchNorm2d)):
+        norm.running_mean.normal_(0, 0.1), norm.running_var.uniform_(0.5, 2)
+    state = block.state_dict()
+
+    def conv(y, name, padding=0):
+        y = F.conv2d(y, state[f"{name}.conv.weight"], padding=padding)
+        mean, var, a, b = (state[f"{name}.bn.{k}"] for k in ("running_mean", "running_var", "weight", "bias"))
+        a, b, mean, var = (v.view(1, -1, 1, 1) for v in (a, b, mean, var))
+        return ((y - mean) / (var + 0.001).sqrt() * a + b).clamp(min=0)
+
+    one = conv(x, "branch0")
+    cross = conv(conv(conv(x, "branch1.0"), "branch1.1", (0, 1)), "branch1.2", (1, 0))
+    mixed = F.conv2d(torch.cat([one, cross], 1), state["conv2d.weight"], state["conv2d.bias"])
+    with torch.no_grad():
+        assert torch.allclose(block(x), x + mixed, atol=1e-5)
+    assert mixed.abs().mean() > 0.01
+
+
+def test_released_weights_of_vggface2_load_as_they_are(tmp_path, monkeypatch):
+    """The file holds the head of 8,631 people too; here a narrow network in its place."""
+    monkeypatch.setattr(inception_resnet, "InceptionResnetV1", partial(InceptionResnetV1, width=4, depth=1))
+    torch.manual_seed(3)
+    released = inception_resnet.InceptionResnetV1(identities=8631).eval()
+    torch.save(released.state_dict(), tmp_path / "20180402-114759-vggface2.pt")
+    net = load_inception_resnet(tmp_path / "20180402-114759-vggface2.pt")
+    assert net.size == 160 and not net.training
+    x = seeded(1, 3, 80, 80)
+    with torch.no_grad():
+        assert torch.equal(net(x), released(x))
+    torch.save({"a": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(FacelabError, match="other.pt does not fit Inception-ResNet-v1 with 8,631 people"):
+        load_inception_resnet(tmp_path / "other.pt")
 
 
 def test_only_the_last_inception_block_lets_negative_sums_through():

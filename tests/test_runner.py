@@ -120,8 +120,8 @@ def test_one_command_on_a_bare_machine(bare):
         "models/prior_guided_sr/prior_guided_gan/discriminator.safetensors",
         "history/srresnet.csv",
         "runs/srresnet.json",
-        "scores/prior_guided_sr/prior_guided_x8/bicubic.csv",
-        "inputs/prior_guided_x8/manifest.json",
+        "scores/prior_guided_sr/prior_guided_x8_aliased/bicubic.csv",
+        "inputs/prior_guided_x8_aliased/manifest.json",
     } <= there
     assert not list((out / "restored").rglob("srresnet"))
     print(f"{len(made)} recipes made, {len(there)} files, without {hidden} packages that are installed here")
@@ -136,7 +136,7 @@ def test_it_makes_what_the_pipelines_functions_make(bare, pack, tmp_path):
     )
     write_inputs(tmp_path / "inputs" / recipe["inputs"], faces.subset("test"), recipe["degradation"], params["seed"])
     torch.set_num_threads(1)
-    what = Restoration("srresnet", "srresnet", "prior_guided_x8")
+    what = Restoration("srresnet", "srresnet", "prior_guided_x8_aliased")
     test = faces.subset("test")
     batch = params["evaluate"]["batch"]
     update_restored(
@@ -151,7 +151,7 @@ def test_it_makes_what_the_pipelines_functions_make(bare, pack, tmp_path):
         tmp_path / "helpers", tmp_path / "models" / "features"
     )  # srresnet was scored before there was a features network
     write_scores(
-        tmp_path / "scores/prior_guided_sr/prior_guided_x8/srresnet.csv",
+        tmp_path / "scores/prior_guided_sr/prior_guided_x8_aliased/srresnet.csv",
         score_faces(what, test, tmp_path / "inputs", tmp_path / "restored", judges, batch=batch),
     )
     here, there = results(tmp_path), results(out)
@@ -228,7 +228,9 @@ def test_the_pipeline_adopts_what_came_home(tmp_path):
         and "Running stage" not in done.stdout
     ), done.stdout
     source = json.loads((project / "build/sources/restore@prior_guided_sr.json").read_text())
-    about = json.loads((project / "build/restored/prior_guided_sr/prior_guided_x8/srresnet/made_from.json").read_text())
+    about = json.loads(
+        (project / "build/restored/prior_guided_sr/prior_guided_x8_aliased/srresnet/made_from.json").read_text()
+    )
     assert about["code"] == source["modules"]
 
 
@@ -246,7 +248,7 @@ def test_torchrun_trains_each_recipe_on_all_processes(pack, tmp_path):
     code, made, said = finished(start(*command(pack, tmp_path, recipes=["bicubic", "srresnet"]), program=program))
     assert code == 0 and made == ["bicubic", "srresnet"], said[-3000:]
     assert json.loads((tmp_path / "runs/srresnet.json").read_text())["processes"] == 2
-    assert len((tmp_path / "scores/prior_guided_sr/prior_guided_x8/srresnet.csv").read_text().splitlines()) == 7
+    assert len((tmp_path / "scores/prior_guided_sr/prior_guided_x8_aliased/srresnet.csv").read_text().splitlines()) == 7
 
 
 def test_a_recipe_that_cannot_be_made_does_not_stop_the_others(pack, tmp_path, capsys):
@@ -267,7 +269,7 @@ def test_shards_give_what_a_file_gives(pack, tmp_path):
     """The test faces are the same; training takes them in another order."""
     code, made, said = finished(start(*command(pack, tmp_path, "--restored", faces="shards", recipes=["bicubic"])))
     assert code == 0 and made == ["bicubic"], said
-    assert len(list((tmp_path / "restored/prior_guided_sr/prior_guided_x8/bicubic").glob("*.png"))) == 6
+    assert len(list((tmp_path / "restored/prior_guided_sr/prior_guided_x8_aliased/bicubic").glob("*.png"))) == 6
     again = open_grid(pack / "shards", tmp_path, effective_params(ROOT, path=pack / "small.yaml"), ROOT, restored=True)
     assert again.is_done("bicubic") and len(again.faces_sha256) == 16
 

@@ -23,6 +23,7 @@ from .measures import measure, measures
 from .metrics import check_pairs
 from ..faces.parts import five_points, parsing_11
 from ..losses.features import make_features
+from ..networks.inception_resnet import VGGFACE2, load_inception_resnet
 from ..networks.mobilefacenet import crops, load_mobilefacenet
 from ..training.models import load_model
 
@@ -165,10 +166,19 @@ def _open_recogniser(judges):
     return net, f"MobileFaceNet (file {path.name})", "crops"
 
 
+def _open_search(judges):
+    try:
+        path = find_weights(VGGFACE2, judges.folder)
+    except Unavailable:
+        return judges.helper("recognisers/inception_resnet_v1")
+    net = load_inception_resnet(path).to(judges.device).requires_grad_(False)
+    return net, f"InceptionResnetV1 (file {path.name})", None
+
+
 OPEN = dict(
     vgg_distance=_open_features,
     identity=_open_recogniser,
-    nearest_l1=lambda judges: judges.helper("recognisers/inception_resnet_v1"),
+    nearest_l1=_open_search,
     landmark_error=lambda judges: judges.helper("labelling/landmarker"),
     parsing_error=lambda judges: judges.helper("labelling/parser"),
 )  # column -> what opens its judge

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LONG', 'PLAIN', 'SURE', 'Photograph', 'open_photograph', 'covering_squares', 'find_points', 'find_landmarks',
-           'Restorer', 'put_back', 'find_pictures', 'read_mask']
+           'Restorer', 'visible', 'put_back', 'find_pictures', 'read_mask', 'read_truth']
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c002
 import math
@@ -193,6 +193,14 @@ def inputs(
     "Faces as small as the system takes them."
     return faces if faces.shape[-1] == self.takes else resize(faces, self.takes).clamp(0, 1)
 
+
+def visible(
+    hidden,  # (N,1,S,S), 1 where something is in front of the face
+    x,  # (N,3,H,H), the faces as a system takes them
+) -> torch.Tensor:  # (N,1,H,H)
+    "$M$ at the size of x: 1 where the face is visible, 0 where most of a pixel is hidden."
+    return 1 - resize(hidden.to(x), x.shape[-1]).clamp(0, 1).round()
+
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c033
 @patch
 @torch.inference_mode()
@@ -203,9 +211,7 @@ def __call__(
 ) -> torch.Tensor:  # (N,3,size,size), [0, 1], on the CPU
     "Restored faces; `FacelabError` for a size that the system was not made for."
     x, call = self.inputs(check_images(faces).to(self.device).float()), self.recipe.get("call")
-    M = torch.ones_like(x[:, :1])
-    if hidden is not None:
-        M = 1 - resize(hidden.to(x), x.shape[-1]).clamp(0, 1).round()
+    M = torch.ones_like(x[:, :1]) if hidden is None else visible(hidden, x)
     if "M" in extra_inputs(self.net, call):
         x = x * M
     try:
@@ -288,23 +294,27 @@ def _matching_files(pattern):
         ) from None
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c028
+def _namesake(path, folder, kind, what):
+    "The file of a folder that has the name of a picture, whatever its suffix."
+    stem = Path(path).stem
+    found = [p for p in sorted(Path(folder).glob(f"{escape(stem)}.*")) if p.stem == stem]
+    if not found:
+        raise FacelabError(f"{folder} has no {kind} for {path}: add {stem}.png, {what}")
+    return found[0]
+
+
 def read_mask(
     path,  # of the picture
     folder,  # of masks
     photo: Photograph,  # the picture, opened
 ) -> torch.Tensor:  # float (1,1,S,S), 1 where something is in front of the face
     "What hides a face, from the mask that is named as its picture; `FacelabError` without one."
-    size, stem = photo.face.shape[-1], Path(path).stem
-    found = [p for p in sorted(Path(folder).glob(f"{escape(stem)}.*")) if p.stem == stem]
-    if not found:
-        raise FacelabError(
-            f"{folder} has no mask for {path}: add {stem}.png, white where something is in"
-            " front of the face"
-        )
-    mask = open_image(found[0], "L")
+    size = photo.face.shape[-1]
+    found = _namesake(path, folder, "mask", "white where something is in front of the face")
+    mask = open_image(found, "L")
     if mask.size != photo.picture.size:
         raise FacelabError(
-            f"{found[0]} is {mask.width}x{mask.height}, but {path} is"
+            f"{found} is {mask.width}x{mask.height}, but {path} is"
             f" {photo.picture.width}x{photo.picture.height}: a mask has the size of its picture"
         )
     fitted = (
@@ -313,3 +323,15 @@ def read_mask(
         else align_picture(mask, photo.matrix, size, nearest=True)
     )
     return to_float(torch.from_numpy(np.array(fitted)))[None, None]
+
+# %% ../../nbs/7_evaluation/09_photographs.ipynb #c0a2
+def read_truth(
+    path,  # of the picture
+    folder,  # of other pictures of the same people
+    size=128,  # side of the face
+) -> torch.Tensor:  # float (3, size, size), [0, 1]
+    "The face of the same person in another picture; `FacelabError` without one."
+    found = _namesake(
+        path, folder, "true face", "the same person with nothing in front of the face"
+    )
+    return open_photograph(found, size).face

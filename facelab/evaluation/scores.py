@@ -133,7 +133,7 @@ def score_set(
 # %% ../../nbs/7_evaluation/07_scores.ipynb #c015
 def score_all(
     wanted: list,  # of `Restoration`
-    faces: dict,  # "test" and "unseen" -> face set
+    faces: dict,  # degradation, such as x8 or x8@unseen -> its true faces
     inputs,  # folder of all inputs
     restored,  # folder of all restored faces of the paper
     scores,  # folder: <on>/<system>.csv, sets.csv, judges.json
@@ -182,16 +182,17 @@ def draws_of(
 
 def true_faces(
     what: Restoration,
-    faces: dict,  # "test" and "unseen" -> face set
+    faces: dict,  # degradation, such as x8 or x8@unseen -> its true faces
     judges,  # `facelab.evaluation.judges.Judges`
     truths: dict,  # features that were computed before; theirs are added
 ) -> tuple:  # face set, its `set_features`
     "The faces that a restoration is compared with, and what networks compute of them."
-    which = what.on.partition("@")[2] or "test"
-    true = faces[which].take(torch.arange(len(faces[which]))[: what.faces])
-    if (which, what.faces) not in truths:
-        truths[which, what.faces] = set_features(image_batches(true), judges, device=judges.device)
-    return true, truths[which, what.faces]
+    every = faces[what.on]
+    true = every.take(torch.arange(len(every))[: what.faces])
+    key = what.on.partition("@")[2], every.size, what.faces
+    if key not in truths:
+        truths[key] = set_features(image_batches(true), judges, device=judges.device)
+    return true, truths[key]
 
 
 def _read_json(path):

@@ -25,7 +25,7 @@ from tqdm import tqdm
 from facelab import FacelabError
 from facelab.base.files import run_command, sha256
 from facelab.fleet.grid import fingerprint, try_lock, make_recipe
-from facelab.fleet.runner import arguments, selected_recipes, describe_grid
+from facelab.fleet.runner import arguments, selected_recipes, describe_grid, refused
 from facelab.fleet.sets import Job, Worker, read_file, write_file
 from facelab.faces.shards import FORMAT
 
@@ -169,7 +169,9 @@ def main(argv=None):
     def run():
         if args.command == "train":
             grid, names = selected_recipes(args)
-            failed = train_grid(grid, names, args.cpus, args.gpus)
+            failed = refused(grid, names)
+            names = [name for name in names if name not in failed]
+            failed |= train_grid(grid, names, args.cpus, args.gpus)
             return describe_grid(grid, names, failed, grid.unfinished(names, failed))
         job = Job(
             args.command,

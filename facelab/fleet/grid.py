@@ -9,7 +9,7 @@ import json
 import os
 import shutil
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
@@ -17,9 +17,10 @@ from facelab import FacelabError
 from facelab.base.names import check_keys, near
 from facelab.base.params import load_params, merge, project_root, read_yaml
 from facelab.base.schema import check_params
+from facelab.pipeline.sizes import beside, sides_of
 from facelab.pipeline.sources import closure, paper_sources, recipe_sources, modules_in
 from facelab.base.files import sha256, record_matches, write_record, write_text
-from facelab.training.recipes import needs_features, folder_of, load_recipes, helpers_used, resolve
+from facelab.training.recipes import needs_features, folder_of, load_degradations, load_recipes, helpers_used, resolve
 
 
 @dataclass
@@ -34,6 +35,8 @@ class Grid:
     sources: dict  # fingerprints of code, as the pipeline has them in build/sources
     inputs: str = None  # degraded test faces that exist already; None: they are made
     restored: bool = False  # keep the restored faces
+    sides: dict = field(default_factory=dict)  # chain -> side of its faces, where it is another than `data.size`
+    hashes: dict = field(default_factory=dict)  # side -> hash of the pack of these faces
 
     def folder(self, name):
         "Where a recipe's networks lie."
@@ -67,11 +70,27 @@ class Grid:
         "The record of what something was made from."
         return self.out / "state" / f"{what}.json"
 
+    def hash_of_faces(self, chain):
+        "Hash of the pack that a chain degrades."
+        return self.hashes.get(self.sides.get(chain), self.faces_sha256)
+
+    def open_faces(self, name):
+        "The faces of the side that a recipe asks for; `FacelabError` if the pack has none."
+        side = self.sides.get(self.recipes[name]["inputs"])
+        faces = open_pack(pack_at(self.faces, side))
+        if side and faces.size != side:
+            raise FacelabError(
+                f"recipe {name} learns from faces of {side} pixels, but those in {self.faces} have {faces.size}: pack"
+                f" the same faces with --size {side} beside them, as {pack_beside(self.faces, side)}, or set"
+                " data.paper_sizes to false"
+            )
+        return faces
+
     def training(self, name):
         "What a recipe's weights depend on."
         return {
             "source": self.sources[f"train@{name}"],
-            "faces": self.faces_sha256,
+            "faces": self.hash_of_faces(self.recipes[name]["inputs"]),
             "weights": {helper: self.weights(helper) for helper in self.needs(name)},
         }
 
@@ -80,7 +99,7 @@ class Grid:
         given = self.inputs and sha256(Path(self.inputs) / chain / "manifest.json")
         return {
             "source": self.sources[f"inputs@{chain}"],
-            "faces": self.faces_sha256,
+            "faces": self.hash_of_faces(chain),
             "seed": self.params["seed"],
             "given": given,
         }
@@ -125,7 +144,9 @@ def open_grid(faces, out, params, root=None, **more):
         for r in recipes.values()
     }
     (out / "state").mkdir(parents=True, exist_ok=True)
-    return Grid(faces, fingerprint(faces), out, params, recipes, sources, **more)
+    sides = sides_of(load_degradations(root), params["data"])
+    hashes = {side: fingerprint(pack_at(faces, side)) for side in sorted(set(sides.values()))}
+    return Grid(faces, fingerprint(faces), out, params, recipes, sources, sides=sides, hashes=hashes, **more)
 
 
 def effective_params(root, profile=None, path=None):
@@ -152,7 +173,26 @@ def fingerprint(pack):
     return hashlib.sha256(json.dumps(open_pack(pack).shards.rows).encode()).hexdigest()[:16]
 
 
-@lru_cache(maxsize=1)
+def pack_beside(pack, side):
+    "Where the pack of the same faces at another side lies: its name ends in the side."
+    from facelab.faces.sets import find_set_file
+
+    file = find_set_file(pack)
+    return str(beside(file, side)) if file else f"{str(pack).rstrip('/')}_{side}"
+
+
+def pack_at(pack, side=None):
+    "The pack of the same faces at a side if it lies beside `pack`, else `pack` itself."
+    from facelab.fleet.sets import read_file
+
+    if not side:
+        return pack
+    other = pack_beside(pack, side)
+    there = Path(other).is_file() if other.endswith(".safetensors") else read_file(other, "index.json")
+    return other if there else pack
+
+
+@lru_cache(maxsize=2)
 def open_pack(pack):
     "The face set of a pack, opened once a process."
     from facelab.faces.sets import FaceSet, find_set_file
@@ -199,20 +239,22 @@ def train_recipe(grid, name, recipe, deadline=None, progress=True):
 
     if recipe["compile"]:
         torch.compiler.reset()  # what other recipes compiled would count towards torch's limit
-    settings, made_from = grid.params["train"], grid.training(name)
+    settings, made_from, faces = grid.params["train"], grid.training(name), grid.open_faces(name)
+    if grid.params["data"]["paper_sizes"]:
+        recipe = {**recipe, "size": faces.size}
 
     def finish(run):
-        report = json.dumps(run_report(run, grid.faces_sha256), indent=1) + "\n"
+        report = json.dumps(run_report(run, made_from["faces"]), indent=1) + "\n"
         write_text(grid.out / "runs" / f"{name}.json", report)
         write_record(grid.record(name), made_from)
 
     return train(
         recipe,
-        open_pack(grid.faces),
+        faces,
         grid.folder(name),
         grid.out / "history" / f"{name}.csv",
         grid.out / "state" / f"{name}.safetensors",
-        {"code": made_from["source"]["modules"], "faces": grid.faces_sha256},
+        {"code": made_from["source"]["modules"], "faces": made_from["faces"]},
         device=settings["device"],
         checkpoint_seconds=settings["checkpoint_seconds"],
         helpers=grid.out / "helpers",
@@ -234,7 +276,7 @@ def score(grid, name):
     from facelab.evaluation.scores import score_faces
 
     recipe, made_from = grid.recipes[name], grid.scoring(name)
-    faces, device = open_pack(grid.faces).subset("test"), pick_device(grid.params["train"]["device"])
+    faces, device = grid.open_faces(name).subset("test"), pick_device(grid.params["train"]["device"])
     torch.set_num_threads(grid.params["train"]["threads"])
     what, batch = Restoration(name, name, recipe["inputs"]), grid.params["evaluate"]["batch"]
     inputs = write_test_inputs(grid, recipe, faces, device).parent

@@ -2,11 +2,12 @@
 
     python -m facelab.fleet.runner --faces PACK --out DIR --profile real --seconds 540
 
-PACK is a folder of shards (`facelab.faces.shards` packs one) or a `faces.safetensors`; DIR becomes what `build` is
-in the pipeline: models, helpers, history, runs, scores. Helpers come before what is made of them. Run it again and it
-goes on: what is finished is left alone, what was stopped or killed continues from its checkpoint. Started several
-times on one DIR, on one GPU or on machines that share a disk, the processes share the list. Started by `torchrun`,
-all processes train each recipe together. Exit status: 0 all finished, 1 something failed, 2 time was up.
+PACK is a folder of shards (`facelab.faces.shards` packs one) or a `faces.safetensors`; where recipes ask for faces of
+another side (`data.paper_sizes`), the same faces lie beside it, as PACK_256 or `faces_256.safetensors`. DIR becomes
+what `build` is in the pipeline: models, helpers, history, runs, scores. Helpers come before what is made of them. Run
+it again and it goes on: what is finished is left alone, what was stopped or killed continues from its checkpoint.
+Started several times on one DIR, on one GPU or on machines that share a disk, the processes share the list. Started by
+`torchrun`, all processes train each recipe together. Exit status: 0 all finished, 1 something failed, 2 time was up.
 """
 
 import argparse
@@ -21,7 +22,7 @@ from facelab import FacelabError
 from facelab.base.names import near
 from facelab.base.params import project_root
 from facelab.base.files import run_command, print_line
-from facelab.fleet.grid import effective_params, try_lock, make_recipe, open_grid
+from facelab.fleet.grid import effective_params, try_lock, make_recipe, open_grid, open_pack
 
 
 def claim_recipes(grid, names, failed, deadline=None):
@@ -48,9 +49,12 @@ def claim_recipes(grid, names, failed, deadline=None):
 
 
 def make_all(grid, names, deadline=None):
-    "Make a list of recipes; returns what failed and what is left."
+    """Make a list of recipes; returns what failed and what is left.
+
+    Those that the faces do not allow fail first, before anything is trained."""
     processes, first = int(os.environ.get("WORLD_SIZE", 1)), int(os.environ.get("RANK", 0)) == 0
-    failed, agree = {}, lambda name: name
+    failed, agree = refused(grid, names), lambda name: name
+    names = [name for name in names if name not in failed]
     if processes > 1:
         from facelab.base.devices import make_fabric
 
@@ -68,6 +72,13 @@ def make_all(grid, names, deadline=None):
             if not isinstance(error, (FacelabError, OSError)):
                 traceback.print_exc()
     return failed, grid.unfinished(names, failed)
+
+
+def refused(grid, names):
+    "Recipe -> one sentence, for those that the labels of the faces do not allow."
+    from facelab.pipeline.rows import refusals
+
+    return refusals(names, grid.recipes, grid.params, open_pack(grid.faces))
 
 
 def arguments(parser):
@@ -103,9 +114,9 @@ def selected_recipes(args):
 
 def describe_grid(grid, names, failed, left):
     "Print how far it came; returns the exit status."
-    listed = grid.order(names)
+    done = [name for name in grid.order(names) if name not in failed and grid.is_done(name)]
     print(
-        f"{len(listed) - len(failed) - len(left)} of {len(listed)} recipes are finished"
+        f"{len(done)} of {len({*done, *failed, *left})} recipes are finished"
         + f"; to go on with: {', '.join(left)}" * bool(left)
     )
     for name, why in failed.items():

@@ -40,7 +40,7 @@ SECTIONS = {  # folder of nbs -> its title, in reading order; guides and the con
 }
 GUIDES = (
     "README docs/tour docs/own_faces docs/new_degradation docs/new_system docs/gpu docs/recipes docs/deviations "
-    "results/README"
+    "docs/losses results/README"
 ).split()
 ORDER = (  # of notebooks without numbers; stages as in dvc.yaml
     "prior_guided_sr jdsr_gan fcsr_gan sr_deblur_gan heavy_rain "

@@ -17,7 +17,8 @@ from pathlib import Path
 from facelab import FacelabError
 from facelab.base.params import load_params, read_yaml
 from facelab.base.names import near
-from facelab.base.files import write_text
+from facelab.base.files import sha256, write_text
+from facelab.pipeline.sizes import more_sides, sides_of
 from facelab.training.recipes import unseen_inputs, load_degradations, load_recipes, resolve
 
 
@@ -141,7 +142,7 @@ def paper_sources(root, recipes, params):
     """Restoring depends on which systems are given which inputs and on their networks, not on how they were trained;
     scores depend on which systems there are; tables, figures and drawings on what the paper reports and on the names
     of rows; claims on all papers."""
-    papers = read_papers(root)
+    papers, sides = read_papers(root), of_sides(sides_of(load_degradations(root), params["data"]))
     rows = {name: r for name, r in recipes.items() if r["kind"] == "recipes"}
     labels = {name: r["label"] for name, r in rows.items()}
     for paper in evaluated_papers(root):
@@ -149,9 +150,10 @@ def paper_sources(root, recipes, params):
         wanted = says.get("evaluate") or []
         names = {name for name, r in rows.items() if r["paper"] == paper}
         names |= {name for entry in wanted for name in entry["systems"]} & recipes.keys()
+        asked = {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")}
         depends = {
             "restore": {"evaluate": wanted, **networks(sorted(names), recipes, params)},
-            "score": {"evaluate": wanted, "systems": sorted(names), "identification": says.get("identification")},
+            "score": asked | sides,
         }
         for stage in ("tables", "figures"):
             for field in ("convention", stage):
@@ -159,7 +161,7 @@ def paper_sources(root, recipes, params):
                     raise FacelabError(
                         f"{root / 'papers' / paper}.yaml lacks {field!r}, which the stage {stage} needs: add it"
                     )
-            depends[stage] = {"labels": labels, "convention": says["convention"], stage: says[stage]}
+            depends[stage] = {"labels": labels, "convention": says["convention"], stage: says[stage], **sides}
         if "architecture" in says:
             depends["architecture"] = {field: says.get(field) for field in ("architecture", "layers")}
         for stage, about in depends.items():
@@ -168,6 +170,17 @@ def paper_sources(root, recipes, params):
     for paper, says in papers.items():
         about[paper] = {field: says.get(field) for field in ("tables", "convention", "deviations")}
     yield "claims", stage_source(root, "claims", params, about)
+
+
+def labeller_hashes(folder, root="."):
+    "Hashes of the models that predict labels, by their paths; none, where data.labeller names no folder."
+    paths = sorted((Path(root) / folder).rglob("generator.safetensors")) if folder else []
+    return {str(path.relative_to(Path(root) / folder)): sha256(path) for path in paths}
+
+
+def of_sides(sides):
+    "Which chains have faces of another side than `data.size`, as a stage depends on it; nothing, if none has."
+    return {"sides": sides} if sides else {}
 
 
 def read_papers(root):
@@ -226,8 +239,8 @@ def check_project(root):
 
 
 def check_chains(root):
-    "`check_project`, and every chain of degradations built, which imports torch."
-    check_project(root)
+    "`check_project`, and every chain of degradations built, which imports torch; the parameters and recipes."
+    checked = check_project(root)
     from facelab.degradations.chain import Chain
 
     for name, chain in load_degradations(root).items():
@@ -235,17 +248,22 @@ def check_chains(root):
             Chain(chain["steps"])
         except FacelabError as error:
             raise FacelabError(f"the degradation {name!r} of recipes/: {error}") from None
+    return checked
 
 
 def write_sources(root):
     "Write `build/sources/<stage>.json` for every stage; files whose content is unchanged are left alone."
     params, recipes = check_project(root)
-    out = {name: stage_source(root, name, params) for name in ("draw", "faces")}
-    papers = read_papers(root)
-    chains = {name: chain["steps"] for name, chain in load_degradations(root).items()}
-    out["synthesize"] = stage_source(root, "synthesize", params, {**chains, "unseen": unseen_inputs(papers)})
+    papers, chains = read_papers(root), load_degradations(root)
+    sides, unseen = sides_of(chains, params["data"]), unseen_inputs(papers)
+    faces = {"first": more_sides(sides), "unseen": more_sides(sides, unseen)} if sides else None
+    out = {name: stage_source(root, name, params, faces) for name in ("draw", "faces")}
+    if models := labeller_hashes(params["data"]["labeller"], root):
+        out["faces"]["labeller"] = models
+    steps = {name: chain["steps"] for name, chain in chains.items()}
+    out["synthesize"] = stage_source(root, "synthesize", params, {**steps, "unseen": unseen, **of_sides(sides)})
     samples = {paper: says.get("samples", {}) for paper, says in papers.items()}
-    out["samples"] = stage_source(root, "samples", params, samples)
+    out["samples"] = stage_source(root, "samples", params, {**samples, **of_sides(sides)})
     out |= dict(recipe_sources(root, recipes, params)) | dict(paper_sources(root, recipes, params))
     folder = root / "build" / "sources"
     folder.mkdir(parents=True, exist_ok=True)

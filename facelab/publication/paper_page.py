@@ -26,6 +26,7 @@ from ..base.names import near, locate
 from ..base.files import markdown_table
 from ..training.models import load_model
 from facelab.training.recipes import (
+    describe_schedule,
     needs_features,
     load_degradations,
     load_losses,
@@ -116,14 +117,15 @@ ROWS = (
     "critics",
     "helpers",
     "batch",
-    "optimiser",
+    "optimisers",
+    "critic_steps",
     "warmup",
     "schedule",
     "start",
     "ema",
 )
 
-
+# %% ../../nbs/8_publication/06_paper_page.ipynb #c013-1
 def describe_stage(
     stage: dict,  # of a resolved recipe
 ) -> dict:  # field -> text
@@ -134,6 +136,8 @@ def describe_stage(
         for term, loss in its.items()
     } | stage["losses"]
     texts = {"steps": f"{stage['steps']:,}", "held": describe_value(stage.get("freeze", []))}
+    texts |= {k: describe_value(stage[k]) for k in ("lr",) if k in stage}
+    texts |= {k: describe_schedule(stage[k]) for k in ("schedule",) if k in stage}
     texts |= {term: describe_term(loss) for term, loss in terms.items() if loss}
     return {f"{stage['name']}: {field}": text for field, text in texts.items() if text}
 
@@ -143,7 +147,10 @@ def describe_recipe(
 ) -> dict:  # field -> text
     "A recipe field by field, and what its networks learn, stage by stage."
     fields = ROWS if recipe["stages"] else ROWS[:3]
-    whole = {k: describe_value(recipe[k]) for k in fields if recipe.get(k) not in (None, {})}
+    said = dict(recipe)
+    if recipe["stages"]:
+        said["schedule"] = describe_schedule(recipe["schedule"])
+    whole = {k: describe_value(said[k]) for k in fields if said.get(k) not in (None, {})}
     for stage in recipe["stages"]:
         whole |= describe_stage(stage)
     return whole
@@ -212,7 +219,8 @@ def tiny(
         file=str(self.workshop / "features" / "generator.safetensors"),
         scale=None,
     )
-    small = {"seed": 0, "instead": {}, "train": {**TINY, **values}, "perceptual": features}
+    train = {**self.params["train"], **TINY, **values}
+    small = {**self.params, "seed": 0, "instead": {}, "train": train, "perceptual": features}
     return resolve(name, self.all_recipes, merge(self.params, small))
 
 # %% ../../nbs/8_publication/06_paper_page.ipynb #c023

@@ -423,6 +423,7 @@ def make_table(
     recipes: dict,  # for labels, own degradations and scales
     profile: str,  # printed: a demo's number must not be taken for a result
     faces: str,  # name of the face set, printed
+    watched: dict = {},  # system -> sentences about how it learned
 ) -> Table:
     """A paper's table, our numbers beside the printed ones.
 
@@ -439,6 +440,8 @@ def make_table(
     numbers, measures = Numbers(scores, spec["title"]), spec.get("measures", spec["columns"])
     table = (matrix_table if "kind" in spec else score_table)(spec, numbers, recipes)
     notes = face_notes(numbers, measures, profile, faces) + judge_notes(numbers, measures)
+    shown = dict.fromkeys(system for system, _, _ in numbers.found)
+    notes += [f"{recipes[s]['label']}: {said}." for s in shown for said in watched.get(s, [])]
     table.notes = notes + table.notes
     return table
 
