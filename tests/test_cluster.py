@@ -140,9 +140,9 @@ def test_what_fails_is_told_and_what_needs_it_is_not_tried(two_workers, there, t
     assert main(args) == 1
     said = capsys.readouterr()
     assert (
-        "1 of 3 recipes are finished" in said.out
-        and "failed: prior_guided_gan: it needs features" in said.err
-        and "needs parsing, which the faces lack" in said.err
+        "1 of 2 recipes are finished" in said.out
+        and "prior_guided_gan needs parsing, which set bare lacks" in said.err
+        and "set data.parsing to predicted" in said.err
     )
 
 

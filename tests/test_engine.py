@@ -130,7 +130,7 @@ def test_what_an_edit_reaches(project):
             "scale: 8, width: 64, depth: 16}\n    batch: 16",
             "scale: 8, width: 96, depth: 16}\n    batch: 16",
         ),
-    ) == {"train@srresnet", "restore@prior_guided_sr"}
+    ) == {"train@srresnet", "train@srresnet_antialiased", "restore@prior_guided_sr"}
 
 
 def test_one_recipe_is_one_recipe(project):
@@ -138,7 +138,9 @@ def test_one_recipe_is_one_recipe(project):
     touched = changed(
         project, ("recipes/losses.yaml", "coarse: {use: losses.pixel.mse,", "coarse: {use: losses.pixel.l1,")
     )
-    assert touched == {"train@prior_guided_sr", "train@prior_guided_gan"}
+    like = ["prior_guided_sr", "prior_guided_gan", "prior_guided_sr_norm"]
+    like += ["prior_guided_sr_antialiased", "prior_guided_gan_antialiased"]
+    assert touched == {f"train@{name}" for name in like}
 
 
 @pytest.mark.parametrize("profile", ["real", "paper"])

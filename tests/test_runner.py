@@ -259,10 +259,10 @@ def test_a_recipe_that_cannot_be_made_does_not_stop_the_others(pack, tmp_path, c
     failed, left = make_all(grid, ["prior_guided_gan", "srresnet"])
     assert (
         left == []
-        and failed["prior_guided_gan"] == "it needs features"
-        and "needs parsing, which the faces lack" in failed["features"]
+        and failed["prior_guided_gan"].startswith("prior_guided_gan needs parsing, which set bare lacks")
+        and "set data.parsing to predicted" in failed["prior_guided_gan"]
     )
-    assert grid.is_done("srresnet") and set(failed) == {"features", "prior_guided_gan"}
+    assert grid.is_done("srresnet") and set(failed) == {"prior_guided_gan"}
 
 
 def test_shards_give_what_a_file_gives(pack, tmp_path):

@@ -22,7 +22,7 @@ from facelab.degradations.chain import Chain
 from facelab.base.dice import seed_of
 from facelab.faces.drawn import draw_set
 from facelab.base.params import load_params
-from facelab.faces.parts import PARTS_11
+from facelab.faces.parts import PARTS_THESIS
 from facelab.faces.sets import FaceSet
 from facelab.training.models import load_model, write_model
 from facelab.base.names import build
@@ -422,14 +422,14 @@ def test_a_mirrored_face_has_mirrored_labels(faces):
     recipe = small("prior_guided_sr")
     part = faces.subset("train")
     degrade = Chain(recipe["degradation"])
-    left, right = PARTS_11.index("left eye"), PARTS_11.index("right eye")
+    left, right = PARTS_THESIS.index("l_eye"), PARTS_THESIS.index("r_eye")
     x = torch.arange(part.size).float()
     seen = 0
     for step in range(6):
         given = step_inputs(
             part.batch(part.order(2, step, 0), labels=required_labels(part, recipe, degrade)), recipe, degrade, step
         )
-        for maps in given["parsing"]:
+        for maps in given["parsing_thesis"]:
             if maps[left].sum() and maps[right].sum():
                 centre = lambda k: (maps[k].sum(0) * x).sum() / maps[k].sum()
                 assert centre(left) > centre(

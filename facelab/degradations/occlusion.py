@@ -103,6 +103,13 @@ def hide_box(
         maps["noise"] = noise
     return Degraded(fill_box(x, M, box, fill, noise, snug), x, maps)
 
+# %% ../../nbs/2_degradations/04_occlusion.ipynb #c018-1
+def _lengths(shares, side, grid):
+    "Least and most pixels of a block along a side of the picture."
+    if grid:
+        return [math.ceil(side / grid)] * 2
+    return [round(side * share**0.5) for share in shares]
+
 # %% ../../nbs/2_degradations/04_occlusion.ipynb #c018
 @dataclass(frozen=True)
 class Block(Degradation):
@@ -122,7 +129,7 @@ class Block(Degradation):
     def degrade(self, x, dice, labels):
         sides = x.shape[2:]
         grid = int(self.place[0]) if "x" in self.place else 0
-        ranges = [self.lengths(side, grid) for side in sides]
+        ranges = [_lengths(self.share, side, grid) for side in sides]
         extents = [
             (low + (high - low + 1) * dice.named(name).uniform()).floor()
             for name, (low, high) in zip(("height", "width"), ranges)
@@ -134,12 +141,6 @@ class Block(Degradation):
         box = torch.stack([*corner, *far], 1).long().to(x.device)
         snug, largest = all(low == high for low, high in ranges), [high for _, high in ranges]
         return hide_box(x, box, largest, self.fill, dice, snug)
-
-    def lengths(self, side, grid):
-        "Least and most pixels of a block along a side of the picture."
-        if grid:
-            return [math.ceil(side / grid)] * 2
-        return [round(side * share**0.5) for share in self.share]
 
     def latex(self, maps, i=0):
         share = 1 - float(maps["M"][i].mean())
@@ -698,9 +699,7 @@ class Worn(Degradation):
         ("thing", "black"),
         "what is seen there: the thing, or black where the thing is marked as hidden",
     )
-    reduced: int = number(
-        1, 1, 16, "how much larger it is drawn, to be reduced to the picture", "x"
-    )
+    reduced: int = number(1, 1, 8, "how much larger it is drawn, to be reduced to the picture", "x")
 
     def degrade(self, x, dice, labels):
         drawn, size = self.draw_numbers(dice), [self.reduced * side for side in x.shape[2:]]

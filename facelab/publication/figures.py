@@ -423,7 +423,7 @@ def face_set_of(
             f"{', '.join(ons)} are of two face sets: a figure shows views of the same faces, so"
             " make two"
         )
-    found = [faces_on(on, album) for on in ons or [None]]
+    found = [faces_on(on, album) for on in ons] or [faces_on(None, album)]
     return found[0] if album.true is None else max(found, key=lambda faces: faces.size)
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c043-1

@@ -71,9 +71,8 @@ class FCSRGAN(nn.Module):
         given = dict(size=first, width=_completion_width(completion, width))
         self.completion = create(completion, **given, **_own(completion, variant))
         self.takes_M = "M" in find(completion).inputs
-        given = dict(
-            scale=scale, width=width, depth=depth, **_own(sr, variant, landmarks=landmarks)
-        )
+        given = dict(scale=scale, width=width, depth=depth)
+        given |= _own(sr, variant, landmarks=landmarks)
         self.sr = create(sr, **given, **({} if variant == "paper" else dict(enlarge=False)))
 
     def forward(self, x, M=None):

@@ -118,7 +118,7 @@ def check_terms(
             )
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c0s2
-SCHEDULES = {  # name -> what it may say, and the default of each
+SCHEDULES: dict[str, dict] = {  # name -> what it may say, and the default of each
     "constant": {},
     "cosine": {"to": 0},
     "linear": {"from": 0},
