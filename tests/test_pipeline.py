@@ -192,6 +192,7 @@ def test_the_tree_stays_clean(pair):
                 "recipes/degradations.yaml",
                 *(f"recipes/{name}.yaml" for name in SHORTENED),
                 *(f"papers/{p}.yaml" for p in (*SAMPLES, "combined", "claims")),
+                *(f"{folder}/prior_guided_sr.yaml" for folder in ("papers", "recipes")),
             )
         ),
         "?? dvc.lock",
