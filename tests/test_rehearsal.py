@@ -8,8 +8,8 @@ from facelab import FacelabError
 from facelab.base.params import load_params
 from facelab.faces.drawn import draw_set
 from facelab.pipeline import rehearsal
-from facelab.pipeline.rehearsal import AS_A_GPU, rehearse, rehearsed, with_helpers
-from facelab.training.recipes import load_recipes
+from facelab.pipeline.rehearsal import AS_A_GPU, rehearse, rehearsed
+from facelab.training.recipes import in_order, load_recipes
 
 RECIPES = load_recipes(ROOT)
 
@@ -47,7 +47,7 @@ def faces():
 def helpers(faces, tmp_path_factory):
     "A folder in which all that the chosen recipes are made of has been trained for a step."
     folder, params = tmp_path_factory.mktemp("rehearsal"), load_params(ROOT)
-    needed = [name for name in with_helpers(chosen(), RECIPES, params) if RECIPES[name]["kind"] != "recipes"]
+    needed = [name for name in in_order(chosen(), RECIPES, params) if RECIPES[name]["kind"] != "recipes"]
     rehearse(needed, params, faces, ROOT, folder, tell=lambda text: None)
     return folder
 
@@ -56,7 +56,7 @@ def helpers(faces, tmp_path_factory):
 def test_a_recipe_takes_its_steps_as_a_gpu_would(name, faces, helpers, monkeypatch):
     params = load_params(ROOT)
     params["train"] |= AS_A_GPU
-    monkeypatch.setattr(rehearsal, "with_helpers", lambda names, *_: names)  # they are there
+    monkeypatch.setattr(rehearsal, "in_order", lambda names, *_: names)  # they are there
     rehearse([name], params, faces, ROOT, helpers, tell=print)
 
 

@@ -20,7 +20,7 @@ from facelab.base.schema import check_params
 from facelab.pipeline.sizes import beside, sides_of
 from facelab.pipeline.sources import closure, paper_sources, recipe_sources, modules_in
 from facelab.base.files import sha256, record_matches, write_record, write_text
-from facelab.training.recipes import needs_features, folder_of, load_degradations, load_recipes, helpers_used, resolve
+from facelab.training.recipes import folder_of, in_order, load_degradations, load_recipes, needed_by, resolve
 
 
 @dataclass
@@ -48,19 +48,11 @@ class Grid:
 
     def needs(self, name):
         "What has to be trained before: helpers, and the features network if a loss asks for it."
-        return [
-            *helpers_used(self.recipes[name]),
-            *["features"] * needs_features(resolve(name, self.recipes, self.params)),
-        ]
+        return needed_by(name, self.recipes, self.params)
 
     def order(self, names):
         "These recipes and what they need, each once and after what it needs."
-        out = {}
-        for name in names:
-            if name not in self.recipes:
-                raise FacelabError(f"unknown recipe {name!r}: {near(name, self.recipes)}")
-            out |= dict.fromkeys([*self.order(self.needs(name)), name])
-        return list(out)
+        return in_order(names, self.recipes, self.params)
 
     def lock(self, what):
         "The lock file of a recipe, or of test inputs."

@@ -1,35 +1,14 @@
 """A step or two in every stage of every recipe, very small: what cannot start says so before a night is spent on it."""
 
-import os
 import tempfile
 import time
-from contextlib import contextmanager
+from pathlib import Path
 
 from facelab import FacelabError
-from facelab.base.names import near
-from facelab.training.recipes import KINDS, folder_of, helpers_used, load_recipes, needs_features, resolve
+from facelab.training.recipes import folder_of, in_order, load_recipes, resolve
 
 AS_A_GPU = {"precision": "bf16-mixed", "channels_last": True, "compile": True, "backend": "aot_eager"}
 SMALL = {"width": 0.05, "depth": 0.05, "batch": 2, "validate": 0, "log_every": 1, "threads": 1, "statistics": 2}
-
-
-def with_helpers(names, recipes, params):
-    "These recipes and all that they are made of, each behind what it needs."
-    out = []
-
-    def add(name):
-        if name not in recipes:
-            raise FacelabError(f"unknown recipe {name!r}: {near(name, recipes)}")
-        for helper in helpers_used(recipes[name]):
-            add(helper)
-        if needs_features(resolve(name, recipes, params)):
-            add("features")
-        if name not in out:
-            out.append(name)
-
-    for name in sorted(names, key=lambda name: KINDS.index(recipes[name]["kind"]) if name in recipes else -1):
-        add(name)
-    return out
 
 
 def rehearsed(name, recipes, params, steps=1):
@@ -38,17 +17,6 @@ def rehearsed(name, recipes, params, steps=1):
     recipe = resolve(name, recipes, small)
     recipe["stages"] = [{**stage, "steps": steps} for stage in recipe["stages"]]
     return {**recipe, "batch": min(SMALL["batch"], recipe["batch"] or 1)}
-
-
-@contextmanager
-def inside(folder):
-    "The working folder is this one meanwhile."
-    before = os.getcwd()
-    os.chdir(folder)
-    try:
-        yield
-    finally:
-        os.chdir(before)
 
 
 def rehearse(names, params, faces, root=None, folder=None, steps=1, tell=print):
@@ -62,12 +30,14 @@ def rehearse(names, params, faces, root=None, folder=None, steps=1, tell=print):
     from facelab.training.loop import train
 
     recipes, took = load_recipes(root), {}
-    with tempfile.TemporaryDirectory(prefix="facelab-rehearsal-") as own, inside(folder or own):
-        for name in with_helpers(names or recipes, recipes, params):
+    with tempfile.TemporaryDirectory(prefix="facelab-rehearsal-") as own:
+        build = Path(folder or own) / "build"
+        places = dict(helpers=build / "helpers", features=build / "models" / "features")
+        for name in in_order(names or recipes, recipes, params):
             recipe, began = rehearsed(name, recipes, params, steps), time.monotonic()
             try:
                 seen = faces(recipe["size"]) if callable(faces) else faces
-                train(recipe, seen, f"build/{folder_of(name, recipe)}", device="cpu", progress=False)
+                train(recipe, seen, build / folder_of(name, recipe), **places, device="cpu", progress=False)
             except Exception as error:
                 raise FacelabError(f"recipe {name!r} cannot be trained: {type(error).__name__}: {error}") from error
             took[name] = time.monotonic() - began

@@ -9,7 +9,8 @@ __all__ = ['NUMBER', 'FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'SCH
            'helpers_used', 'needs_features', 'check_helpers', 'load_recipes', 'put_terms', 'folder_of', 'scale_network',
            'fill_from_generator', 'stage_steps', 'deepest_convolution', 'features_for', 'sequence_fields', 'resolve',
            'scale_recipe', 'set_steps', 'set_features', 'set_optimisers', 'change_optimiser', 'set_schedules',
-           'helper_path', 'sources_table', 'recipes_table', 'recipe_row', 'describe_schedule', 'recipes_page']
+           'needed_by', 'in_order', 'helper_path', 'sources_table', 'recipes_table', 'recipe_row', 'describe_schedule',
+           'recipes_page']
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c002
 import copy
@@ -684,6 +685,31 @@ def set_schedules(
             stage["schedule"] = read_schedule(wish, stage["steps"], stage["name"])
     warmup = recipe.get("warmup", 0)
     recipe["warmup"] = warmup if train["warmup"] is None else train["warmup"]
+
+# %% ../../nbs/6_training/01_recipes.ipynb #c042-4
+def needed_by(
+    name: str,  # a recipe
+    recipes: dict,  # as `load_recipes` returns them
+    params: dict,  # as `facelab.base.params.load_params` returns them
+) -> list:  # names
+    "What has to be trained before: helpers, and the features network if a loss asks for it."
+    features = ["features"] * needs_features(resolve(name, recipes, params))
+    return [*helpers_used(recipes[name]), *features]
+
+
+def in_order(
+    names,  # of recipes
+    recipes: dict,  # as `load_recipes` returns them
+    params: dict,  # as `facelab.base.params.load_params` returns them
+) -> list:  # names
+    "These recipes and what they need, each once and after what it needs."
+    out = {}
+    for name in names:
+        if name not in recipes:
+            raise FacelabError(f"unknown recipe {name!r}: {near(name, recipes)}")
+        before = in_order(needed_by(name, recipes, params), recipes, params)
+        out |= dict.fromkeys([*before, name])
+    return list(out)
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c042-1
 def helper_path(
