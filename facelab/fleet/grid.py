@@ -14,7 +14,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.base.names import check_keys, near
+from facelab.base.names import check_keys
 from facelab.base.params import load_params, merge, project_root, read_yaml
 from facelab.base.schema import check_params
 from facelab.pipeline.sizes import beside, sides_of
