@@ -14,7 +14,7 @@ export PYTHONHASHSEED := 0
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
 
-.PHONY: help install repro test check coverage hooks profile faces explore docs bench lab clean
+.PHONY: help install repro stages test check coverage hooks profile faces explore docs bench lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -30,6 +30,9 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 repro: $(READY)  ## from faces to every table and figure; goes on where it was stopped; JOBS=2 stages side by side; PAPER=jdsr_gan: one paper alone
+	@python -m facelab.pipeline warm $(MAKE) -s --no-print-directory stages
+
+stages:  # of repro, which lets them begin warm
 	@python -m facelab.pipeline check
 	@dvc repro -q sources
 	@set -o pipefail; stages=$$(python -m facelab.pipeline schedule $(PAPER)); \

@@ -221,6 +221,18 @@ def packed(folder, test, per_shard, params):
     return folder
 
 
+@pytest.fixture(scope="module")
+def warm_stages():
+    "Stages that a module's tests start are forks of a process that has imported what they need."
+    waits = "import os, sys; print(os.environ['FACELAB_WARM'], flush=True); sys.stdin.read()"
+    command = [sys.executable, "-m", "facelab.pipeline", "warm", sys.executable, "-c", waits]
+    with subprocess.Popen(command, cwd=ROOT, env=ENV, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as warm:
+        ENV["FACELAB_WARM"] = warm.stdout.readline().strip()
+        yield warm
+        del ENV["FACELAB_WARM"]
+        warm.stdin.close()
+
+
 @pytest.fixture
 def project(tmp_path):
     "A copy of the project with the demo's parameters."

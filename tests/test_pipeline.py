@@ -73,8 +73,11 @@ def results(project):
 
 
 @pytest.fixture(scope="module")
-def pair(tmp_path_factory):
-    "Two fresh runs side by side: an undisturbed one, and one of a recipe that is killed in training and started again."
+def pair(tmp_path_factory, warm_stages):
+    """Two fresh runs side by side: an undisturbed one, and one of a recipe that is killed and started again.
+
+    The stages of the first begin warm, those of the second by themselves."""
+    cold = {k: v for k, v in ENV.items() if k != "FACELAB_WARM"}
     peace, killed = (shrink(copy_project(tmp_path_factory.mktemp(name) / "project")) for name in ("peace", "killed"))
     first = subprocess.Popen(
         ["dvc", "repro"], cwd=peace, env=ENV, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
@@ -82,7 +85,7 @@ def pair(tmp_path_factory):
     second = subprocess.Popen(
         ["dvc", "repro", KILLED],
         cwd=killed,
-        env=ENV,
+        env=cold,
         text=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
@@ -95,7 +98,7 @@ def pair(tmp_path_factory):
     os.killpg(second.pid, signal.SIGKILL)
     second.wait()
     time.sleep(2)  # a kernel whose parent died ends by itself
-    again = run(["dvc", "repro", KILLED], killed)
+    again = run(["dvc", "repro", KILLED], killed, FACELAB_WARM="")
     output = first.communicate()[0]
     return dict(peace=peace, killed=killed, first=(first.returncode, output), again=again, was_running=was_running)
 

@@ -75,7 +75,7 @@ def two_sides(project):
 
 
 @pytest.fixture(scope="module")
-def project(tmp_path_factory):
+def project(tmp_path_factory, warm_stages):
     "All stages of the tiny project but drawings and claims."
     project = two_sides(copy_project(tmp_path_factory.mktemp("sizes") / "project"))
     stages = ["draw", "faces", "synthesize", "samples", "train srresnet"]

@@ -94,9 +94,21 @@ def ship(root, args):
 
 def run(root, args):
     "Run one notebook of nbs/pipeline."
-    from facelab.pipeline.notebooks import run
+    from facelab.pipeline.warm import ask
 
-    run(args.stage, args.item, root)
+    status = ask(["run", args.stage, *[args.item] * bool(args.item)])
+    if status is None:
+        from facelab.pipeline.notebooks import run
+
+        return run(args.stage, args.item, root)
+    return status
+
+
+def warm(root, args):
+    "Run a command whose stages start in no time: each is a fork of one process that has imported what they need."
+    from facelab.pipeline.warm import warm
+
+    return warm(args.words)
 
 
 def profile(root, args):
@@ -117,6 +129,7 @@ COMMANDS = (
     publish,
     ship,
     run,
+    warm,
     profile,
 )
 
@@ -148,6 +161,7 @@ def parser():
     added[ship].add_argument("--test", required=True, nargs="+", help="face sets on whose test splits it is measured")
     added[run].add_argument("stage", help="of dvc.yaml")
     added[run].add_argument("item", nargs="?", help="the recipe or paper, for stages that have one")
+    added[warm].add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="such as: dvc repro")
     added[profile].add_argument("name")
     return out
 

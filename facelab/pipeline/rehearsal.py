@@ -16,7 +16,7 @@ def rehearsed(name, recipes, params, steps=1):
     small = {**params, "instead": {}, "train": {**params["train"], **SMALL, "seconds": None}}
     recipe = resolve(name, recipes, small)
     recipe["stages"] = [{**stage, "steps": steps} for stage in recipe["stages"]]
-    return {**recipe, "batch": min(SMALL["batch"], recipe["batch"] or 1)}
+    return {**recipe, "batch": min(SMALL["batch"], recipe.get("batch") or 1)}
 
 
 def rehearse(names, params, faces, root=None, folder=None, steps=1, tell=print):
