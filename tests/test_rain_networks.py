@@ -197,7 +197,7 @@ def test_the_verdict_on_a_part_reaches_the_whole_generator(box):
 def test_both_answers_of_the_depth_guided_critic_reach_the_generator(field):
     torch.manual_seed(0)
     net = HeavyRainRemoval(width=8, depth=1).eval()
-    critic = DepthGuidedCritic(64, width=4).eval()
+    critic = DepthGuidedCritic(64, width=64).eval()
     x = images(2, 3, 16, 16)
 
     def out_of_reach(critic):

@@ -7,7 +7,6 @@ from conftest import ROOT
 from facelab import FacelabError
 from facelab.base.params import load_params
 from facelab.faces.drawn import draw_set
-from facelab.pipeline import rehearsal
 from facelab.pipeline.rehearsal import AS_A_GPU, rehearse, rehearsed
 from facelab.training.recipes import in_order, load_recipes
 
@@ -48,16 +47,15 @@ def helpers(faces, tmp_path_factory):
     "A folder in which all that the chosen recipes are made of has been trained for a step."
     folder, params = tmp_path_factory.mktemp("rehearsal"), load_params(ROOT)
     needed = [name for name in in_order(chosen(), RECIPES, params) if RECIPES[name]["kind"] != "recipes"]
-    rehearse(needed, params, faces, ROOT, folder, tell=lambda text: None)
+    rehearse(needed, RECIPES, params, faces, folder, tell=lambda text: None)
     return folder
 
 
 @pytest.mark.parametrize("name", chosen())
-def test_a_recipe_takes_its_steps_as_a_gpu_would(name, faces, helpers, monkeypatch):
+def test_a_recipe_takes_its_steps_as_a_gpu_would(name, faces, helpers):
     params = load_params(ROOT)
     params["train"] |= AS_A_GPU
-    monkeypatch.setattr(rehearsal, "in_order", lambda names, *_: names)  # they are there
-    rehearse([name], params, faces, ROOT, helpers, tell=print)
+    rehearse([name], RECIPES, params, faces, helpers, tell=print)
 
 
 def test_every_kind_is_among_the_chosen():
@@ -84,9 +82,9 @@ def test_what_cannot_start_is_named(faces, tmp_path):
     params = load_params(ROOT)
     params["train"] |= {"compile": True, "backend": "aot_eagr"}
     with pytest.raises(FacelabError, match="recipe 'srresnet' cannot be trained: .*aot_eagr.*did you mean 'aot_eager'"):
-        rehearse(["srresnet"], params, faces, ROOT, tmp_path, tell=print)
+        rehearse(["srresnet"], RECIPES, params, faces, tmp_path, tell=print)
     with pytest.raises(FacelabError, match="unknown recipe 'srresnett': did you mean 'srresnet'"):
-        rehearse(["srresnett"], params, faces, ROOT, tmp_path)
+        rehearse(["srresnett"], RECIPES, params, faces, tmp_path)
 
 
 def test_a_compiled_runs_clock_does_not_count_compiling(faces, tmp_path):

@@ -293,11 +293,11 @@ def verdict_layers(
     size,  # side of the images
     width,  # see `DepthGuidedCritic`
 ):
-    "Two dense layers, nothing between them: (N,4*width,size/16,size/16) -> logits (N,1)."
+    "Two dense layers, nothing between them: (N,width/4,size/16,size/16) -> logits (N,1)."
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(4 * width * (size // 16) ** 2, 128 * width),
-        nn.Linear(128 * width, 1),
+        nn.Linear(width // 4 * (size // 16) ** 2, 8 * width),
+        nn.Linear(8 * width, 1),
     )
 
 # %% ../../nbs/3_networks/34_rain_removal.ipynb #c063
@@ -316,7 +316,7 @@ def init_as_released(
     "critic",
     "Li et al. 2019, released code",
     inputs={"x": 3, "I": 3},
-    small=dict(size=32, width=4),
+    small=dict(size=32, width=64),
     small_side=32,
 )
 class DepthGuidedCritic(nn.Module):
@@ -325,7 +325,7 @@ class DepthGuidedCritic(nn.Module):
     def __init__(
         self,
         size=128,  # side of the images, a multiple of 16; FacelabError otherwise
-        width=8,  # channels of the first convolution; the widest has 16 times as many
+        width=128,  # channels of the widest convolutions, at least 4; the first has a sixteenth
     ):
         super().__init__()
         if size < 16 or size % 16:
@@ -333,13 +333,13 @@ class DepthGuidedCritic(nn.Module):
                 "the depth-guided critic divides the side by 4 twice, so size must be a multiple"
                 f" of 16, not {size}"
             )
-        c = [width * k for k in (1, 2, 8, 16, 16, 16)]
+        c = [max(1, width * k // 16) for k in (1, 2, 8, 16, 16, 16)]
         self.size = size
         conv = lambda a, b, stride, padding: (nn.Conv2d(a, b, 5, stride, padding), nn.ReLU())
         self.convs = nn.Sequential(*[l for a, b in zip([6, *c], c) for l in conv(a, b, 1, 2)])
         self.depth = nn.Conv2d(c[-1], 1, 5, padding=2)
         self.shrink = nn.Sequential(
-            *conv(c[-1], 8 * width, 4, 1), *conv(8 * width, 4 * width, 4, 1)
+            *conv(width, width // 2, 4, 1), *conv(width // 2, width // 4, 4, 1)
         )
         self.dense = verdict_layers(size, width)
         init_as_released(self)

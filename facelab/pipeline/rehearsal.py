@@ -19,25 +19,29 @@ def rehearsed(name, recipes, params, steps=1):
     return {**recipe, "batch": min(SMALL["batch"], recipe.get("batch") or 1)}
 
 
-def rehearse(names, params, faces, root=None, folder=None, steps=1, tell=print):
-    """Train these recipes (None: all) and what they need, a few steps a stage, in a folder of their own.
+def rehearse(names, recipes, params, faces, folder=None, steps=1, tell=print):
+    """Train these of the recipes (None: all) and what they need, a few steps a stage.
 
-    `faces`: a face set, or a function of the side that a recipe works at (None: the run's own). Returns
-    {recipe: seconds}; `FacelabError` names the first recipe that cannot be trained.
+    `recipes`: as `load_recipes` returns them. `faces`: a face set, or a function of the side that a recipe works at
+    (None: the run's own). `folder`: where the models lie, in its build; helpers that are there stay. None: a folder
+    that is deleted. Returns {recipe: seconds}; `FacelabError` names the first recipe that cannot be trained.
     """
     import torch
 
     from facelab.training.loop import train
 
-    recipes, took = load_recipes(root), {}
+    took = {}
     with tempfile.TemporaryDirectory(prefix="facelab-rehearsal-") as own:
         build = Path(folder or own) / "build"
         places = dict(helpers=build / "helpers", features=build / "models" / "features")
         for name in in_order(names or recipes, recipes, params):
             recipe, began = rehearsed(name, recipes, params, steps), time.monotonic()
+            place, history = build / folder_of(name, recipe), build / "history" / f"{name}.csv"
+            if name not in (names or recipes) and place.exists():
+                continue
             try:
                 seen = faces(recipe["size"]) if callable(faces) else faces
-                train(recipe, seen, build / folder_of(name, recipe), **places, device="cpu", progress=False)
+                train(recipe, seen, place, history, **places, device="cpu", progress=False)
             except Exception as error:
                 raise FacelabError(f"recipe {name!r} cannot be trained: {type(error).__name__}: {error}") from error
             took[name] = time.monotonic() - began
@@ -59,5 +63,5 @@ def main(root, args):
         faces = lambda size: open_faces(args.faces, size or params["data"]["size"])
     else:
         faces = draw_set(16, 2, 0, seed=params["seed"])
-    took = rehearse(args.recipes, params, faces, root, steps=args.steps)
+    took = rehearse(args.recipes, load_recipes(root), params, faces, steps=args.steps)
     return f"{len(took)} recipes took {args.steps} step(s) in each stage, {sum(took.values()):.0f} s"
