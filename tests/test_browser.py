@@ -255,13 +255,24 @@ def test_tab_reaches_every_control_in_the_order_of_the_page_and_shows_where_it_i
     choose(page, "jdsr_gan_x4")
     wait_until(lambda: len(recipe(page).steps) == 2)
     page.get_by_role("checkbox", name="random").uncheck()  # which makes the fields of a colour controls, too
-    page.wait_for_timeout(300)
-    there = page.evaluate(f"""() => {{
-        const all = [...document.querySelectorAll("{CONTROLS}")];
-        const shown = all.filter(e => !e.disabled && e.getClientRects().length);
-        shown.forEach((e, k) => e.dataset.number = k);
-        return shown.map({NAME});
-    }}""")
+
+    def numbered():
+        "The names of all controls, each numbered, once half a second goes by in which the page makes none anew."
+        names = page.evaluate(f"""() => {{
+            const all = [...document.querySelectorAll("{CONTROLS}")];
+            all.forEach(e => delete e.dataset.number);
+            const shown = all.filter(e => !e.disabled && e.getClientRects().length);
+            shown.forEach((e, k) => e.dataset.number = k);
+            return shown.map({NAME});
+        }}""")
+        page.wait_for_timeout(500)
+        still = f"""() => [...document.querySelectorAll("{CONTROLS}")].filter(
+            e => !e.disabled && e.getClientRects().length && e.dataset.number).length"""
+        shown = f"""() => [...document.querySelectorAll("{CONTROLS}")].filter(
+            e => !e.disabled && e.getClientRects().length).length"""
+        return names if page.evaluate(still) == page.evaluate(shown) == len(names) else None
+
+    there = wait_until(numbered)
     assert len(there) > 35 and all(there), there
     page.evaluate(
         "() => { document.activeElement.blur(); getSelection().removeAllRanges();"

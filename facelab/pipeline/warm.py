@@ -161,17 +161,20 @@ class WaitingKernel:
             tell.write(json.dumps(wish) + "\n")
 
     def poll(self):
+        "Its exit status, None while it runs."
         if self.returncode is None:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             self.returncode = os.waitstatus_to_exitcode(status) if pid else None
         return self.returncode
 
     def wait(self):
+        "Its exit status, once it has ended."
         if self.returncode is None:
             self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
         return self.returncode
 
     def send_signal(self, number):
+        "Send it a signal."
         os.kill(self.pid, number)
 
 
