@@ -258,19 +258,17 @@ def test_tab_reaches_every_control_in_the_order_of_the_page_and_shows_where_it_i
 
     def numbered():
         "The names of all controls, each numbered, once half a second goes by in which the page makes none anew."
+        shown = f"""const shown = [...document.querySelectorAll("{CONTROLS}")]
+            .filter(e => !e.disabled && e.getClientRects().length);"""
         names = page.evaluate(f"""() => {{
-            const all = [...document.querySelectorAll("{CONTROLS}")];
-            all.forEach(e => delete e.dataset.number);
-            const shown = all.filter(e => !e.disabled && e.getClientRects().length);
+            document.querySelectorAll("[data-number]").forEach(e => delete e.dataset.number);
+            {shown}
             shown.forEach((e, k) => e.dataset.number = k);
             return shown.map({NAME});
         }}""")
         page.wait_for_timeout(500)
-        still = f"""() => [...document.querySelectorAll("{CONTROLS}")].filter(
-            e => !e.disabled && e.getClientRects().length && e.dataset.number).length"""
-        shown = f"""() => [...document.querySelectorAll("{CONTROLS}")].filter(
-            e => !e.disabled && e.getClientRects().length).length"""
-        return names if page.evaluate(still) == page.evaluate(shown) == len(names) else None
+        order = page.evaluate(f"() => {{ {shown} return shown.map(e => e.dataset.number); }}")
+        return names if order == [str(k) for k in range(len(names))] else None
 
     there = wait_until(numbered)
     assert len(there) > 35 and all(there), there

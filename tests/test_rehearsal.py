@@ -16,10 +16,10 @@ RECIPES = load_recipes(ROOT)
 
 
 def kinds(recipe):
-    "The critics and losses that a recipe trains with, by their addresses; test_registry.py compiles each network."
+    "The networks and losses that a recipe trains with, by their addresses."
     if not recipe["stages"]:
         return set()
-    critics = recipe.get("critics", {}).values()
+    networks = [recipe["generator"], *recipe.get("critics", {}).values()]
     terms = [
         loss
         for stage in recipe["stages"]
@@ -27,11 +27,11 @@ def kinds(recipe):
         for loss in terms.values()
         if loss
     ]
-    return {entry["use"] for entry in (*critics, *terms)}
+    return {entry["use"] for entry in (*networks, *terms)}
 
 
 def chosen():
-    "Few recipes that have every kind of critic and loss among them."
+    "Few recipes that have every kind of network, critic and loss among them."
     missing, out = set().union(*map(kinds, RECIPES.values())), []
     while missing:
         out.append(max(RECIPES, key=lambda name: len(kinds(RECIPES[name]) & missing)))
@@ -69,7 +69,7 @@ def test_a_recipe_takes_its_steps_as_a_gpu_would(name, helpers):
 
 def test_every_kind_is_among_the_chosen():
     assert set().union(*(kinds(RECIPES[name]) for name in chosen())) == set().union(*map(kinds, RECIPES.values()))
-    print(len(chosen()), "of", len(RECIPES), "recipes have every kind of critic and loss")
+    print(len(chosen()), "of", len(RECIPES), "recipes have every kind of network, critic and loss")
 
 
 def test_a_compiled_step_is_the_step(faces, helpers):

@@ -668,7 +668,7 @@ def album(tmp_path):
 
 
 def test_ctrl_c_at_any_moment(tmp_path, tried, system, album, server):
-    "SIGINT after delays that grow, in some thirty steps, until the command gets through."
+    "SIGINT after delays that grow by shares of the whole, until the command gets through."
     words, dice, statuses = restoring(system, [album], tmp_path / "whole"), random.Random(4), []
     first, began = start(server, words, tmp_path / "log"), time.monotonic()
     first.join(60)
