@@ -35,6 +35,7 @@ SECTIONS = {
         "warmup": int | None,
         "schedule": str | dict | None,
         "start": str,
+        "penalty_every": int | None,
         "clip": NUMBER | None,
         "ema": NUMBER,
         "statistics": int,

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['POSITION', 'state_tensors', 'save_state', 'open_state', 'describe_differences', 'missing_state', 'load_state',
-           'put_state', 'tensors_below', 'to_device']
+           'put_state', 'tensors_below', 'to_device', 'in_layout_of']
 
 # %% ../../nbs/6_training/05_checkpoints.ipynb #c002
 import json
@@ -141,7 +141,8 @@ def put_state(
     tensors: dict,  # its tensors
 ):
     "Bring a run to where a checkpoint stands."
-    run.average = to_device(tensors_below("average/", tensors), run.device)
+    kept = tensors_below("average/", tensors)
+    run.average = {k: in_layout_of(v, kept[k]) for k, v in run.average.items()}
     run.best = head["best"] and {
         **head["best"],
         "weights": to_device(tensors_below("best/", tensors), run.device),
@@ -149,10 +150,10 @@ def put_state(
     for name, net in run.bare.items():
         net.load_state_dict(tensors_below(f"net/{name}/", tensors))
     for name, optimiser in run.optimisers.items():
-        moments = {}
+        moments, weights = {}, optimiser.param_groups[0]["params"]
         for key, value in tensors_below(f"optimiser/{name}/", tensors).items():
             i, _, k = key.partition("/")
-            moments.setdefault(int(i), {})[k] = value
+            moments.setdefault(int(i), {})[k] = in_layout_of(weights[int(i)], value)
         optimiser.load_state_dict({**optimiser.state_dict(), "state": moments})
     for key in POSITION:
         setattr(run, key, head[key])
@@ -173,3 +174,15 @@ def to_device(
 ) -> dict:
     "The same tensors on a device."
     return {k: v.to(device) for k, v in tensors.items()}
+
+
+def in_layout_of(
+    weight,  # a tensor of the run
+    value,  # what goes with it: of its shape, or a number
+):  # the same values
+    """On its device, and in memory as it lies.
+
+    Optimisers that move all tensors at once do not look how each lies, and a convolution adds up in
+    another order."""
+    same = value.shape == weight.shape
+    return torch.empty_like(weight, dtype=value.dtype).copy_(value) if same else value

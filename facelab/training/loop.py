@@ -19,6 +19,7 @@ import torch
 from ..base.patching import patch
 
 from .. import FacelabError
+from ..base.devices import keep_pages, memory_told
 from ..base.dice import Dice, seed_of
 from ..base.files import replacing, sha256
 from ..base.images import to_uint8
@@ -314,7 +315,7 @@ def train(
     history=None,  # the CSV file
     state=None,  # file of the checkpoint, from which a killed run goes on; None: none is kept
     about: dict = {},  # what the run depends on besides the recipe: fingerprints of code and faces
-    device: str = "cpu",  # auto, cpu or cuda
+    device: str = "cpu",  # auto, cpu, cuda or mps
     checkpoint_seconds=10.0,  # time between checkpoints
     live_dir=None,  # DVCLive's folder
     helpers="build/helpers",  # folder of trained helpers
@@ -325,13 +326,15 @@ def train(
 ) -> Run:
     "Train a recipe from where its checkpoint stands to its end, and write what it learned."
     torch.set_num_threads(recipe["threads"])
+    keep_pages()
     run = Run(recipe, faces.subset("train"), device, helpers, features)
     about = {"recipe": run.recipe, **about, "helpers": helper_hashes(run.recipe, helpers)}
     checkpoint = Checkpoint(state, about, checkpoint_seconds)
     checkpoint.resume(run)
     if run.recipe["stages"]:
         log = History(run, live_dir if run.rank == 0 else None)
-        run_stages(run, faces.subset("val"), checkpoint, log, progress, deadline)
+        with memory_told(f"recipe {run.recipe['name']}, {run.recipe['batch']} faces a step"):
+            run_stages(run, faces.subset("val"), checkpoint, log, progress, deadline)
         log.finish()
     if run.rank == 0 and run.done:
         write_results(run, faces.name, out, history)
@@ -555,6 +558,7 @@ def run_report(
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "processes": run.processes,
+        "precision": run.fabric._precision.precision if run.fabric else None,
         "device": device,
         "steps": run.step,
         "seconds": round(run.seconds, 1),

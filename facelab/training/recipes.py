@@ -8,9 +8,9 @@ __all__ = ['NUMBER', 'FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'SCH
            'merge_fields', 'load_degradations', 'unseen_inputs', 'load_losses', 'terms_table', 'terms_of', 'helper_of',
            'helpers_used', 'needs_features', 'check_helpers', 'load_recipes', 'put_terms', 'folder_of', 'scale_network',
            'fill_from_generator', 'stage_steps', 'deepest_convolution', 'features_for', 'sequence_fields', 'resolve',
-           'scale_recipe', 'set_steps', 'set_features', 'set_optimisers', 'change_optimiser', 'set_schedules',
-           'needed_by', 'in_order', 'helper_path', 'sources_table', 'recipes_table', 'recipe_row', 'describe_schedule',
-           'recipes_page']
+           'scale_recipe', 'set_steps', 'set_features', 'set_penalties', 'set_optimisers', 'change_optimiser',
+           'set_schedules', 'needed_by', 'in_order', 'helper_path', 'sources_table', 'recipes_table', 'recipe_row',
+           'describe_schedule', 'recipes_page']
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c002
 import copy
@@ -588,6 +588,7 @@ def resolve(
     set_schedules(out, train)
     set_steps(out["stages"], train["steps"])
     set_features(out["stages"], params["perceptual"])
+    set_penalties(out["stages"], train["penalty_every"])
     for field in ("helpers", "begin"):
         out[field] = {k: helper_path(v, recipes) for k, v in out.get(field, {}).items()}
     for field in ("sources", "without"):
@@ -631,6 +632,18 @@ def set_features(
             options = loss.get("with") or {}
             if "features" in options:
                 options["features"] = features_for(options["features"], perceptual)
+
+
+def set_penalties(
+    stages: list,  # of a recipe, changed in place
+    every: int | None,  # steps from one penalty to the next; None: the recipe's own
+):
+    "Compute the gradient penalties of critics on each so many steps only."
+    for stage in stages if every else []:
+        for terms in stage.get("critics", {}).values():
+            for loss in filter(None, terms.values()):
+                if loss["use"].endswith(".gradient_penalty"):
+                    loss["every"] = every
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c042-2
 def set_optimisers(

@@ -83,10 +83,10 @@ def make_optimiser(
     # betas: [0, 0.9] is refused by torch for its whole number
     plain = lambda v: tuple(map(float, v)) if isinstance(v, list) else v
     given = {k: plain(v) for k, v in spec.items() if k != "use"}
-    check_keys(
-        given, inspect.signature(known[spec["use"]]).parameters, f"the optimiser {spec['use']}"
-    )
-    return known[spec["use"]](net.parameters(), **given)
+    takes = inspect.signature(known[spec["use"]]).parameters
+    check_keys(given, takes, f"the optimiser {spec['use']}")
+    at_once = [way for way in ("fused", "foreach") if way in takes][:1]
+    return known[spec["use"]](net.parameters(), **(dict.fromkeys(at_once, True) | given))
 
 
 def make_optimisers(
@@ -108,7 +108,7 @@ class Run:
         self,
         recipe: dict,  # a resolved recipe
         faces,  # the training split of a face set
-        device: str = "cpu",  # auto, cpu or cuda
+        device: str = "cpu",  # auto, cpu, cuda or mps
         helpers="build/helpers",  # folder of trained helpers
         features=None,  # folder of the trained features network; None: build/models/features
     ):
@@ -186,7 +186,7 @@ def make_networks(
         for name, address in recipe.get("helpers", {}).items()
     }
     wish = recipe["channels_last"]
-    last = torch.device(device).type == "cuda" if wish is None else wish
+    last = torch.device(device).type != "mps" if wish is None else wish
     layout = torch.channels_last if last else torch.contiguous_format
     for net in (*nets.values(), *helpers.values()):
         net.to(device, memory_format=layout)
