@@ -6,6 +6,8 @@
 __all__ = ['pool_stages', 'unpool_stages', 'dense_core', 'GFC', 'GFCCritic', 'gfc_local_critic', 'gfc_global_critic', 'GFCParser']
 
 # %% ../../nbs/3_networks/32_gfc.ipynb #c002
+import math
+
 import torch.nn.functional as F
 from torch import nn
 
@@ -41,16 +43,17 @@ def unpool_stages(
 # %% ../../nbs/3_networks/32_gfc.ipynb #c031
 def dense_core(
     width,  # see `GFC`
+    side=8,  # of the maps
 ):
-    "Two dense layers that see the whole face: (N,8*width,8,8) -> the same."
-    w = width
+    "Two dense layers that see the whole face: (N,8*width,side,side) -> the same."
+    w, maps = width, (8 * width, side, side)
     return nn.Sequential(
         nn.Flatten(),
-        nn.Linear(8 * w * 64, 128 * w),
+        nn.Linear(math.prod(maps), 128 * w),
         nn.ReLU(),
-        nn.Linear(128 * w, 8 * w * 64),
+        nn.Linear(128 * w, math.prod(maps)),
         nn.ReLU(),
-        nn.Unflatten(1, (8 * w, 8, 8)),
+        nn.Unflatten(1, maps),
     )
 
 # %% ../../nbs/3_networks/32_gfc.ipynb #c013
@@ -69,20 +72,19 @@ class GFC(nn.Module):
 
     def __init__(
         self,
-        size=128,  # side of the faces: 128, 64, 32 or 16
+        size=128,  # side of the faces: 128, 64, 32, 16 or 8
         width=32,  # channels of the outermost stage; the innermost has 8 times as many
     ):
         super().__init__()
-        sizes = (128, 64, 32, 16)
-        if size not in sizes:
-            raise FacelabError(f"GFC is built for faces of 128, 64, 32 or 16 pixels, not {size}")
-        w, first, self.size = width, sizes.index(size), size
+        if size not in (128, 64, 32, 16, 8):
+            raise FacelabError(f"GFC is built for faces of 128, 64, 32, 16 or 8 pixels, not {size}")
+        w, first, self.size = width, min(3, (128 // size).bit_length() - 1), size
         down = ([w, w], [2 * w, 2 * w], [4 * w, 4 * w], [8 * w] * 4)[first:]
         up = ([w, w], [2 * w, w], [2 * w, 2 * w], [2 * w, 2 * w, 2 * w, 4 * w])[first:]
         self.encoder = nn.ModuleList(
             [conv_block(before[-1], *stage) for before, stage in zip(([3], *down), down)]
         )
-        self.fc = dense_core(w)
+        self.fc = dense_core(w, min(8, size // 2))
         self.decoder = nn.ModuleList(
             [conv_block(stage[-1], *widths) for stage, widths in zip(reversed(down), reversed(up))]
         )

@@ -152,7 +152,7 @@ def stage(
     ),
 )
 class InceptionResnetV1(Recogniser):
-    "(N,3,H,W) in [0,1], 75x75 at least -> embedding (N,embedding) of length 1 (facenet)."
+    "(N,3,H,W) in [0,1] -> embedding (N,embedding) of length 1 (facenet), from 75x75 at least."
 
     def __init__(
         self,
@@ -183,15 +183,12 @@ class InceptionResnetV1(Recogniser):
 @patch
 def features(
     self: InceptionResnetV1,
-    x,  # faces (N,3,H,W) in [0,1], 75x75 at least; FacelabError otherwise
+    x,  # faces (N,3,H,W) in [0,1]
 ):
     "The embedding before it is brought to length 1: (N,embedding)."
-    h, w = expect(self, x).shape[-2:]
-    if min(h, w) < 75:
-        raise FacelabError(
-            f"InceptionResnetV1 needs faces of at least 75 pixels, not {h}×{w}: enlarge them,"
-            " to 160 if you can"
-        )
+    least = [max(75, side) for side in expect(self, x).shape[-2:]]
+    if least != list(x.shape[-2:]):
+        x = F.interpolate(x, least, mode="bicubic", align_corners=False)
     x = self.conv2d_2b(self.conv2d_2a(self.conv2d_1a((255 * x - 127.5) / 128)))
     x = self.conv2d_4b(self.conv2d_4a(self.conv2d_3b(self.maxpool_3a(x))))
     x = self.repeat_2(self.mixed_6a(self.repeat_1(x)))
