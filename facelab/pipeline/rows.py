@@ -8,7 +8,7 @@ from types import SimpleNamespace
 from facelab.base.files import print_line
 from facelab.faces.layouts import survey
 from facelab.faces.sets import LABEL_SOURCES, LABELS, FaceSet, find_set_file
-from facelab.training.recipes import helpers_used, needs_features, resolve
+from facelab.training.recipes import needed_by, resolve
 
 FACTS = {"landmarks": "landmarks", "identities": "identity", "eyes": "parsing", "nose": "parsing", "lips": "parsing"}
 
@@ -35,7 +35,7 @@ def lacking(names, recipes, params, have):
             recipe = resolve(name, recipes, params)
             missing = [n for n in labels_needed(recipe) if not set(n.split("|")) & set(have)]
             found[name] = (missing[0].split("|")[-1], None) if missing else None
-            for helper in () if missing else [*helpers_used(recipes[name]), *["features"] * needs_features(recipe)]:
+            for helper in () if missing else needed_by(name, recipes, params):
                 if look(helper):
                     found[name] = found[helper][0], helper
                     break

@@ -73,6 +73,7 @@ def put_weights(
     net,  # a network
     path,  # a safetensors file
     inside="",  # take only the submodule of this name out of the file
+    more=False,  # may the network have weights that the file has not? They stay
 ):
     "Put weights into a network; `FacelabError` for those of another one."
     start = f"{inside}." if inside else ""
@@ -89,7 +90,7 @@ def put_weights(
     ):
         raise FacelabError(f"the weights {path} are not finite (in {bad}): train again")
     try:
-        net.load_state_dict(tensors)
+        net.load_state_dict(net.state_dict() | tensors if more else tensors)
     except RuntimeError as error:
         raise FacelabError(
             f"the weights {path} are of another network ({str(error).splitlines()[-1].strip()}):"
@@ -261,7 +262,9 @@ def begin_with(
     begin: dict,  # submodule -> group/helper or group/helper.submodule
     helpers,  # the folder of helpers
 ):
-    "Load the weights of helpers into submodules."
+    """Load the weights of helpers into submodules.
+
+    What a submodule has besides, as the gates of an attention, begins as it is."""
     for place, address in begin.items():
         name, _, inside = place.partition(".")
         helper, part = helper_of(address)
@@ -271,7 +274,7 @@ def begin_with(
                 " generator.<submodule>"
             )
         target = submodule(nets[name], inside, f"begin names {place!r}")
-        put_weights(target, Path(helpers) / helper / "generator.safetensors", part)
+        put_weights(target, Path(helpers) / helper / "generator.safetensors", part, True)
 
 # %% ../../nbs/6_training/07_models.ipynb #c0b3
 def load_helper(

@@ -8,9 +8,9 @@ __all__ = ['NUMBER', 'FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'SCH
            'merge_fields', 'load_degradations', 'unseen_inputs', 'load_losses', 'terms_table', 'terms_of', 'helper_of',
            'helpers_used', 'needs_features', 'check_helpers', 'load_recipes', 'put_terms', 'folder_of', 'scale_network',
            'fill_from_generator', 'stage_steps', 'deepest_convolution', 'features_for', 'sequence_fields', 'resolve',
-           'scale_recipe', 'set_steps', 'set_features', 'set_penalties', 'set_optimisers', 'change_optimiser',
-           'set_schedules', 'needed_by', 'in_order', 'helper_path', 'sources_table', 'recipes_table', 'recipe_row',
-           'describe_schedule', 'recipes_page']
+           'scale_recipe', 'set_steps', 'set_features', 'set_penalties', 'delay_critics', 'judges', 'set_optimisers',
+           'change_optimiser', 'set_schedules', 'needed_by', 'in_order', 'helper_path', 'sources_table',
+           'recipes_table', 'recipe_row', 'describe_schedule', 'recipes_page']
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c002
 import copy
@@ -38,6 +38,7 @@ FIELDS = {  # of a recipe, and what kind of value each has
     "critics": dict,
     "helpers": dict,
     "begin": dict,
+    "parts": dict,
     "identity_start": list,
     "call": str,
     "batch": int,
@@ -374,11 +375,12 @@ def helper_of(
 # %% ../../nbs/6_training/01_recipes.ipynb #c031
 def helpers_used(
     recipe: dict,  # as its file says it, or resolved
+    parts: bool = True,  # those too from which only some profiles let it begin
 ) -> list:  # names, each once
     "The helpers that a recipe is made of, or that its losses use."
-    fields = [recipe.get("helpers", {}).values(), recipe.get("begin", {}).values()]
-    addresses = [*recipe.get("sequence", []), *fields[0], *fields[1]]
-    return list(dict.fromkeys(helper_of(a)[0] for a in addresses))
+    fields = ["helpers", "begin", *(["parts"] if parts else [])]
+    named = [address for field in fields for address in recipe.get(field, {}).values()]
+    return list(dict.fromkeys(helper_of(a)[0] for a in [*recipe.get("sequence", []), *named]))
 
 
 def needs_features(
@@ -404,7 +406,7 @@ def check_helpers(
                 f"recipe {name!r} in {where} uses the helper {helper!r}, which does not exist:"
                 f" {near(helper, helpers)}"
             )
-        if recipe["needs"] != f"helpers/{helpers[helper]['group']}":
+        if recipe["needs"] not in ("helpers", f"helpers/{helpers[helper]['group']}"):
             raise FacelabError(
                 f"recipe {name!r} in {where} uses the helper {helper!r} but needs"
                 f" {recipe['needs']}: say `needs: helpers/{helpers[helper]['group']}`"
@@ -587,11 +589,14 @@ def resolve(
     set_optimisers(out, train if out["kind"] != "priors" else {})
     set_schedules(out, train)
     set_steps(out["stages"], train["steps"])
+    delay_critics(out["stages"], train["critics_from"])
     set_features(out["stages"], params["perceptual"])
     set_penalties(out["stages"], train["penalty_every"])
+    if train["from_parts"]:
+        out["begin"] = out.get("begin", {}) | out.get("parts", {})
     for field in ("helpers", "begin"):
         out[field] = {k: helper_path(v, recipes) for k, v in out.get(field, {}).items()}
-    for field in ("sources", "without"):
+    for field in ("sources", "without", "parts"):
         out.pop(field, None)
     out["size"] = out["size"] if params["data"]["paper_sizes"] else None
     own = {k: train[k] for k in TRAINING} | {"compile": train["compile"] and train["backend"]}
@@ -644,6 +649,42 @@ def set_penalties(
             for loss in filter(None, terms.values()):
                 if loss["use"].endswith(".gradient_penalty"):
                     loss["every"] = every
+
+# %% ../../nbs/6_training/01_recipes.ipynb #c042-5
+def delay_critics(
+    stages: list,  # of a recipe, changed in place
+    share: float,  # of the first stage, 0 to 1
+):
+    """Let critics that learn from the first step on join after this share of the first stage.
+
+    Until then the generator learns from its other terms. Networks that learn beside the generator
+    and judge nothing, as DRN's dual ones, stay from the first step on."""
+    if not (stages and share and judges(stages[0])):
+        return
+    stage, asked = stages[0], set(judges(stages[0]))
+    alone = round(share * stage["steps"])
+    if not 0 < alone < stage["steps"]:
+        return
+    names = lambda loss: set(re.findall(r"\w+", f"{loss.get('of')} {loss.get('to')}"))
+    before = {
+        **stage,
+        "name": f"{stage['name']}, alone",
+        "steps": alone,
+        "losses": {k: v for k, v in stage["losses"].items() if not (v and asked & names(v))},
+        "critics": {k: v for k, v in stage["critics"].items() if k not in asked},
+    }
+    stages[:1] = [before, {**stage, "steps": stage["steps"] - alone}]
+
+
+def judges(
+    stage: dict,  # of a recipe
+) -> list:  # names
+    "The networks of a stage that learn to tell restored faces from true ones."
+    return [
+        name
+        for name, terms in stage.get("critics", {}).items()
+        if any(loss and loss["use"].startswith("losses.adversarial.") for loss in terms.values())
+    ]
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c042-2
 def set_optimisers(
@@ -707,7 +748,7 @@ def needed_by(
 ) -> list:  # names
     "What has to be trained before: helpers, and the features network if a loss asks for it."
     features = ["features"] * needs_features(resolve(name, recipes, params))
-    return [*helpers_used(recipes[name]), *features]
+    return [*helpers_used(recipes[name], params["train"]["from_parts"]), *features]
 
 
 def in_order(
