@@ -303,21 +303,25 @@ def page(verdicts, scored, results, profile="demo"):
 
 
 def test_the_page_at_a_glance(verdicts, scored, tmp_path):
-    text = page(verdicts, scored, tmp_path)
+    text = page(verdicts, scored, tmp_path, "real")
     assert (
         "| `p` | ✔ reproduced | ✘ not reproduced | ? undecided | – n/a | ? undecided |" in text
         and "1 reproduced, 1 not reproduced, 2 undecided, 1 n/a" in text
     )
-    assert (
-        "no evidence about the papers" in text
-        and "no evidence" not in page(verdicts, scored, tmp_path, "real")
-        and text.endswith("## Published results\n\nNot run.\n")
-    )
+    assert "no evidence" not in text and text.endswith("## Published results\n\nNot run.\n")
     assert (
         "- (d) n/a: LPIPS: AlexNet's weights are not at hand." in text
         and "80 test faces and 60 unseen faces of another set; PSNR and SSIM: RGB, 8 bit" in text
     )
     assert text.index("| `p` |") < text.index("## A paper")
+
+
+def test_the_demo_has_numbers_and_no_verdicts(verdicts, scored, tmp_path):
+    demo, real = (page(verdicts, scored, tmp_path, profile) for profile in ("demo", "real"))
+    assert "no evidence about the papers" in demo and "1 n/a, 4 not judged" in demo
+    assert not any(mark in demo for mark in "✔✘")
+    margins = lambda text: re.findall(r"[+-][0-9.]+ dB \[.*?\]", text)
+    assert margins(demo) == margins(real) != []
 
 
 def test_published_runs_say_where_they_come_from(verdicts, tmp_path):

@@ -12,6 +12,8 @@ from facelab.base.params import load_params, merge, read_yaml
 from facelab.training.recipes import folder_of, helpers_used, load_losses, load_recipes, needs_features, resolve
 
 FACES = 4  # that are measured
+SIDE = 128  # of them, in pixels, as most of the papers have
+BRIEFLY = 40  # steps that helpers learn for the page
 INTRODUCTION = """# Loss ledger
 
 Made by `python -m facelab.pipeline losses`; [how it is measured](../nbs/6_training/10_loss_ledger.ipynb).
@@ -31,10 +33,10 @@ def ledger_faces(path, params):
     from facelab.faces.drawn import draw_set
     from facelab.faces.sets import open_faces
 
-    size, data = params["data"]["size"], params["data"]
+    data = params["data"]
     if path is None:
-        return "Drawn faces", draw_set(64, 4, 0, size=size, seed=params["seed"])
-    faces = open_faces(path, size=size)
+        return "Drawn faces", draw_set(64, 4, 0, size=SIDE, seed=params["seed"])
+    faces = open_faces(path, size=SIDE)
     many = "landmarks" in faces.labels and faces.batch([0], labels=("landmarks",))["landmarks"].shape[1] >= 68
     if many and "parsing" not in faces.labels and data["parsing"] == "labels":
         data = {**data, "parsing": "landmarks"}
@@ -60,9 +62,10 @@ def measure(names, recipes, params, faces, folder, critic_steps, n=FACES, say=la
     from facelab.training.loss_ledger import ledger_of
 
     entries, left_out = [], {}
-    own = dict.fromkeys(("optimiser", "lr", "schedule", "warmup"))  # of each recipe: critics learn as it says
-    instead = {name: {k: v for k, v in change.items() if k not in own} for name, change in params["instead"].items()}
-    printed = {**params, "train": {**params["train"], **own}, "instead": instead}
+    params = {**params, "train": {**params["train"], "steps": min(params["train"]["steps"] or BRIEFLY, BRIEFLY)}}
+    params["instead"] = {}
+    own = dict.fromkeys(("optimiser", "lr", "schedule", "warmup", "steps"))  # of each recipe: critics learn as it says
+    printed = {**params, "train": {**params["train"], **own, "critics_from": 0}}
     for name in names:
         say(name)
         recipe = {**resolve(name, recipes, printed), "batch": n}
@@ -107,7 +110,7 @@ def write_losses(root, args):
     how = (
         f"{FACES} faces of {faces.size} pixels. Features of perceptual losses: {described(params['perceptual'])}."
         f" Critics took {args.critic_steps} steps, fewer in short stages. Networks are as wide as params.yaml says;"
-        f" helpers were trained {'by a run' if args.run else 'on these faces for this page, as briefly as it says'}."
+        f" helpers were trained {'by a run' if args.run else f'on these faces for this page, {BRIEFLY} steps'}."
     )
     out, reasons = Path(args.out or root / "docs" / "losses.md"), pull_reasons(recipes, load_losses(root))
     section = ledger_section(title, how, found[0], reasons, found[1])

@@ -7,9 +7,9 @@ __all__ = ['IDENTIFICATION', 'KINDS', 'WORDS', 'SYMBOLS', 'CLAIM_COLUMNS', 'HOW'
            'Inequality', 'Names', 'ensure_list', 'sign', 'difference', 'beats', 'last', 'hardest', 'falls', 'spread',
            'drop', 'order', 'check_entry', 'inequalities', 'read_claims', 'recognised', 'cell_values',
            'describe_scores', 'read_all_scores', 'resamples', 'resampled_means', 'decide', 'Finding', 'judge',
-           'printed_numbers', 'printed_margin', 'Verdict', 'verdict', 'verdict_grid', 'words_by_paper', 'paper_section',
-           'claims_table', 'published_run', 'published_verdicts', 'claims_page', 'shorten', 'draw_margins',
-           'symmetric_log_axis', 'forest_plot', 'place_in_columns', 'claims_figure', 'verdict_legend']
+           'printed_numbers', 'printed_margin', 'Verdict', 'verdict', 'withhold', 'verdict_grid', 'words_by_paper',
+           'paper_section', 'claims_table', 'published_run', 'published_verdicts', 'claims_page', 'shorten',
+           'draw_margins', 'symmetric_log_axis', 'forest_plot', 'place_in_columns', 'claims_figure', 'verdict_legend']
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c002
 from dataclasses import dataclass, field, replace
@@ -377,8 +377,14 @@ def resampled_means(
     return means, again
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c031
-WORDS = ("not reproduced", "undecided", "n/a", "reproduced")
-SYMBOLS = {"reproduced": "✔", "not reproduced": "✘", "undecided": "?", "n/a": "–"}
+WORDS = ("not reproduced", "undecided", "n/a", "not judged", "reproduced")
+SYMBOLS = {
+    "reproduced": "✔",
+    "not reproduced": "✘",
+    "undecided": "?",
+    "n/a": "–",
+    "not judged": "–",
+}
 
 
 def decide(
@@ -510,7 +516,9 @@ class Verdict:
         return [
             f"({self.letter}) {self.text} ({self.source})",
             weak.compared(),
-            f"{holding} of {len(self.findings)}",
+            SYMBOLS[self.word]
+            if self.word == "not judged"
+            else f"{holding} of {len(self.findings)}",
             weak.number(weak.printed),
             f"{SYMBOLS[self.word]} {self.word}",
         ]
@@ -530,6 +538,14 @@ def verdict(
     except FacelabError as e:
         raise FacelabError(f"claim ({letter}) of {paper}: {e}") from None
     return Verdict(paper, letter, claim["text"], claim["source"], findings)
+
+# %% ../../nbs/8_publication/04_claims.ipynb #c040-2
+def withhold(
+    verdict: Verdict,  # on scores that say nothing about the paper
+) -> Verdict:
+    "The same numbers without a verdict; what is n/a stays so."
+    words = lambda f: f.word if f.word == "n/a" else "not judged"
+    return replace(verdict, findings=[replace(f, word=words(f)) for f in verdict.findings])
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c043
 def verdict_grid(
@@ -634,8 +650,9 @@ HOW = (
     " not cover what another seed would change."
 )
 DEMO_WARNING = (
-    "**This is the demo: small networks, seconds to minutes of training, drawn faces. It shows that"
-    " every verdict is made from scores. It is no evidence about the papers, for or against.**"
+    "**This is the demo: narrow networks, seconds of training, small drawn faces. Margins are"
+    " shown, verdicts are withheld (–): such networks are no evidence about the papers, for or"
+    " against.**"
 )
 
 
@@ -648,8 +665,9 @@ def claims_page(
     results="results",  # folder of published runs
 ) -> str:  # Markdown
     "All verdicts, to be taken in at a glance, then in detail."
+    verdicts = [withhold(v) for v in verdicts] if profile == "demo" else verdicts
     words, by_paper = [v.word for v in verdicts], words_by_paper(verdicts)
-    counts = ", ".join(f"{words.count(w)} {w}" for w in SYMBOLS)
+    counts = ", ".join(f"{words.count(w)} {w}" for w in SYMBOLS if w in words)
     papers = {key: about for key, about in papers.items() if key in by_paper}
     parts = [
         "# Claims",
@@ -670,6 +688,7 @@ VERDICT_MARKS = {  # Okabe and Ito's colours; another shape each
     "not reproduced": ("#D55E00", "X"),
     "undecided": ("#666666", "D"),
     "n/a": ("#999999", ""),
+    "not judged": ("#666666", "o"),
 }
 LINE, HEAD = 0.155, 0.75  # inches: a line of the figure; what a paper needs besides
 

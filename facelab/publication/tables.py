@@ -10,7 +10,7 @@ __all__ = ['BEST', 'LATEX', 'SCALE_NOTE', 'DEMO_NOTE', 'latex_text', 'csv_text',
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c002
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,9 +135,28 @@ def ours(
 ) -> Table:
     "The same table without the paper's columns and the gaps: narrow enough for many measures."
     keep = [j for j, head in enumerate(self.columns) if j == 0 or head.endswith(" ours")]
+    table = self.take(keep)
+    return replace(table, columns=[head.removesuffix(" ours") for head in table.columns])
+
+
+@patch
+def without(
+    self: Table,
+    column: str,  # its head
+) -> Table:
+    "The same table without the columns of this head."
+    return self.take([j for j, head in enumerate(self.columns) if head != column])
+
+
+@patch
+def take(
+    self: Table,
+    keep: list,  # numbers of columns
+) -> Table:
+    "The same table with these columns."
     return Table(
         self.title,
-        [self.columns[j].removesuffix(" ours") for j in keep],
+        [self.columns[j] for j in keep],
         [[row[j] for j in keep] for row in self.rows],
         {(i, keep.index(j)) for i, j in self.best if j in keep},
         self.notes,
@@ -381,7 +400,7 @@ def judge_notes(
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c049-1
 DEMO_NOTE = (
-    "The demo trains small networks for seconds to a minute: compare its rows with each other, not"
+    "The demo's networks are narrow and see few, small faces: compare its rows with each other, not"
     " with the paper's."
 )
 
@@ -424,8 +443,9 @@ def make_table(
     profile: str,  # printed: a demo's number must not be taken for a result
     faces: str,  # name of the face set, printed
     watched: dict = {},  # system -> sentences about how it learned
+    seen: dict = {},  # system -> faces that its training saw, repeated ones included
 ) -> Table:
-    """A paper's table, our numbers beside the printed ones.
+    """A paper's table, our numbers beside the printed ones, under the demo without the gaps.
 
     `FacelabError` for an unknown measure or convention, and for scores that are not there."""
     if "text" in spec:
@@ -440,10 +460,12 @@ def make_table(
     numbers, measures = Numbers(scores, spec["title"]), spec.get("measures", spec["columns"])
     table = (matrix_table if "kind" in spec else score_table)(spec, numbers, recipes)
     notes = face_notes(numbers, measures, profile, faces) + judge_notes(numbers, measures)
-    shown = dict.fromkeys(system for system, _, _ in numbers.found)
+    shown = dict.fromkeys(recipe_of(system, recipes)[0] for system, _, _ in numbers.found)
+    learned = [f"{recipes[s]['label']} {seen[s]:,}" for s in shown if seen.get(s)]
+    notes += [f"Faces seen in training: {', '.join(learned)}."] if learned else []
     notes += [f"{recipes[s]['label']}: {said}." for s in shown for said in watched.get(s, [])]
     table.notes = notes + table.notes
-    return table
+    return table.without("gap") if profile == "demo" else table
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c058
 def convention_table(

@@ -357,7 +357,8 @@ def write_results(
     if run.best:
         networks["best"] = run.best["weights"]
     networks |= {name: run.bare[name].state_dict() for name in run.recipe["critics"]}
-    about = {"faces": faces, "watch": findings(run.history, run.recipe)}
+    about = {"faces": faces, "images": run.step * run.recipe["batch"] if run.step else 0}
+    about["watch"] = findings(run.history, run.recipe)
     write_model(out, networks, {**run.recipe, **about})
     if history is not None:
         write_history(run.history, history)

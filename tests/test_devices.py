@@ -1,0 +1,118 @@
+"""Devices that are listed and cannot be used, memory that is full, and in what a CPU computes."""
+
+import pytest
+import torch
+from conftest import ROOT
+
+from facelab import FacelabError
+from facelab.base import devices
+from facelab.base.devices import fault_of, memory_told, pick_device, pick_precision
+from facelab.base.params import load_params
+from facelab.training.recipes import load_recipes, resolve
+
+RECIPES = load_recipes(ROOT)
+
+
+@pytest.fixture(autouse=True)
+def forgotten():
+    "What was found out of devices counts for one test."
+    fault_of.cache_clear()
+    devices.bfloat16_pays.cache_clear()
+    yield
+    fault_of.cache_clear()
+    devices.bfloat16_pays.cache_clear()
+
+
+def broken(*_, **__):
+    raise RuntimeError("CUDA error: no kernel image is available for execution on the device\nmore lines")
+
+
+def test_a_gpu_that_cannot_be_used_is_passed_over_with_a_word(monkeypatch, capsys):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(devices.torch, "ones", broken)
+    assert pick_device("auto").type == "cpu"
+    said = capsys.readouterr().out
+    assert "no kernel image" in said and "the CPU is used" in said and "more lines" not in said
+    with pytest.raises(FacelabError, match="train.device is cuda, but .*no kernel image.*choose auto or cpu"):
+        pick_device("cuda")
+
+
+@pytest.mark.parametrize("kind, module", [("cuda", torch.cuda), ("mps", torch.backends.mps)])
+def test_auto_takes_the_gpu_that_is_there(monkeypatch, kind, module):
+    for other in (torch.cuda, torch.backends.mps):
+        monkeypatch.setattr(other, "is_available", lambda other=other: other is module)
+    monkeypatch.setattr(devices, "fault_of", lambda asked: None)
+    assert pick_device("auto").type == kind
+
+
+def test_a_build_without_it_is_named(monkeypatch):
+    monkeypatch.setattr(torch.version, "cuda", None)
+    with pytest.raises(FacelabError, match="is without CUDA: install one with it, or choose auto or cpu"):
+        pick_device("cuda")
+    monkeypatch.setattr(torch.backends.mps, "is_built", lambda: False)
+    with pytest.raises(FacelabError, match="is without Apple's GPU"):
+        pick_device("mps")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "CUDA out of memory. Tried to allocate",
+        "MPS backend out of memory",
+        "DefaultCPUAllocator: can't allocate memory: you",
+    ],
+)
+def test_full_memory_is_one_sentence(words):
+    with pytest.raises(FacelabError, match="^recipe srresnet, 64 faces a step: no memory is left: make train.batch"):
+        with memory_told("recipe srresnet, 64 faces a step"):
+            raise RuntimeError(words)
+    with pytest.raises(ValueError), memory_told("recipe srresnet"):
+        raise ValueError("another fault")
+
+
+@pytest.mark.parametrize("times, precision", [(0.6, "bf16-mixed"), (0.9, "32-true"), (20, "32-true")])
+def test_bfloat16_is_used_where_it_is_faster(monkeypatch, times, precision):
+    measured = []
+
+    def seconds(dtype):
+        measured.append(dtype)
+        return 0.03 * (times if dtype == torch.bfloat16 else 1)
+
+    monkeypatch.setattr(devices, "convolution_seconds", seconds)
+    assert pick_precision("cpu") == pick_precision("cpu") == precision
+    assert len(measured) == (2 if times > 4 else 8)  # once a process, and not on where it is hopeless
+    assert pick_precision("cpu", "32-true") == "32-true"
+
+
+def resolved(name, **train):
+    params = load_params(ROOT)
+    params["instead"] = {}
+    params["train"] |= dict(steps=100, critics_from=0, penalty_every=None, from_parts=False) | train
+    return resolve(name, RECIPES, params)
+
+
+def test_penalties_on_some_steps_only():
+    penalty = lambda recipe: recipe["stages"][-1]["critics"]["critic"]["penalty"]
+    assert "every" not in penalty(resolved("jdsr_gan_x4"))
+    assert penalty(resolved("jdsr_gan_x4", penalty_every=4))["every"] == 4
+
+
+def test_critics_join_later():
+    whole, late = resolved("jdsr_gan_x4"), resolved("jdsr_gan_x4", critics_from=0.8)
+    assert [s["steps"] for s in late["stages"]] == [80, 20]
+    alone, joint = late["stages"]
+    assert alone["critics"] == {} and joint["losses"] == whole["stages"][0]["losses"]
+    assert joint["losses"].keys() - alone["losses"].keys() == {"adversarial"}
+    for name in ("jdsr_gan_drn_x4", "prior_guided_gan", "srresnet"):  # a dual network, a later critic, none
+        assert resolved(name, critics_from=0.8)["stages"] == resolved(name)["stages"]
+    assert len(resolved("jdsr_gan_x4", critics_from=0.8, steps=1)["stages"]) == 1
+
+
+def test_systems_begin_from_parts_where_the_profile_says_so():
+    assert resolved("jdsr_gan_x4")["begin"] == {}
+    assert resolved("jdsr_gan_x4", from_parts=True)["begin"] == {
+        "generator.denoising": "jdsr_gan/jdsr_gan_cbdnet_x4",
+        "generator.super_resolution": "jdsr_gan/jdsr_gan_fsrnet_x4",
+    }
+    assert "parts" not in resolved("jdsr_gan_x4")
