@@ -64,6 +64,13 @@ def rehearse(root, args):
     print(main(root, args))
 
 
+def estimate(root, args):
+    "Time a few steps in each stage of every recipe: how long the whole grid will train here."
+    from facelab.pipeline.estimate import main
+
+    print(main(root, args))
+
+
 def navigation(root, args):
     "Write the last lines of every notebook (before, contents, next) and nbs/contents.ipynb."
     from facelab.pipeline.navigation import write_navigation
@@ -124,6 +131,7 @@ COMMANDS = (
     recipes,
     losses,
     rehearse,
+    estimate,
     navigation,
     docs,
     publish,
@@ -155,6 +163,8 @@ def parser():
         "--as-gpu", action="store_true", help="as a GPU computes: bf16, channels_last, compiled"
     )
     added[rehearse].add_argument("--steps", type=int, default=1, help="in each stage")
+    added[estimate].add_argument("recipes", nargs="*", help="only these, and what they need")
+    added[estimate].add_argument("--jobs", type=int, default=2, help="stages that will run side by side (2)")
     added[publish].add_argument("name", help="of the folder in results/")
     added[ship].add_argument("name", help="of its recipe")
     added[ship].add_argument("--run", required=True, help="the folder of the run that trained it")
