@@ -147,8 +147,7 @@ def test_the_command(tmp_path, capsys, faces):
 def test_faces_with_68_points_and_no_parsing_get_parsing(tmp_path, faces):
     bare = dataclasses.replace(faces[64], parsing=None)
     bare.save(tmp_path / "faces.safetensors")
-    params = load_params(ROOT)
-    _, completed = ledger_faces(tmp_path / "faces.safetensors", {**params, "data": {**params["data"], "size": 64}})
+    _, completed = ledger_faces(tmp_path / "faces.safetensors", load_params(ROOT), 64)
     assert "parsing" not in bare.labels and "parsing" in completed.labels
 
 

@@ -152,6 +152,7 @@ def parser():
         added[command].set_defaults(command=command)
     added[schedule].add_argument("paper", nargs="?", help="only what this paper shows")
     added[losses].add_argument("--faces", help="folder of a face set; faces drawn for it, if it is left out")
+    added[losses].add_argument("--size", type=int, default=128, help="side of the faces (128)")
     added[losses].add_argument("--recipes", nargs="+", help="only these")
     added[losses].add_argument("--perceptual", help="profile whose perceptual features are used, such as real")
     added[losses].add_argument("--run", help="build of a finished run, with its helpers; else they are trained briefly")

@@ -27,7 +27,7 @@ end.
 """
 
 
-def ledger_faces(path, params):
+def ledger_faces(path, params, side=SIDE):
     "The faces of a folder with the labels that they can have, or faces drawn for the purpose: title, set."
     from facelab.evaluation.labelling import complete_labels
     from facelab.faces.drawn import draw_set
@@ -35,8 +35,8 @@ def ledger_faces(path, params):
 
     data = params["data"]
     if path is None:
-        return "Drawn faces", draw_set(64, 4, 0, size=SIDE, seed=params["seed"])
-    faces = open_faces(path, size=SIDE)
+        return "Drawn faces", draw_set(64, 4, 0, size=side, seed=params["seed"])
+    faces = open_faces(path, size=side)
     many = "landmarks" in faces.labels and faces.batch([0], labels=("landmarks",))["landmarks"].shape[1] >= 68
     if many and "parsing" not in faces.labels and data["parsing"] == "labels":
         data = {**data, "parsing": "landmarks"}
@@ -64,7 +64,9 @@ def measure(names, recipes, params, faces, folder, critic_steps, n=FACES, say=la
     entries, left_out = [], {}
     params = {**params, "train": {**params["train"], "steps": min(params["train"]["steps"] or BRIEFLY, BRIEFLY)}}
     params["instead"] = {}
-    own = dict.fromkeys(("optimiser", "lr", "schedule", "warmup", "steps"))  # of each recipe: critics learn as it says
+    own = dict.fromkeys(
+        ("optimiser", "lr", "schedule", "warmup", "steps", "penalty_every")
+    )  # of each recipe: critics learn as it says
     printed = {**params, "train": {**params["train"], **own, "critics_from": 0}}
     for name in names:
         say(name)
@@ -103,7 +105,7 @@ def write_losses(root, args):
     for name in args.recipes or ():
         if name not in known:
             raise FacelabError(f"{name!r} is no recipe that restores faces: {near(name, known)}")
-    title, faces = ledger_faces(args.faces, params)
+    title, faces = ledger_faces(args.faces, params, args.size)
     bar = tqdm(args.recipes or known, "recipes")
     with nullcontext(args.run) if args.run else tempfile.TemporaryDirectory() as folder:
         found = measure(bar, recipes, params, faces, Path(folder), args.critic_steps, say=bar.set_postfix_str)

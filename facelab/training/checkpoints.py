@@ -159,7 +159,7 @@ def put_state(
         setattr(run, key, head[key])
     run.batches = None
 
-
+# %% ../../nbs/6_training/05_checkpoints.ipynb #c017-1
 def tensors_below(
     start: str,  # of the names, such as "average/"
     tensors: dict,  # of a checkpoint

@@ -626,7 +626,7 @@ def set_steps(
         for stage, n in zip(stages, stage_steps([s["steps"] for s in stages], steps)):
             stage["steps"] = n
 
-
+# %% ../../nbs/6_training/01_recipes.ipynb #c042-6
 def set_features(
     stages: list,  # of a recipe, changed in place
     perceptual: dict,  # the section of the parameters
