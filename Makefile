@@ -55,7 +55,7 @@ coverage: $(READY)  ## what tests/ runs of the package, as a table and in build/
 hooks: $(READY)  ## git cleans and exports notebooks, and lints, before a commit
 	git config core.hooksPath .githooks
 
-profile: $(READY)  ## make profile PROFILE=real: what params.yaml holds (demo, real or paper)
+profile: $(READY)  ## make profile PROFILE=real: what params.yaml holds (demo, laptop, real or paper)
 	@python -m facelab.pipeline profile $(PROFILE)
 	@git --no-pager diff --stat params.yaml
 

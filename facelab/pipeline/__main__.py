@@ -119,7 +119,7 @@ def warm(root, args):
 
 
 def profile(root, args):
-    "Choose demo, real or paper: writes params.yaml."
+    "Choose demo, laptop, real or paper: writes params.yaml."
     choose_profile(args.name, root)
 
 

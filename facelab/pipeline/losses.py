@@ -62,8 +62,8 @@ def measure(names, recipes, params, faces, folder, critic_steps, n=FACES, say=la
     from facelab.training.loss_ledger import ledger_of
 
     entries, left_out = [], {}
-    params = {**params, "train": {**params["train"], "steps": min(params["train"]["steps"] or BRIEFLY, BRIEFLY)}}
-    params["instead"] = {}
+    brief = {"steps": min(params["train"]["steps"] or BRIEFLY, BRIEFLY), "precision": "32-true"}
+    params = {**params, "train": {**params["train"], **brief}, "instead": {}}
     own = dict.fromkeys(
         ("optimiser", "lr", "schedule", "warmup", "steps", "penalty_every")
     )  # of each recipe: critics learn as it says

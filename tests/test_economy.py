@@ -1,4 +1,4 @@
-"""Devices that are listed and cannot be used, memory that is full, and in what a CPU computes."""
+"""On what, in what and how long a run trains: devices, memory, precision, critics that save time, estimates."""
 
 import pytest
 import torch
@@ -116,3 +116,45 @@ def test_systems_begin_from_parts_where_the_profile_says_so():
         "generator.super_resolution": "jdsr_gan/jdsr_gan_fsrnet_x4",
     }
     assert "parts" not in resolved("jdsr_gan_x4")
+
+
+def test_what_a_system_has_besides_its_parts_begins_as_it_is(tmp_path):
+    from facelab.networks.cbdnet import CBDNet
+    from facelab.training.models import begin_with, write_tensors
+
+    plain, gated = CBDNet(8), CBDNet(8, attention=True)
+    before = {k: v.clone() for k, v in gated.state_dict().items()}
+    write_tensors(tmp_path / "denoiser" / "generator.safetensors", plain.state_dict())
+    begin_with({"generator": gated}, {"generator": "denoiser"}, tmp_path)
+    after, given = gated.state_dict(), plain.state_dict()
+    assert after.keys() > given.keys()
+    assert all(torch.equal(v, given.get(k, before[k])) for k, v in after.items())
+    write_tensors(tmp_path / "gated" / "generator.safetensors", before)
+    with pytest.raises(FacelabError, match="are of another network"):
+        begin_with({"generator": plain}, {"generator": "gated"}, tmp_path)
+
+
+def test_an_estimate_times_every_stage_of_what_is_needed():
+    from facelab.faces.drawn import draw_set
+    from facelab.pipeline.estimate import estimate, in_words
+
+    params = load_params(ROOT)
+    params["train"] |= dict(steps=1000, batch=2, width=0.05, depth=0.05)
+    faces, said = draw_set(16, 0, 0, size=64), []
+    took = estimate(["jdsr_gan_x4"], RECIPES, {**params, "instead": {}}, lambda size: faces, tell=said.append)
+    needed = ["jdsr_identity", "jdsr_gan_cbdnet_x4", "jdsr_gan_fsrnet_x4", "features", "jdsr_gan_x4"]
+    assert list(took) == needed and len(said) == 5 and min(took.values()) > 0
+    assert took["jdsr_gan_x4"] > took["jdsr_gan_cbdnet_x4"], "it contains it"
+    assert [in_words(s) for s in (59.6, 600, 9000)] == ["60 seconds", "10 minutes", "2.5 hours"]
+
+
+def test_under_laptop_every_row_of_a_table_sees_equally_many_faces():
+    from facelab.base.params import merge, read_yaml
+
+    params = merge(load_params(ROOT), read_yaml(ROOT / "profiles" / "laptop.yaml"))
+    seen = {}
+    for name, recipe in RECIPES.items():
+        full = resolve(name, RECIPES, params)
+        if full["stages"] and recipe["kind"] != "priors":
+            seen.setdefault(recipe["paper"], set()).add(sum(s["steps"] for s in full["stages"]) * full["batch"])
+    assert seen.pop("sr_deblur_gan") == {6000} and set().union(*seen.values()) == {12000}
