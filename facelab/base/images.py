@@ -9,6 +9,7 @@ __all__ = ['MAX_PIXELS', 'LABEL_COLOURS', 'to_float', 'to_uint8', 'open_image', 
 # %% ../../nbs/0_base/01_images.ipynb #c002
 import os
 import stat
+import re
 import textwrap
 from pathlib import Path
 
@@ -268,10 +269,10 @@ def _width(line):
 
 # %% ../../nbs/0_base/01_images.ipynb #c032-1
 def _wrap(text, width):
-    "`text` broken into the longest lines that fit `width` pixels."
-    text = str(text)
+    "`text` broken into the longest lines that fit `width` pixels, also after a plus sign."
+    text = re.sub(r"\+(?=\S)", "+\0 ", str(text))
     for n in range(max(len(text), 1), 0, -1):
-        lines = textwrap.wrap(text, n) or [""]
+        lines = [line.replace("\0 ", "").rstrip("\0") for line in textwrap.wrap(text, n)] or [""]
         if n == 1 or max(map(_width, lines)) <= width:
             return lines
 
