@@ -115,7 +115,7 @@ def test_systems_begin_from_parts_where_the_profile_says_so():
         "generator.denoising": "jdsr_gan/jdsr_gan_cbdnet_x4",
         "generator.super_resolution": "jdsr_gan/jdsr_gan_fsrnet_x4",
     }
-    assert "parts" not in resolved("jdsr_gan_x4")
+    assert resolved("jdsr_gan_x4")["parts"] == {} == resolved("srresnet", from_parts=True)["parts"]
 
 
 def test_what_a_system_has_besides_its_parts_begins_as_it_is(tmp_path):
@@ -125,13 +125,15 @@ def test_what_a_system_has_besides_its_parts_begins_as_it_is(tmp_path):
     plain, gated = CBDNet(8), CBDNet(8, attention=True)
     before = {k: v.clone() for k, v in gated.state_dict().items()}
     write_tensors(tmp_path / "denoiser" / "generator.safetensors", plain.state_dict())
-    begin_with({"generator": gated}, {"generator": "denoiser"}, tmp_path)
+    with pytest.raises(FacelabError, match="are of another network"):
+        begin_with({"generator": gated}, {"generator": "denoiser"}, tmp_path)
+    begin_with({"generator": gated}, {"generator": "denoiser"}, tmp_path, parts=["generator"])
     after, given = gated.state_dict(), plain.state_dict()
     assert after.keys() > given.keys()
     assert all(torch.equal(v, given.get(k, before[k])) for k, v in after.items())
     write_tensors(tmp_path / "gated" / "generator.safetensors", before)
     with pytest.raises(FacelabError, match="are of another network"):
-        begin_with({"generator": plain}, {"generator": "gated"}, tmp_path)
+        begin_with({"generator": plain}, {"generator": "gated"}, tmp_path, parts=["generator"])
 
 
 def test_an_estimate_times_every_stage_of_what_is_needed():

@@ -261,10 +261,9 @@ def begin_with(
     nets: dict,  # generator and critics by name
     begin: dict,  # submodule -> group/helper or group/helper.submodule
     helpers,  # the folder of helpers
+    parts=(),  # submodules that may have more than the helper, which begins as it is
 ):
-    """Load the weights of helpers into submodules.
-
-    What a submodule has besides, as the gates of an attention, begins as it is."""
+    "Load the weights of helpers into submodules."
     for place, address in begin.items():
         name, _, inside = place.partition(".")
         helper, part = helper_of(address)
@@ -274,7 +273,7 @@ def begin_with(
                 " generator.<submodule>"
             )
         target = submodule(nets[name], inside, f"begin names {place!r}")
-        put_weights(target, Path(helpers) / helper / "generator.safetensors", part, True)
+        put_weights(target, Path(helpers) / helper / "generator.safetensors", part, place in parts)
 
 # %% ../../nbs/6_training/07_models.ipynb #c0b3
 def load_helper(

@@ -592,11 +592,11 @@ def resolve(
     delay_critics(out["stages"], train["critics_from"])
     set_features(out["stages"], params["perceptual"])
     set_penalties(out["stages"], train["penalty_every"])
-    if train["from_parts"]:
-        out["begin"] = out.get("begin", {}) | out.get("parts", {})
+    out["parts"] = out.get("parts", {}) if train["from_parts"] else {}
+    out["begin"] = out.get("begin", {}) | out["parts"]
     for field in ("helpers", "begin"):
         out[field] = {k: helper_path(v, recipes) for k, v in out.get(field, {}).items()}
-    for field in ("sources", "without", "parts"):
+    for field in ("sources", "without"):
         out.pop(field, None)
     out["size"] = out["size"] if params["data"]["paper_sizes"] else None
     own = {k: train[k] for k in TRAINING} | {"compile": train["compile"] and train["backend"]}

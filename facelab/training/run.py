@@ -180,7 +180,7 @@ def make_networks(
     if recipe["start"] == "identity":
         for inside in recipe.get("identity_start", [""]):
             start_as_identity(nets["generator"].get_submodule(inside))
-    begin_with(nets, recipe.get("begin", {}), helpers)
+    begin_with(nets, recipe.get("begin", {}), helpers, recipe.get("parts", ()))
     helpers = {
         name: load_helper(address, helpers).requires_grad_(False)
         for name, address in recipe.get("helpers", {}).items()
