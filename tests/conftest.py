@@ -28,6 +28,7 @@ TINY = {
     "val: 40": "val: 4",
     "test: 80": "test: 6",
     "unseen: 40": "unseen: 4",
+    "size: 64 ": "size: 128 ",  # of an eighth of 64 pixels no SSIM can be measured
     "steps: 300 ": "steps: 8 ",
     "batch: 8 ": "batch: 4 ",
     "statistics: 200 ": "statistics: 16 ",
