@@ -2,6 +2,7 @@
 
 import csv
 import io
+import dataclasses
 import json
 import re
 
@@ -25,6 +26,7 @@ from facelab.publication.claims import (
     resampled_means,
     resamples,
     verdict,
+    withhold,
 )
 from facelab.publication.deviations import deviations_page
 from facelab.publication.figures import save_figure
@@ -320,6 +322,8 @@ def test_the_demo_has_numbers_and_no_verdicts(verdicts, scored, tmp_path):
     demo, real = (page(verdicts, scored, tmp_path, profile) for profile in ("demo", "real"))
     assert "no evidence about the papers" in demo and "1 n/a, 4 not judged" in demo
     assert not any(mark in demo for mark in "✔✘")
+    mixed = dataclasses.replace(verdicts[0], findings=[f for v in verdicts for f in v.findings])
+    assert withhold(mixed).word == "not judged" and mixed.word == "not reproduced"
     margins = lambda text: re.findall(r"[+-][0-9.]+ dB \[.*?\]", text)
     assert margins(demo) == margins(real) != []
 

@@ -499,6 +499,8 @@ class Verdict:
         words = {f.word for f in self.findings}
         if len(words) == 1:
             return words.pop()
+        if "not judged" in words:
+            return "not judged"
         return "not reproduced" if "not reproduced" in words else "undecided"
 
     @property
