@@ -499,9 +499,7 @@ class Verdict:
         words = {f.word for f in self.findings}
         if len(words) == 1:
             return words.pop()
-        if "not judged" in words:
-            return "not judged"
-        return "not reproduced" if "not reproduced" in words else "undecided"
+        return next((w for w in ("not judged", "not reproduced") if w in words), "undecided")
 
     @property
     def weakest(self):
