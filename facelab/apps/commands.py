@@ -323,7 +323,7 @@ def add_restore(commands):
         help="also write NAME_sheet.png: the face, its input and what each system made of it",
     )
     sub.add_argument("--batch", type=positive, default=8, help="pictures at once (8)")
-    sub.add_argument("--device", default="auto", help="auto, cpu or cuda (auto)")
+    sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (auto)")
 
 
 def add_degrade(commands):

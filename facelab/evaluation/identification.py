@@ -96,7 +96,7 @@ def fine_tune(
     recipe: dict,  # of the recogniser, resolved; it goes on from its weights
     faces,  # what it learns from
     helpers,  # folder of trained helpers
-    device="auto",  # auto, cpu or cuda
+    device="auto",  # auto, cpu, cuda or mps
     progress=False,  # show a bar
 ):  # the network
     "A recogniser that goes on learning, without validation, on other pictures."
@@ -136,7 +136,7 @@ def identify(
     steps,  # the chain of degradations
     helpers,  # folder of trained helpers
     seed=0,  # of degradation and gallery
-    device="auto",  # auto, cpu or cuda
+    device="auto",  # auto, cpu, cuda or mps
     batch=16,  # faces at a time
     call=None,  # the restorer's method; None: forward
     progress=False,  # show bars

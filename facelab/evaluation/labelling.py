@@ -76,7 +76,7 @@ def label(
     what: str,  # "parsing" or "landmarks"
     replace=False,  # let predictions take the place of the set's own labels
     batch=64,  # faces at once
-    device="auto",  # auto, cpu or cuda
+    device="auto",  # auto, cpu, cuda or mps
     progress=True,  # show a bar
 ):  # the set with that column; its name and a note tell where it comes from
     "Give every face the labels that a network predicts; `FacelabError` for what would mislead."

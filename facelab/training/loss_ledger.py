@@ -82,7 +82,7 @@ def ledger_run(
     faces,  # a face set; its training split is used
     helpers,  # folder of trained helpers
     features=None,  # folder of the trained features network
-    device: str = "cpu",  # auto, cpu or cuda
+    device: str = "cpu",  # auto, cpu, cuda or mps
 ) -> Run:
     "A run of the recipe in which helpers serve the losses alone."
     own = {**recipe, "begin": {}, "compile": False, "start": "default"}
@@ -157,7 +157,7 @@ def ledger_of(
     helpers,  # folder of trained helpers
     features=None,  # folder of the trained features network
     critic_steps: int = 50,  # of each critic before it is asked, in each stage
-    device: str = "cpu",  # auto, cpu or cuda
+    device: str = "cpu",  # auto, cpu, cuda or mps
 ) -> list:  # of `Entry`
     "The terms of a recipe, measured on a batch of its faces; `FacelabError` if they lack a label."
     run, out = ledger_run(recipe, faces, helpers, features, device), []
