@@ -64,9 +64,7 @@ def measure(names, recipes, params, faces, folder, critic_steps, n=FACES, say=la
     entries, left_out = [], {}
     brief = {"steps": min(params["train"]["steps"] or BRIEFLY, BRIEFLY), "precision": "32-true"}
     params = {**params, "train": {**params["train"], **brief}, "instead": {}}
-    own = dict.fromkeys(
-        ("optimiser", "lr", "schedule", "warmup", "steps", "penalty_every")
-    )  # of each recipe: critics learn as it says
+    own = dict.fromkeys("optimiser lr schedule warmup steps penalty_every".split())  # critics learn as a recipe says
     printed = {**params, "train": {**params["train"], **own, "critics_from": 0}}
     for name in names:
         say(name)
