@@ -353,7 +353,7 @@ def add_run(commands, name, run, about):
     sub.add_argument(
         "--out", required=True, type=full_path, help="folder for everything that is made; a second run goes on there"
     )
-    sub.add_argument("--profile", help="demo, real or paper")
+    sub.add_argument("--profile", help="demo, laptop, real or paper")
     sub.add_argument(
         "--params", metavar="FILE", type=full_path, help="a YAML file with parameters that differ from params.yaml"
     )

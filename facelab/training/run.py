@@ -21,7 +21,7 @@ from ..base.devices import make_fabric, pick_device
 from ..base.dice import seed_of
 from ..base.names import build, check_keys, near
 from ..degradations.chain import Chain
-from ..networks.identity_start import start_as_identity
+from ..networks.identity_start import start_as_identity, start_smooth
 from facelab.training.batches import (
     check_faces_for,
     fill_in,
@@ -178,6 +178,7 @@ def make_networks(
         **{name: build(spec) for name, spec in recipe["critics"].items()},
     }
     if recipe["start"] == "identity":
+        start_smooth(nets["generator"])
         for inside in recipe.get("identity_start", [""]):
             start_as_identity(nets["generator"].get_submodule(inside))
     begin_with(nets, recipe.get("begin", {}), helpers, recipe.get("parts", ()))
