@@ -1,5 +1,7 @@
 """On what, in what and how long a run trains: devices, memory, precision, critics that save time, estimates."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from conftest import ROOT
@@ -8,6 +10,7 @@ from facelab import FacelabError
 from facelab.base import devices
 from facelab.base.devices import fault_of, memory_told, pick_device, pick_precision
 from facelab.base.params import load_params
+from facelab.evaluation import restore
 from facelab.training.recipes import load_recipes, resolve
 
 RECIPES = load_recipes(ROOT)
@@ -69,6 +72,21 @@ def test_full_memory_is_one_sentence(words):
             raise RuntimeError(words)
     with pytest.raises(ValueError), memory_told("recipe srresnet"):
         raise ValueError("another fault")
+
+
+def test_restoring_without_memory_names_its_own_batch(monkeypatch, tmp_path):
+    def full(*options):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    (tmp_path / "recipe.json").write_text("{}")
+    monkeypatch.setattr(restore, "sha256", lambda path: "")
+    monkeypatch.setattr(restore, "Inputs", lambda folder: SimpleNamespace(names=["a.png"]))
+    monkeypatch.setattr(restore, "load_model", lambda folder, device: (None, {}))
+    monkeypatch.setattr(restore, "restore_set", full)
+    what = restore.Restoration("srresnet", "srresnet", "plain_x4")
+    with pytest.raises(FacelabError, match="^restoring 16 faces at a time: no memory is left: make evaluate.batch"):
+        restore.update_restored(what, tmp_path, tmp_path, ["a.png"], tmp_path)
+    assert not (tmp_path / what.where / "made_from.json").exists()
 
 
 @pytest.mark.parametrize("times, precision", [(0.6, "bf16-mixed"), (0.9, "32-true"), (20, "32-true")])

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import torch
 
+from ..base.devices import memory_told
 from ..base.files import sha256, write_text
 from ..base.images import to_float
 from .inputs import Inputs
 from .judges import hidden_error
 from .measures import measures
 from .metrics import lpips_unavailable, score, write_scores
-from .restore import Restoration, leave_only, read_restored
+from .restore import FEWER, Restoration, leave_only, read_restored
 from .set_metrics import diversity, set_features, set_metrics
 
 # %% ../../nbs/7_evaluation/07_scores.ipynb #c007
@@ -153,7 +154,8 @@ def score_all(
         entry = kept.get(what.where)
         if not (entry and entry["made_from"] == made_from and csv.exists()):
             true, truth = true_faces(what, faces, judges, truths)
-            rows = score_faces(what, true, inputs, restored, judges, conventions, batch)
+            with memory_told(f"scoring {batch} faces at a time", FEWER):
+                rows = score_faces(what, true, inputs, restored, judges, conventions, batch)
             nearest, numbers, notes = (
                 score_set(what, true, restored, judges, truth, draws)
                 if what.truth is None
