@@ -8,8 +8,10 @@ from conftest import ROOT, run
 from facelab import FacelabError
 from facelab.pipeline.schedule import stages_of_paper
 from facelab.pipeline.inventory import inventory, main, paths
-from facelab.base.params import choose_profile
+from facelab.base.params import choose_profile, load_params
 from facelab.pipeline.publish import publish
+from facelab.pipeline.sources import paper_sources
+from facelab.training.recipes import load_recipes
 
 
 @pytest.fixture
@@ -44,6 +46,11 @@ def finished(project):
     return project
 
 
+def publish_as(profile, project):
+    choose_profile(profile, project)
+    return publish(project, "first")
+
+
 def test_numbers_are_published_with_their_provenance(finished):
     out = publish(finished, "first")
     assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
@@ -61,6 +68,22 @@ def test_numbers_are_published_with_their_provenance(finished):
         said["training_minutes"],
         said["params"]["train"]["width"],
     ) == ("real", "celeba", "a card", 2.0, 1)
+
+
+def test_tables_of_a_demo_depend_on_what_is_published_of_their_paper(finished):
+    def about(profile):
+        choose_profile(profile, finished)
+        sources = dict(paper_sources(finished, load_recipes(finished), load_params(finished)))
+        return {name: source["about"] for name, source in sources.items()}
+
+    before = about("demo")
+    publish_as("real", finished)
+    demo, real = about("demo"), about("real")
+    files = {"first/run.json", "first/tables/jdsr_gan/table_3.csv"}
+    assert set(demo["tables@jdsr_gan"].pop("published")) == files
+    assert set(demo["tables@fcsr_gan"]["published"]) == {"first/run.json"}
+    assert demo["tables@jdsr_gan"] == before["tables@jdsr_gan"]
+    assert demo["figures@jdsr_gan"] == before["figures@jdsr_gan"] and "published" not in real["tables@jdsr_gan"]
 
 
 def test_a_demo_is_not_published(project):

@@ -162,6 +162,8 @@ def paper_sources(root, recipes, params):
                         f"{root / 'papers' / paper}.yaml lacks {field!r}, which the stage {stage} needs: add it"
                     )
             depends[stage] = {"labels": labels, "convention": says["convention"], stage: says[stage], **sides}
+        if published := published_numbers(root, paper, params):
+            depends["tables"]["published"] = published
         if "architecture" in says:
             depends["architecture"] = {field: says.get(field) for field in ("architecture", "layers")}
         for stage, about in depends.items():
@@ -170,6 +172,15 @@ def paper_sources(root, recipes, params):
     for paper, says in papers.items():
         about[paper] = {field: says.get(field) for field in ("tables", "convention", "deviations")}
     yield "claims", stage_source(root, "claims", params, about)
+
+
+def published_numbers(root, paper, params):
+    "Hashes of what tables of a demo show of published runs, by their files."
+    results = root / "results"
+    if params["profile"] != "demo":
+        return {}
+    paths = sorted([*results.glob("*/run.json"), *results.glob(f"*/tables/{paper}/*.csv")])
+    return {str(path.relative_to(results)): sha256(path) for path in paths}
 
 
 def labeller_hashes(folder, root="."):

@@ -6,9 +6,11 @@
 __all__ = ['BEST', 'LATEX', 'SCALE_NOTE', 'DEMO_NOTE', 'latex_text', 'csv_text', 'Table', 'write_table', 'PaperScores',
            'table_rows', 'cell_texts', 'better_of', 'best_of', 'spread_text', 'mean_row', 'best_cells', 'score_table',
            'scale_of', 'best_in_scale', 'matrix_table', 'Numbers', 'judge_notes', 'count_text', 'face_notes',
-           'make_table', 'convention_table']
+           'make_table', 'convention_table', 'published_run']
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c002
+import csv
+import json
 import math
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -492,3 +494,45 @@ def convention_table(
         rows,
         notes=[f"{c}: {CONVENTIONS[c]}" for c in scored],
     )
+
+# %% ../../nbs/8_publication/01_tables.ipynb #c061
+def published_run(
+    faces: str,  # name of the face set that is looked at
+    root=".",  # of the project
+) -> Path | None:
+    "Folder of the run in `results/` on this face set, else of the first run; None: there is none."
+    runs = sorted(path.parent for path in Path(root, "results").glob("*/run.json"))
+    same = [run for run in runs if json.loads((run / "run.json").read_text())["faces"] == faces]
+    return next(iter(same + runs), None)
+
+# %% ../../nbs/8_publication/01_tables.ipynb #c061-1
+@patch
+def beside(
+    self: Table,
+    run,  # folder of a published run
+    name: str,  # paper and table, such as jdsr_gan/table_3
+) -> Table:
+    "The same table with the run's numbers before ours, where it has them."
+    path = Path(run, "tables", f"{name}.csv")
+    if not path.exists():
+        return self
+    with path.open(newline="") as file:
+        heads, *lines = csv.reader(file)
+    told = {line[0]: dict(zip(heads, line)) for line in lines}
+    columns, rows, moved = [], [[] for _ in self.rows], {}
+    for j, head in enumerate(self.columns):
+        if head.endswith(" ours") and head in heads:
+            columns.append(head.removesuffix("ours") + "published")
+            for row, own in zip(rows, self.rows):
+                row.append(told.get(own[0], {}).get(head, ""))
+        moved[j] = len(columns)
+        columns.append(head)
+        for row, own in zip(rows, self.rows):
+            row.append(own[j])
+    about = json.loads(Path(run, "run.json").read_text())
+    note = (
+        f"Published: results/{Path(run).name}, profile `{about['profile']}`, {about['test_faces']}"
+        f" test faces of the set `{about['faces']}`."
+    )
+    best = {(i, moved[j]) for i, j in self.best}
+    return Table(self.title, columns, rows, best, [*self.notes, note])
