@@ -134,10 +134,10 @@ def read_restored(
     with ThreadPoolExecutor(4) as pool:
         return torch.stack(list(pool.map(read_image, paths)))
 
+# %% ../../nbs/7_evaluation/02_restore.ipynb #c016-0
+FEWER = "make evaluate.batch smaller in params.yaml"  # what to do when memory is full
+
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c016
-FEWER = "make evaluate.batch smaller in params.yaml"
-
-
 def update_restored(
     what: Restoration,
     model,  # folder of a trained model
