@@ -4,13 +4,14 @@
 
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'LABEL_COLOURS', 'to_float', 'to_uint8', 'open_image', 'tensor_of', 'read_image', 'write_image',
-           'astronaut', 'show', 'png_bytes', 'colour_labels']
+           'astronaut', 'own_style', 'show', 'png_bytes', 'colour_labels']
 
 # %% ../../nbs/0_base/01_images.ipynb #c002
 import os
 import stat
 import re
 import textwrap
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -326,7 +327,19 @@ def _draw_rows(fig, grid, rows):
                 grid.text(fig, x + grid.w / 2, above, grid.heads[r][c], ha="center", va="bottom")
         y += grid.h + grid.spare[r]
 
+# %% ../../nbs/0_base/01_images.ipynb #c033-0
+@contextmanager
+def own_style(
+    rules: dict = {},  # settings of matplotlib that differ from its defaults
+):
+    "Inside `with`, or in a function so decorated, matplotlib has its defaults, no user's style."
+    from matplotlib import style
+
+    with style.context(["default", rules]):
+        yield
+
 # %% ../../nbs/0_base/01_images.ipynb #c033
+@own_style()
 def show(
     rows,  # (N, 1 or 3, H, W), a list of such rows, or of single pictures; uint8, or [0, 1]
     titles=None,  # one text a column, or one list of texts a row
@@ -357,6 +370,7 @@ def show(
     return fig
 
 # %% ../../nbs/0_base/01_images.ipynb #c034
+@own_style()
 def png_bytes(
     fig,  # matplotlib Figure
 ) -> bytes:

@@ -23,7 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from .. import FacelabError
 from ..base.files import markdown_table
-from ..base.images import png_bytes
+from ..base.images import own_style, png_bytes
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c008
 def count_parameters(
@@ -747,6 +747,7 @@ def _draw_text(ax, node, lines, box, gap):
         ax.text(x + 0.05, y - h / 2 - 0.3 * gap, node.shape, fontsize=7, color=_LINE, **place)
 
 # %% ../../nbs/3_networks/02_drawing.ipynb #c049
+@own_style()
 def draw_graph(
     module,
     x,  # input tensor or its shape, or a tuple of several

@@ -102,11 +102,14 @@ def execute(root, source, out):
     "Execute a notebook, unless it is as it was."
     import papermill
 
+    from facelab.pipeline.notebooks import leave_user_settings
+
     code, record, half = notebook_code(root / source), out.with_suffix(".json"), out.with_suffix(".half.ipynb")
     made_from = {"code": code, "modules": closure(imports(re.sub(r"(?m)^\s*[%!].*$", "", code)), root)}
     if not (out.exists() and record_matches(record, made_from)):
         out.parent.mkdir(parents=True, exist_ok=True)
         quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=40"]}
+        leave_user_settings(root / "build" / "site")
         papermill.execute_notebook(root / source, half, kernel_name="python3", cwd=(root / source).parent, **quiet)
         half.replace(out)
         write_record(record, made_from)

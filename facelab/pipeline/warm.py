@@ -17,8 +17,10 @@ import tempfile
 import threading
 import warnings
 from contextlib import suppress
+from pathlib import Path
 
 from facelab import FacelabError
+from facelab.pipeline.notebooks import leave_user_settings
 
 WHERE = "FACELAB_WARM"  # in the environment: the socket of the warm process
 SHARED = """numpy scipy.ndimage scipy.signal pandas yaml tqdm.auto PIL.Image torch torch.utils.data safetensors.torch
@@ -40,6 +42,7 @@ def warm(command):
             raise FacelabError(f"warm: cannot run {' '.join(command) or 'no command'}: {error}") from None
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # the command has its own, and ends this
         try:
+            leave_user_settings(Path(folder))
             if import_shared():
                 serve(door, run)
         finally:

@@ -10,7 +10,7 @@ __all__ = ['PALETTE', 'MARKS', 'RULES', 'panels', 'check_series', 'legend', 'int
 import numpy as np
 
 from .. import FacelabError
-from ..base.images import LABEL_COLOURS, png_bytes
+from ..base.images import LABEL_COLOURS, own_style, png_bytes
 from ..evaluation.metrics import bootstrap
 from ..evaluation.measures import axis_text
 from ..evaluation.summary import label_of
@@ -42,10 +42,9 @@ def panels(
     **more,  # for matplotlib's `subplots`, such as sharey=True
 ) -> tuple:  # matplotlib Figure, list of axes
     "A figure of n charts whose texts keep out of each other's way."
-    from matplotlib import rc_context
     from matplotlib.figure import Figure
 
-    with rc_context(RULES):
+    with own_style(RULES):
         fig = Figure(figsize=(width * n, height), layout="constrained")
         axes = fig.subplots(1, n, squeeze=False, **more)[0]
     fig._repr_png_ = lambda: png_bytes(fig)

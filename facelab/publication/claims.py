@@ -23,7 +23,7 @@ from ..evaluation.identification import read_ranks
 from ..base.names import check_keys, near
 from ..base.params import read_yaml
 from ..base.files import markdown_table
-from ..base.images import png_bytes
+from ..base.images import own_style, png_bytes
 from ..evaluation.metrics import as_convention
 from ..evaluation.measures import measure_of
 from .tables import PaperScores, Table, table_rows
@@ -778,6 +778,7 @@ def place_in_columns(
     return place, max(below)
 
 
+@own_style()
 def claims_figure(
     verdicts: list,  # of all claims
     columns: int = 2,  # papers side by side

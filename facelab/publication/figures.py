@@ -29,7 +29,7 @@ from ..base.names import check_keys, near
 from ..base.files import write_text, replacing
 from ..evaluation.restore import read_restored
 from ..faces.parts import parsing_11, parsing_thesis, strongest_part
-from ..base.images import colour_labels, show, tensor_of, to_float
+from ..base.images import colour_labels, own_style, show, tensor_of, to_float
 from ..evaluation.inputs import Inputs
 from ..evaluation.labelling import LABEL_MAPS, predict_labels
 from ..training.models import load_model
@@ -711,15 +711,13 @@ def save_figure(
     dpi=150,  # of the PNG, at least
 ):
     "Write a figure as PNG and PDF, each whole or not at all."
-    from matplotlib import rc_context
-
     if any(ax.images for ax in fig.axes):
         dpi = -(-dpi // fig.dpi) * fig.dpi
     for suffix, extra in (
         (".png", {"metadata": {"Software": None}}),
         (".pdf", {"metadata": {"CreationDate": None, "Producer": None, "Creator": None}}),
     ):
-        with replacing(f"{path}{suffix}") as half, rc_context({"pdf.fonttype": 42}):
+        with replacing(f"{path}{suffix}") as half, own_style({"pdf.fonttype": 42}):
             fig.savefig(half, dpi=dpi, **extra)
 
 # %% ../../nbs/8_publication/03_figures.ipynb #c072
