@@ -13,6 +13,8 @@ export PYTHONHASHSEED := 0
 # Compiled modules are kept, whatever the surroundings say: every notebook and stage imports torch.
 export PYTHONDONTWRITEBYTECODE :=
 export DVC_NO_ANALYTICS := 1
+# FROM as it was typed: a path may hold blanks, quotes and $
+export FACES_FROM := $(value FROM)
 
 .PHONY: help install repro stages test check coverage hooks profile faces explore docs bench lab clean
 
@@ -57,13 +59,11 @@ hooks: $(READY)  ## git cleans and exports notebooks, and lints, before a commit
 
 profile: $(READY)  ## make profile PROFILE=real: what params.yaml holds (demo, laptop, real or paper)
 	@python -m facelab.pipeline profile $(PROFILE)
-	@git --no-pager diff --stat params.yaml
+	@git --no-pager diff --stat params.yaml 2>/dev/null || true
 
 faces: $(READY)  ## make faces FROM=/path/to/CelebA: real faces for the data source `real`
-	@test -n "$(FROM)" || { echo "say where the faces are: make faces FROM=/path/to/folder" >&2; exit 1; }
-	python -m facelab.faces check "$(FROM)"
-	dvc remote modify --local faces url "$(abspath $(FROM))"
-	dvc update data.dvc
+	@test -n "$$FACES_FROM" || { echo "say where the faces are: make faces FROM=/path/to/folder" >&2; exit 1; }
+	@python -m facelab.pipeline adopt "$$FACES_FROM"
 
 explore: $(READY)  ## the degradation explorer as a page in the browser
 	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="{'websocket_max_message_size': 268435456}"
@@ -75,7 +75,7 @@ bench: $(READY)  ## speed of degradations, metrics, networks and training beside
 	python -m benchmarks
 
 lab: $(READY)  ## JupyterLab on the notebooks
-	jupyter lab nbs
+	jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
 
 clean:  ## remove what `make repro` made; faces and environment stay
 	rm -rf build

@@ -23,7 +23,11 @@ def machine():
     "What the numbers depend on, as rows of a table."
     info = Path("/proc/cpuinfo")
     models = (
-        [line.partition(":")[2].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        [
+            line.partition(":")[2].strip()
+            for line in info.read_text("utf-8").splitlines()
+            if line.startswith("model name")
+        ]
         if info.exists()
         else []
     )
@@ -42,7 +46,7 @@ def machine():
 
 def describe(name):
     "The sentence that a benchmark's file begins with: what is compared."
-    docstring = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text())) or ""
+    docstring = ast.get_docstring(ast.parse((HERE / f"{name}.py").read_text("utf-8"))) or ""
     return docstring.partition("\n\n")[0].replace("\n", " ")
 
 
@@ -50,7 +54,7 @@ def measured(name, options):
     "What a benchmark prints, shown as it comes; None and the reason if it fails."
     command = [sys.executable, "-m", f"benchmarks.{name}", *options]
     with (
-        tempfile.TemporaryFile("w+") as errors,
+        tempfile.TemporaryFile("w+", encoding="utf-8") as errors,
         subprocess.Popen(command, text=True, stdout=subprocess.PIPE, stderr=errors) as child,
     ):
         lines = []

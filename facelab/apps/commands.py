@@ -249,7 +249,12 @@ def add_command(commands, name, run, about, **more):
 
 def full_path(text):
     "A path that stays valid when the working directory changes."
-    return Path(text).resolve()
+    return Path(at_home(text)).resolve()
+
+
+def at_home(text):
+    "A path with the home folder for a `~`, which a shell leaves alone in `--out=~/restored`."
+    return os.path.expanduser(text)
 
 
 def positive(text):
@@ -264,12 +269,14 @@ def add_picture_arguments(sub):
     sub.add_argument(
         "pictures",
         nargs="+",
+        type=at_home,
         help="files, folders, patterns such as 'faces/*.jpg', or the word astronaut, an example",
     )
-    sub.add_argument("--out", required=True, help="folder for the results")
+    sub.add_argument("--out", required=True, type=at_home, help="folder for the results")
     sub.add_argument(
         "--landmarks",
         metavar="FILE",
+        type=at_home,
         help=(
             "a table (.csv or .txt): file name, then x and y of 5, 68, 81 or 194 points; faces are cut out and"
             " aligned by them"
@@ -286,6 +293,7 @@ def add_picture_arguments(sub):
     sub.add_argument(
         "--finder",
         metavar="MODEL",
+        type=at_home,
         help="the landmarker that looks for faces, if not the one that comes with facelab",
     )
     sub.add_argument("--size", type=int, default=128, help="side of a face in pixels (128)")
@@ -310,11 +318,13 @@ def add_restore(commands):
         nargs="+",
         default=["prior_guided_sr"],
         metavar="NAME",
+        type=at_home,
         help="trained systems (see `facelab models`), folders, or addresses of folders (prior_guided_sr)",
     )
     sub.add_argument(
         "--hidden",
         metavar="FOLDER",
+        type=at_home,
         help="masks named as the pictures, white where something is in front of the face (for fcsr_gan)",
     )
     sub.add_argument(
@@ -338,7 +348,7 @@ def add_faces(commands):
     "`facelab faces check`."
     sub = add_command(commands, "faces", faces, "check a set of faces before it is used")
     sub.add_argument("todo", choices=["check"])
-    sub.add_argument("path")
+    sub.add_argument("path", type=at_home)
     sub.add_argument("--size", type=int, default=128, help="side of the faces wanted (128)")
     sub.add_argument("--all", action="store_true", help="read every picture, not 64 of them")
 

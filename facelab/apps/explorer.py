@@ -452,7 +452,7 @@ class Restored(NamedTuple):
 def _restorer_recipe(path, stamp):
     "Label, chain and faces of a trained model; None if it is unreadable or restores nothing."
     try:
-        recipe = json.loads(path.read_text())
+        recipe = json.loads(path.read_text("utf-8"))
         if recipe["kind"] != "recipes" or not (recipe["stages"] or recipe.get("begin")):
             return None
         return recipe["label"], Chain(recipe["degradation"]), recipe.get("faces", "")
@@ -568,8 +568,8 @@ def _write_pair(view, folder):
             {name: value.contiguous().clone() for name, value in view.maps.items()},
             folder / "maps.safetensors",
         )
-    (folder / "recipe.yaml").write_text(view.recipe)
-    (folder / "numbers.json").write_text(json.dumps(describe_view(view), indent=1) + "\n")
+    (folder / "recipe.yaml").write_text(view.recipe, "utf-8")
+    (folder / "numbers.json").write_text(json.dumps(describe_view(view), indent=1) + "\n", "utf-8")
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c058
 def save(

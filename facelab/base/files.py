@@ -48,12 +48,12 @@ def folder_lock(folder):
 def write_text(path, text):
     "Write a text file, whole or not at all."
     with replacing(path) as half:
-        half.write_text(text)
+        half.write_text(text, "utf-8")
 
 
 def record_matches(record, made_from):
     "Whether the file `record` holds just this record of what something was made from."
-    return Path(record).exists() and Path(record).read_text() == format_record(made_from)
+    return Path(record).exists() and Path(record).read_text("utf-8") == format_record(made_from)
 
 
 def write_record(record, made_from):
@@ -84,8 +84,16 @@ def print_line(text, file=None):
     print(shown.encode(file.encoding or "utf-8", "backslashreplace").decode(file.encoding or "utf-8"), file=file)
 
 
+def speak_any_encoding():
+    "Let prints show letters that the terminal has none for, such as ± under LC_ALL=C, as escapes instead of failing."
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(AttributeError):  # a notebook's
+            stream.reconfigure(errors="backslashreplace")
+
+
 def run_command(run):
     "The exit status of a command: what `run` returns, or 1 (130 for Ctrl-C) after one line about what stopped it."
+    speak_any_encoding()
     warnings.filterwarnings("ignore", module=r"PIL\.")  # about damaged files, which have an error line already
     try:
         status = run()

@@ -30,7 +30,7 @@ def read_yaml(path):
     "A YAML file as a dict; `FacelabError` for a file that is missing, malformed, or not a mapping."
     path = Path(path)
     try:
-        data = yaml.load(path.read_text(), LOADER)
+        data = yaml.load(path.read_text("utf-8"), LOADER)
     except FileNotFoundError:
         raise FacelabError(f"{path} does not exist: restore it with `git checkout {path.name}`") from None
     except yaml.YAMLError as error:
@@ -55,12 +55,24 @@ def merge(base, change, where="profile"):
     return out
 
 
+def git(root, *words):
+    "What a git command prints; None without git or a repository, and where git refuses or hangs."
+    try:
+        done = subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return done.stdout if done.returncode == 0 else None
+
+
 def load_params(root=None):
     "The effective parameters (`params.yaml`), checked against `facelab.base.schema`."
     from facelab.base.schema import check_params
 
     path = Path(root or project_root()) / "params.yaml"
     return check_params(read_yaml(path), path)
+
+
+KEPT = ".params.demo.yaml"  # the demo's params.yaml while another profile is chosen, where git keeps none
 
 
 def choose_profile(name, root=None):
@@ -74,6 +86,8 @@ def choose_profile(name, root=None):
     committed = committed_params(root)
     if name == "demo":
         return write_text(root / "params.yaml", committed)
+    if git(root, "show", "HEAD:./params.yaml") is None:
+        write_text(root / KEPT, committed)
     text = YAML()
     text.preserve_quotes, text.width = True, 120
     text.representer.add_representer(type(None), lambda r, _: r.represent_scalar("tag:yaml.org,2002:null", "null"))
@@ -94,13 +108,13 @@ def choose_profile(name, root=None):
 
 
 def committed_params(root):
-    "The text of the demo's `params.yaml`: the committed one, else the present one if it is the demo's."
-    shown = subprocess.run(["git", "-C", str(root), "show", "HEAD:./params.yaml"], capture_output=True, text=True)
-    if shown.returncode == 0:
-        return shown.stdout
-    here = (root / "params.yaml").read_text()
-    if yaml.safe_load(here).get("profile") != "demo":
-        raise FacelabError(
-            "params.yaml is not the demo's and git has no committed one: restore it before choosing a profile"
-        )
-    return here
+    "The text of the demo's `params.yaml`: git's, else the copy that `choose_profile` kept, else the present one."
+    if (committed := git(root, "show", "HEAD:./params.yaml")) is not None:
+        return committed
+    for path in (root / "params.yaml", root / KEPT):
+        if path.exists() and yaml.safe_load(text := path.read_text("utf-8")).get("profile") == "demo":
+            return text
+    raise FacelabError(
+        f"params.yaml is not the demo's, and neither git nor {KEPT} has that: unpack params.yaml again from where"
+        " this project comes from"
+    )

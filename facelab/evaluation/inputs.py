@@ -72,7 +72,7 @@ def write_inputs(
         about = dict(
             faces=faces.name, seed=seed, steps=chain.spec, maps=sorted(out.maps), rows=rows
         )
-        (half / "manifest.json").write_text(json.dumps(about, indent=1) + "\n")
+        (half / "manifest.json").write_text(json.dumps(about, indent=1) + "\n", "utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         half.rename(folder)
     finally:
@@ -121,7 +121,7 @@ class Inputs:
     ):
         self.folder = Path(folder)
         try:
-            about = json.loads((self.folder / "manifest.json").read_text())
+            about = json.loads((self.folder / "manifest.json").read_text("utf-8"))
         except FileNotFoundError:
             raise FacelabError(
                 f"there are no test inputs in {folder}: make them with `dvc repro synthesize`"
@@ -201,4 +201,4 @@ def write_missing(
     "Write a manifest that says why there are no inputs, in place of what was there."
     shutil.rmtree(folder, ignore_errors=True)
     with replacing(Path(folder) / "manifest.json") as half:
-        half.write_text(json.dumps(dict(missing=str(why))) + "\n")
+        half.write_text(json.dumps(dict(missing=str(why))) + "\n", "utf-8")

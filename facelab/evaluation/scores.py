@@ -198,7 +198,7 @@ def true_faces(
 
 
 def _read_json(path):
-    return json.loads(path.read_text()) if path.exists() else {}
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
 
 
 def _write_json(path, data, **more):

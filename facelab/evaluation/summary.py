@@ -60,7 +60,7 @@ def read_judges(
     "Who judged each column, and why a column is empty."
     path = Path(folder) / "judges.json"
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as e:
         raise FacelabError(
             f"{path}, which says who judged, cannot be read ({e}): run `dvc repro` first"

@@ -110,7 +110,7 @@ def _earlier_hashes(folder, plan):
     if not file:
         return {}
     try:
-        old, hashes = json.loads(file.read_text()), {}
+        old, hashes = json.loads(file.read_text("utf-8")), {}
         for row in old["shards"]:
             row.pop("bytes", None)
             hashes[row["file"]] = row.pop("sha256", None)

@@ -3,7 +3,6 @@
 `runner` and `cluster` share this.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -199,7 +198,11 @@ def open_pack(pack):
 @contextmanager
 def try_lock(path, wait=False):
     "True inside `with` if the lock is ours; the system takes it from a process that dies."
-    with open(path, "w") as file:
+    try:
+        import fcntl
+    except ImportError:
+        raise FacelabError("training locks what it makes, which works on Linux and macOS: use one of these") from None
+    with open(path, "w", encoding="utf-8") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         except BlockingIOError:

@@ -4,17 +4,27 @@ import argparse
 import sys
 
 from facelab import FacelabError
+from facelab.base.files import speak_any_encoding
 from facelab.base.params import choose_profile, project_root
 
 
 def check(root, args):
     "Are parameters, recipes and faces fit for `dvc repro`?"
+    from facelab.pipeline.dvc_settings import allow_no_git
     from facelab.pipeline.rows import check_labels
     from facelab.pipeline.sources import check_chains
 
+    allow_no_git(root)
     params, recipes = check_chains(root)
     if params["data"]["source"] == "real":
         check_labels(root, params, recipes)
+
+
+def adopt(root, args):
+    "Check a set of faces and make it the one that the data source `real` reads (`make faces`)."
+    from facelab.pipeline.dvc_settings import adopt
+
+    return adopt(root, args.folder)
 
 
 def sources(root, args):
@@ -125,6 +135,7 @@ def profile(root, args):
 
 COMMANDS = (
     check,
+    adopt,
     sources,
     schedule,
     inventory,
@@ -150,6 +161,7 @@ def parser():
     for command in COMMANDS:
         added[command] = known.add_parser(command.__name__, help=command.__doc__, description=command.__doc__)
         added[command].set_defaults(command=command)
+    added[adopt].add_argument("folder", help="of the faces, as they were published or an album of your own")
     added[schedule].add_argument("paper", nargs="?", help="only what this paper shows")
     added[losses].add_argument("--faces", help="folder of a face set; faces drawn for it, if it is left out")
     added[losses].add_argument("--size", type=int, default=128, help="side of the faces (128)")
@@ -180,6 +192,7 @@ def parser():
 def main(argv=None):
     "The command line; returns the exit status."
     args = parser().parse_args(argv)
+    speak_any_encoding()
     try:
         return args.command(project_root(), args) or 0
     except FacelabError as error:

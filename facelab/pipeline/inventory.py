@@ -27,7 +27,7 @@ def paths(paper, places):
 def state(file):
     "Why a file is not there: a figure that could not be made leaves a text with the reason."
     why = file.with_suffix(".txt")
-    return f"{file.name}: {why.read_text().strip()}" if why.exists() else f"missing: {file.name}"
+    return f"{file.name}: {why.read_text('utf-8').strip()}" if why.exists() else f"missing: {file.name}"
 
 
 def inventory_rows(root):

@@ -114,7 +114,7 @@ def write_losses(root, args):
     )
     out, reasons = Path(args.out or root / "docs" / "losses.md"), pull_reasons(recipes, load_losses(root))
     section = ledger_section(title, how, found[0], reasons, found[1])
-    write_text(out, with_section(out.read_text() if out.exists() else "", title, section))
+    write_text(out, with_section(out.read_text("utf-8") if out.exists() else "", title, section))
     return out
 
 

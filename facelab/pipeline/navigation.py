@@ -59,7 +59,7 @@ def markdown_cell(text, name, tags=None):
 def with_navigation(root):
     "Path -> text: every notebook that people read, its last lines as they should be, and the contents."
     pages = [page for page in pages_of(root) if page.source.suffix == ".ipynb" and page.source != CONTENTS]
-    books = {page.source: json.loads((root / page.source).read_text()) for page in pages}
+    books = {page.source: json.loads((root / page.source).read_text("utf-8")) for page in pages}
     known = {source: title_and_claim(source, book["cells"]) for source, book in books.items()}
     order = [CONTENTS, *(page.source for page in pages if page.section != "pipeline")]
     titles = {CONTENTS: "Contents"} | {source: title for source, (title, _) in known.items()}
@@ -113,7 +113,7 @@ def changes(root):
     return {
         source: text
         for source, text in with_navigation(root).items()
-        if not (root / source).exists() or (root / source).read_text() != text
+        if not (root / source).exists() or (root / source).read_text("utf-8") != text
     }
 
 

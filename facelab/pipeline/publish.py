@@ -17,9 +17,9 @@ COMMON = ("revision", "python", "torch", "device", "processes", "threads")
 
 def provenance(root):
     "Profile, parameters, faces, revision, versions, device and time of the run in `build`."
-    params, faces = load_params(root), json.loads((root / "build" / "faces.json").read_text())
+    params, faces = load_params(root), json.loads((root / "build" / "faces.json").read_text("utf-8"))
     folder = root / "build" / "runs"
-    runs = {path.stem: json.loads(path.read_text()) for path in sorted(folder.glob("*.json"))}
+    runs = {path.stem: json.loads(path.read_text("utf-8")) for path in sorted(folder.glob("*.json"))}
     if not runs:
         raise FacelabError(f"{folder} has no run: train first, with `make repro`")
     common = {key: " / ".join(sorted({str(run.get(key)) for run in runs.values()})) for key in COMMON}

@@ -78,13 +78,13 @@ def executed(root, source):
 
     Stages show what their last run left.
     """
-    book = json.loads((root / source).read_text())  # its words may be newer than its outputs
+    book = json.loads((root / source).read_text("utf-8"))  # its words may be newer than its outputs
     if source.parts[1] == "pipeline":
         out = next(iter(sorted((root / "build" / "notebooks").glob(f"{source.stem}*.ipynb"))), root / source)
     else:
         out = root / "build" / "site" / "executed" / source.relative_to("nbs")
         execute(root, source, out)
-    done = json.loads(out.read_text())
+    done = json.loads(out.read_text("utf-8"))
     ours, theirs = ([c for c in b["cells"] if c["cell_type"] == "code" and not injected(c)] for b in (book, done))
     if ["".join(cell["source"]) for cell in ours] != ["".join(cell["source"]) for cell in theirs]:
         return done  # a stage whose code is newer

@@ -44,7 +44,7 @@ def digest(code):
 def notebook_code(path):
     "The code cells of a notebook, in order, joined; outputs, ids, metadata and prose do not count."
     try:
-        cells = json.loads(Path(path).read_text())["cells"]
+        cells = json.loads(Path(path).read_text("utf-8"))["cells"]
     except FileNotFoundError:
         raise FacelabError(f"the pipeline notebook {path} does not exist: restore it with git") from None
     except (json.JSONDecodeError, KeyError) as error:
@@ -72,7 +72,7 @@ def module_code(name, root):
     base = Path(root, *name.split("."))
     for path in (base.with_suffix(".py"), base / "__init__.py"):
         if path.exists():
-            return path.read_text()
+            return path.read_text("utf-8")
     return None
 
 
@@ -218,7 +218,7 @@ def list_recipe_files(root):
     "Bring the list `vars` of dvc.yaml up to date with the folder recipes/."
     path = root / "dvc.yaml"
     lines = "".join(f"  - recipes/{name}\n" for name in recipe_files(root))
-    text = path.read_text()
+    text = path.read_text("utf-8")
     if VARS.search(text)[1] != lines:
         write_text(path, VARS.sub(lambda _: "vars:\n" + lines, text, count=1))
 
@@ -241,7 +241,7 @@ def check_project(root):
             )
     for name in recipes:
         resolve(name, recipes, params)
-    missing = [name for name in recipe_files(root) if f"recipes/{name}\n" not in (root / "dvc.yaml").read_text()]
+    missing = [name for name in recipe_files(root) if f"recipes/{name}\n" not in (root / "dvc.yaml").read_text("utf-8")]
     if missing:
         raise FacelabError(
             f"dvc.yaml does not read recipes/{missing[0]}: list it with `python -m facelab.pipeline recipes`"
@@ -283,6 +283,6 @@ def write_sources(root):
             path.unlink()
     for name, source in out.items():
         path, text = folder / f"{name}.json", json.dumps(source, indent=1, sort_keys=True) + "\n"
-        if not path.exists() or path.read_text() != text:
+        if not path.exists() or path.read_text("utf-8") != text:
             write_text(path, text)
     return sorted(out)

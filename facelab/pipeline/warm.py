@@ -143,7 +143,7 @@ class WaitingKernel:
         os.setsid()
         os.close(self.tell)
         try:
-            with open(self.told) as told:
+            with open(self.told, encoding="utf-8") as told:
                 line = told.readline()
             if line:
                 wish = json.loads(line)
@@ -160,7 +160,7 @@ class WaitingKernel:
         "Tell the fork the arguments of `ipykernel_launcher`, its folder and its environment."
         argv = [*argv, f"--IPKernelApp.parent_handle={os.getpid()}"]  # it dies with this one
         wish = {"argv": argv, "cwd": str(cwd), "env": env}
-        with open(self.tell, "w") as tell:
+        with open(self.tell, "w", encoding="utf-8") as tell:
             tell.write(json.dumps(wish) + "\n")
 
     def poll(self):

@@ -624,7 +624,7 @@ def published_run(
             f"{path} does not say what it came from: put {run.name} (profile, faces, revision,"
             " device) beside it"
         )
-    values = json.loads(run.read_text())
+    values = json.loads(run.read_text("utf-8"))
     about = ", ".join(f"{k} {v}" for k, v in values.items() if not isinstance(v, (dict, list)))
     table = pd.read_csv(path, dtype=str, keep_default_na=False)
     words = {

@@ -260,7 +260,7 @@ def from_build(
     for ending in (".md", ".txt"):
         text = file.with_name(file.name + ending)
         if text.exists():
-            return Markdown(text.read_text())
+            return Markdown(text.read_text("utf-8"))
     return Markdown(f"`build/{'/'.join(path)}` is not there: `make repro` makes it.")
 
 
@@ -414,6 +414,7 @@ def verdict(
     text = paper_section(read_verdicts(table, self.key, claims), "", scores)
     text = text.partition("\n\n")[2].replace(f"{self.root}/", "")
     made = re.match(
-        r"# Claims\n\n(Profile `.*?`, faces `.*?`)", page.read_text() if page.exists() else ""
+        r"# Claims\n\n(Profile `.*?`, faces `.*?`)",
+        page.read_text("utf-8") if page.exists() else "",
     )
     return Markdown(f"{made[1]}. {text}" if made else text)

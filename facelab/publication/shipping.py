@@ -302,7 +302,7 @@ def read_reports(
 ) -> dict:  # name -> its report
     "The reports of a recipe and of those that it is a sequence of."
     names = (name, *load_recipes()[name].get("sequence", []))
-    return {n: json.loads((run / "runs" / f"{n}.json").read_text()) for n in names}
+    return {n: json.loads((run / "runs" / f"{n}.json").read_text("utf-8")) for n in names}
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c020-1
 def ship(

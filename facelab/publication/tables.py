@@ -172,7 +172,7 @@ def write_table(
     "Write a table in its three forms, each whole or not at all."
     for suffix, text in ((".csv", table.csv()), (".md", table.markdown()), (".tex", table.latex())):
         with replacing(f"{path}{suffix}") as half:
-            Path(half).write_text(text)
+            Path(half).write_text(text, "utf-8")
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c018
 @dataclass
@@ -502,7 +502,9 @@ def published_run(
 ) -> Path | None:
     "Folder of the run in `results/` on this face set, else of the first run; None: there is none."
     runs = sorted(path.parent for path in Path(root, "results").glob("*/run.json"))
-    same = [run for run in runs if json.loads((run / "run.json").read_text())["faces"] == faces]
+    same = [
+        run for run in runs if json.loads((run / "run.json").read_text("utf-8"))["faces"] == faces
+    ]
     return next(iter(same + runs), None)
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c061-1
@@ -516,7 +518,7 @@ def beside(
     path = Path(run, "tables", f"{name}.csv")
     if not path.exists():
         return self
-    with path.open(newline="") as file:
+    with path.open(newline="", encoding="utf-8") as file:
         heads, *lines = csv.reader(file)
     told = {line[0]: dict(zip(heads, line)) for line in lines}
     columns, rows, moved = [], [[] for _ in self.rows], {}
@@ -529,7 +531,7 @@ def beside(
         columns.append(head)
         for row, own in zip(rows, self.rows):
             row.append(own[j])
-    about = json.loads(Path(run, "run.json").read_text())
+    about = json.loads(Path(run, "run.json").read_text("utf-8"))
     note = (
         f"Published: results/{Path(run).name}, profile `{about['profile']}`, {about['test_faces']}"
         f" test faces of the set `{about['faces']}`."

@@ -7,10 +7,11 @@ __all__ = ['COMPILING', 'validation_inputs', 'averaged_weights', 'recompute_stat
            'predict_with', 'unrounded_psnr', 'validate', 'sample_grid', 'History', 'open_live', 'log_row',
            'reduce_losses', 'check_finite', 'write_history', 'train', 'write_results', 'helper_hashes', 'Checkpoint',
            'run_stages', 'progress_bar', 'add_time', 'end_window', 'look_at_pulls', 'validation_steps', 'run_report',
-           'git_revision']
+           'git_revision', 'peak_memory']
 
 # %% ../../nbs/6_training/06_loop.ipynb #c002
 import math
+import sys
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,6 +24,7 @@ from ..base.devices import keep_pages, memory_told
 from ..base.dice import Dice, seed_of
 from ..base.files import replacing, sha256
 from ..base.images import to_uint8
+from ..base.params import git
 from ..degradations.degradation import select_labels
 from ..degradations.resample import resize
 from .batches import required_labels, step_inputs
@@ -305,7 +307,7 @@ def write_history(
     cell = lambda v: "" if v is None else f"{v:.8g}" if isinstance(v, float) else str(v)
     lines = [",".join(columns), *(",".join(cell(row.get(c)) for c in columns) for row in rows)]
     with replacing(path) as half:
-        Path(half).write_text("\n".join(lines) + "\n")
+        Path(half).write_text("\n".join(lines) + "\n", "utf-8")
 
 # %% ../../nbs/6_training/06_loop.ipynb #c022
 def train(
@@ -540,14 +542,11 @@ def run_report(
 ) -> dict:
     "Parameters, seed, revision, faces, versions, device, time, rate and memory of a run."
     import platform
-    import resource
 
-    gpu = run.device.type == "cuda"
-    if gpu:
+    if run.device.type == "cuda":
         memory, device = torch.cuda.max_memory_allocated(), torch.cuda.get_device_name()
     else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        device = platform.processor() or platform.machine()
+        memory, device = peak_memory(), platform.processor() or platform.machine()
     images = run.step * (run.recipe.get("batch") or 0)
     return {
         "recipe": run.recipe,
@@ -565,7 +564,7 @@ def run_report(
         "seconds": round(run.seconds, 1),
         "compile_seconds": round(run.compile_seconds, 1),
         "images_per_second": round(images / max(run.seconds, 1e-9), 1),
-        "peak_memory_gib": round(memory / 2**30, 2),
+        "peak_memory_gib": None if memory is None else round(memory / 2**30, 2),
         "watch": findings(run.history, run.recipe),
         "best": {k: v for k, v in run.best.items() if k != "weights"} if run.best else None,
     }
@@ -573,10 +572,14 @@ def run_report(
 # %% ../../nbs/6_training/06_loop.ipynb #c036-1
 def git_revision() -> str | None:
     "The commit of the working folder; None outside of git."
-    import shutil
-    import subprocess
+    return (git(".", "rev-parse", "HEAD") or "").strip() or None
 
-    if not shutil.which("git"):
+
+def peak_memory() -> int | None:
+    "Bytes of memory that this process had at most; None where the system does not tell."
+    try:
+        import resource
+    except ImportError:
         return None
-    done = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True)
-    return done.stdout.strip() or None
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

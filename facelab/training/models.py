@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from .. import FacelabError, moved
 from ..base.names import near, build, locate
-from ..base.files import sha256, replacing
+from ..base.files import replacing, sha256, write_text
 from ..degradations.resample import resize
 from .recipes import helper_of
 
@@ -131,18 +131,9 @@ def write_model(
         folder / f"{name}.safetensors" for name in nets
     }:
         old.unlink()
-    with replacing(folder / "recipe.json") as half:
-        Path(half).write_text(
-            json.dumps(
-                {
-                    **recipe,
-                    "sha256": {name: sha256(folder / f"{name}.safetensors") for name in nets},
-                },
-                indent=1,
-                sort_keys=True,
-            )
-            + "\n"
-        )
+    hashes = {name: sha256(folder / f"{name}.safetensors") for name in nets}
+    about = json.dumps({**recipe, "sha256": hashes}, indent=1, sort_keys=True)
+    write_text(folder / "recipe.json", about + "\n")
 
 # %% ../../nbs/6_training/07_models.ipynb #c019
 def _only_networks(spec):
@@ -170,7 +161,7 @@ def read_recipe(
             f"there is no trained model in {folder}: train it first, for example with `dvc repro`"
         )
     try:
-        recipe = moved.current_recipe(json.loads(path.read_text()))
+        recipe = moved.current_recipe(json.loads(path.read_text("utf-8")))
         want = dict(generator=dict, critics=dict) | (
             dict(name=str, label=str, degradation=list) if recipe.get("kind") == "recipes" else {}
         )

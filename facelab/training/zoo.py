@@ -18,7 +18,7 @@ import facelab
 from .. import FacelabError, moved
 from ..base.files import replacing, sha256
 from ..base.names import near
-from ..base.weights import find_weights
+from ..base.weights import find_weights, weights_folder
 from ..degradations.chain import Chain
 from .models import read_recipe
 
@@ -35,7 +35,7 @@ def find_models(
     FACELAB_WEIGHTS goes first; of the shipped ones and the pipeline's, the one with more steps.
     """
     found, pipeline = {}, root and Path(root) / "build" / "models"
-    for place in filter(None, (SHIPPED, pipeline, os.environ.get("FACELAB_WEIGHTS"))):
+    for place in filter(None, (SHIPPED, pipeline, weights_folder())):
         for path in sorted(Path(place).glob("**/recipe.json")):
             recipe, name = moved.current_recipe(read_json(path)), path.parent.name
             if recipe.get("kind") != kind:
@@ -63,7 +63,7 @@ def read_json(
 ) -> dict:
     "What a file says; {} if it cannot be read or holds no mapping."
     try:
-        found = json.loads(Path(path).read_text())
+        found = json.loads(Path(path).read_text("utf-8"))
     except (OSError, ValueError, RecursionError):
         found = {}
     return found if isinstance(found, dict) else {}
@@ -94,18 +94,22 @@ def fetch_model(
     "The folder in the cache with the files of a model, fetched if they are not there."
     import fsspec
 
+    web = address.startswith(("http://", "https://"))
+    options = {"client_kwargs": {"trust_env": True}} if web else {}  # HTTPS_PROXY, ~/.netrc
     folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]
     for file in ("generator.safetensors", "recipe.json"):
         if (folder / file).exists():
             continue
         source = f"{address.rstrip('/')}/{file}"
         try:
-            with fsspec.open(source) as there, replacing(folder / file) as half:
+            with fsspec.open(source, **options) as there, replacing(folder / file) as half:
                 Path(half).write_bytes(there.read())
         except Exception as error:
+            reason = " ".join(
+                str(error.__cause__ or error).split()
+            )  # fsspec's says the address alone
             raise FacelabError(
-                f"{source} cannot be fetched ({' '.join(str(error).split())}): check the"
-                " address and the network"
+                f"{source} cannot be fetched ({reason}): check the address and the network"
             ) from None
     return folder
 
