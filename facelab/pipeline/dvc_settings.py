@@ -21,7 +21,7 @@ def dvc(root, *words):
 
 def put(root, section, name, value):
     "Write one setting into .dvc/config.local as UTF-8, which `dvc config` does not; None removes it."
-    from configobj import ConfigObj, ConfigObjError
+    from configobj import ConfigObj
 
     local = Path(root) / ".dvc" / "config.local"
     lines = local.read_text("utf-8").splitlines() if local.exists() else []
@@ -30,10 +30,7 @@ def put(root, section, name, value):
         config.get(section, {}).pop(name, None)
     else:
         config.setdefault(section, {})[name] = value
-    try:
-        write_text(local, "\n".join(line.decode() for line in config.write()) + "\n")
-    except ConfigObjError:
-        raise FacelabError(f"DVC cannot keep the path {value}: give a link to it without quotation marks") from None
+    write_text(local, "\n".join(line.decode() for line in config.write()) + "\n")
 
 
 def allow_no_git(root):
