@@ -46,13 +46,13 @@ stages:  # of repro, which lets them begin warm
 
 test: $(READY)  ## all tests: the notebooks, then tests/
 	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## a minute: lint, format, types, notebooks clean and exported, and the quickest tests
-	@wrong=0; ruff check || wrong=1; ruff format --check || wrong=1; mypy || wrong=1; OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --durations=0 --durations-min=5 $(QUICK) || wrong=1; exit $$wrong
+	@wrong=0; ruff check || wrong=1; ruff format --check || wrong=1; mypy || wrong=1; OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=0 --durations-min=5 $(QUICK) || wrong=1; exit $$wrong
 
 coverage: $(READY)  ## what tests/ runs of the package, as a table and in build/coverage/html; TESTS=tests/test_dice.py: by some of them
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --cov --cov-report=term --cov-report=html $(TESTS)
+	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --cov --cov-report=term --cov-report=html $(TESTS)
 
 hooks: $(READY)  ## git cleans and exports notebooks, and lints, before a commit
 	git config core.hooksPath .githooks

@@ -242,6 +242,16 @@ def project(tmp_path):
     return copy_project(tmp_path / "project")
 
 
+# A minute or more each: they go first, so that two workers end together.
+LONG = """rehearsal robustness recipes pipeline cluster training docs runner sizes commands loss_ledger warm
+restoration benchmarks browser engine""".split()
+
+
+def pytest_collection_modifyitems(items):
+    place = {f"test_{name}": i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
+
+
 def pytest_terminal_summary(terminalreporter):
     "How many inputs of each kind test_robustness.py tried, and what became of them; workers report theirs."
     total = {}
