@@ -144,9 +144,10 @@ def test_numbers_of_a_clear_win(scored):
     assert found(scored, beats("old", "ours")).findings[0].margin == -f.margin
 
 
-def test_identical_scores_have_no_width(scored):
+def test_identical_scores_have_no_interval(scored):
     f = found(scored, beats("ours", "twin")).findings[0]
-    assert (f.margin, f.low, f.high) == (0, 0, 0) and f.units() == [0, 0, 0]
+    assert f.margin == 0 and np.isnan([f.low, f.high, *f.units()]).all()
+    assert f.word == "undecided" and f.reason == "one test face, or equal differences on all, give no interval"
 
 
 def test_other_faces_are_drawn_on_their_own(scored):

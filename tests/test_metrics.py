@@ -292,9 +292,11 @@ def test_bootstrap_of_a_proportion_and_of_nothing():
     mean, low, high = bootstrap([0.0] * 70 + [1.0] * 30, n=4000)
     assert mean == pytest.approx(0.3)
     assert low == pytest.approx(0.3 - 0.09, abs=0.015) and high == pytest.approx(0.3 + 0.09, abs=0.015)
-    assert bootstrap([5.0] * 10) == (5, 5, 5) and np.isnan(bootstrap([])).all()
+    assert np.isnan(bootstrap([])).all()
     assert bootstrap(range(9), seed=1) == bootstrap(range(9), seed=1) != bootstrap(range(9), seed=2)
-    assert bootstrap([np.inf] * 3) == (np.inf,) * 3
+    for known in ([5.0], [5.0] * 10, [np.inf] * 3):
+        mean, low, high = bootstrap(known)
+        assert mean == known[0] and np.isnan([low, high]).all()
 
 
 def test_pooled_psnr_is_that_of_the_mean_error(pairs):

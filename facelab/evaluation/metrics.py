@@ -475,10 +475,12 @@ def bootstrap(
     n=1000,  # how many times to resample
     average=np.mean,  # of an array over its last axis
 ):
-    "Mean and 95 % bootstrap interval: (mean, low, high); NaN without values."
+    """Mean and 95 % bootstrap interval: (mean, low, high); NaN without values.
+
+    One value, or equal ones, say nothing about others: their interval is NaN, not of width 0."""
     values = np.asarray(values, float)
-    if not len(values):
-        return (np.nan,) * 3
+    if not len(values) or (values == values[0]).all():
+        return float(average(values, axis=-1)) if len(values) else np.nan, np.nan, np.nan
     again = np.random.default_rng(seed).integers(0, len(values), (n, len(values)))
     means = average(values[again], axis=-1)
     return (

@@ -211,7 +211,8 @@ def identification_rates(
             f"nobody was identified from pictures of the kind {kind!r}: there are"
             f" {', '.join(sorted(set(found.kind))) or 'none'}"
         )
-    return 100 * np.array([bootstrap(own <= k, seed, n) for k in range(1, ranks + 1)]).T
+    mean, *ends = 100 * np.array([bootstrap(own <= k, seed, n) for k in range(1, ranks + 1)]).T
+    return np.array([mean, *(np.where(np.isnan(end), mean, end) for end in ends)])  # nobody, or all
 
 # %% ../../nbs/8_publication/02_charts.ipynb #c029
 def rank_curve(

@@ -450,6 +450,9 @@ def judge(
         return replace(finding, reason=str(e))
     low, high = map(float, np.quantile(q.margin(again), [0.025, 0.975], method="inverted_cdf"))
     margin = float(q.margin(means))
+    if not low < high:
+        why = "one test face, or equal differences on all, give no interval"
+        return replace(finding, word="undecided", margin=margin, reason=why)
     return replace(finding, word=decide(low, high), margin=margin, low=low, high=high)
 
 # %% ../../nbs/8_publication/04_claims.ipynb #c036

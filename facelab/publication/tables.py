@@ -218,7 +218,8 @@ def cell_texts(printed, mean, half, digits):
     if mean is None or mean != mean:
         return [as_printed, "n/a", ""]
     gap = "" if printed is None else f"{round(mean - printed, digits) + 0.0:+.{digits}f}"
-    return [as_printed, number(mean) + ("" if half is None else f" ± {number(half)}"), gap]
+    sure = half is not None and math.isfinite(half)  # not of one face, nor of a perfect restoration
+    return [as_printed, number(mean) + (f" ± {number(half)}" if sure else ""), gap]
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c041
 def better_of(
