@@ -213,6 +213,17 @@ def test_what_the_guides_show_runs(reader, monkeypatch, capsys, guide, command):
     assert all(out in path.parents or path.suffix == ".pyc" for path in made)
 
 
+@pytest.mark.parametrize("counts, part", [((8, 2, 0), "test"), ((0, 2, 8), "train")])
+def test_a_set_without_faces_to_test_on_is_told_before_training(tmp_path, capsys, counts, part):
+    draw_set(*counts, size=64, seed=0).save(tmp_path / "faces.safetensors")
+    faces, out = str(tmp_path / "faces.safetensors"), tmp_path / "out"
+    assert main(["evaluate", "srresnet", "--faces", faces, "--out", str(out)]) == 1
+    told = f"facelab: {faces}: no face is left for the part {part} (10 in all): add faces, or write split.csv"
+    assert lines(capsys)[1][-1].startswith(told) and not (out / "models").exists()
+    main(["faces", "check", faces, "--size", "64"])
+    assert f"no face is left for the part {part}" in capsys.readouterr().out
+
+
 SHIPS = {**find_models(), **find_models(kind="helpers")} if SHIPPED.exists() else {}
 SHIPS = {name: folder for name, folder in SHIPS.items() if folder.parent == SHIPPED}
 

@@ -105,10 +105,14 @@ def faces(args):
 
 def run_recipes(args, recipes):
     "Train and score recipes with the fleet's runner, on faces that are packed first. The exit status."
+    from facelab.faces.sets import empty_parts
+    from facelab.fleet.grid import open_pack
     from facelab.fleet.runner import main as runner
 
     os.chdir(required_project())
     pack = pack_faces(args, recipes)
+    if lacking := empty_parts(open_pack(str(pack))):
+        raise FacelabError(f"{args.faces}: {lacking}")
     more = [f"--{key}={getattr(args, key)}" for key in ("profile", "params", "seconds") if getattr(args, key)]
     return runner(["--faces", str(pack), "--out", str(args.out), *more, "--recipes", *recipes])
 

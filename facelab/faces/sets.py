@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LABELS', 'LABEL_SOURCES', 'FaceSet', 'select_rows', 'free_bytes', 'find_set_file', 'open_faces', 'test_part',
-           'Report', 'check_faces', 'main']
+           'empty_parts', 'Report', 'check_faces', 'main']
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c002
 import argparse
@@ -553,6 +553,20 @@ def test_part(
     ours = torch.equal(faces.split.cpu(), hash_split(faces.names))
     return faces if ours or not len(test) else test
 
+# %% ../../nbs/1_faces/01_sets.ipynb #c038-0
+def empty_parts(
+    faces,  # a `FaceSet` that a run learns from and is tested on
+) -> str:  # one sentence, or nothing
+    "Whether faces are left to learn from and to test on, and what to do."
+    count = {part: len(faces.subset(part)) for part in ("train", "test")}
+    lacking = [part for part, n in count.items() if not n]
+    if not lacking:
+        return ""
+    return (
+        f"no face is left for the part {' and '.join(lacking)} ({len(faces)} in all): add faces, or"
+        " write split.csv beside them, with the columns file and train, val or test"
+    )
+
 # %% ../../nbs/1_faces/01_sets.ipynb #c038
 @dataclass
 class Report:
@@ -603,7 +617,8 @@ def check_faces(
         )
         return Report(str(path), [], problem)
     read = ("read", f"{len(indices)} of {len(faces)} faces", "decoded whole, no error")
-    return Report(str(path), [*faces.notes, *_absent_rows(faces), read])
+    lacking = [("parts", "not usable for training", said)] if (said := empty_parts(faces)) else []
+    return Report(str(path), [*faces.notes, *lacking, *_absent_rows(faces), read])
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c053
 def main(
