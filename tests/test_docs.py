@@ -59,7 +59,7 @@ def test_commands_in_the_guides_are_understood(command):
         makefile = (ROOT / "Makefile").read_text()
         for word in words[1:]:
             name, value, _ = word.partition("=")
-            assert re.search(rf"(?m)^{name}:.*## " if not value else rf"\$\({name}\)", makefile), (
+            assert re.search(rf"(?m)^{name}:.*## " if not value else rf"\$\((value )?{name}\)", makefile), (
                 f"the Makefile has no {name}"
             )
     if words[:2] == ["python", "-m"] or words[0] == "torchrun":

@@ -87,7 +87,7 @@ def print_line(text, file=None):
 def speak_any_encoding():
     "Let prints show letters that the terminal has none for, such as ± under LC_ALL=C, as escapes instead of failing."
     for stream in (sys.stdout, sys.stderr):
-        with suppress(AttributeError):  # a notebook's
+        with suppress(AttributeError, OSError):  # a notebook's; one whose file a warm process has exchanged
             stream.reconfigure(errors="backslashreplace")
 
 
