@@ -1,6 +1,5 @@
 """Run one pipeline notebook with papermill: parameters in, executed copy under `build/notebooks`, progress shown."""
 
-import importlib.util
 import os
 import re
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 from facelab import FacelabError
 from facelab.base.names import near
 from facelab.base.params import project_root
+from facelab.pipeline.surroundings import leave_user_settings
 
 STAGES = ("draw", "faces", "synthesize", "samples", "train", "restore", "score", "tables", "figures")
 STAGES += ("architecture", "claims")
@@ -43,19 +43,6 @@ def run(stage, item=None, root=None):
         )
     except papermill.PapermillExecutionError as error:
         raise FacelabError(sentence(error, folder / f"{name}.ipynb")) from None
-
-
-def leave_user_settings(folder):
-    """Let kernels be those of this Python, with the defaults of IPython and matplotlib.
-
-    JUPYTER_PATH and the user's own folders may hold another `python3`; an IPython profile and a matplotlibrc would
-    change what notebooks do. `folder` is where IPython may keep what it keeps.
-    """
-    os.environ.pop("JUPYTER_PATH", None)
-    os.environ["JUPYTER_PREFER_ENV_PATH"] = "1"
-    os.environ["IPYTHONDIR"] = str(folder / ".ipython")
-    matplotlib = importlib.util.find_spec("matplotlib")
-    os.environ["MATPLOTLIBRC"] = str(Path(matplotlib.origin).parent / "mpl-data" / "matplotlibrc")
 
 
 def sentence(error, notebook):

@@ -102,7 +102,7 @@ def execute(root, source, out):
     "Execute a notebook, unless it is as it was."
     import papermill
 
-    from facelab.pipeline.notebooks import leave_user_settings
+    from facelab.pipeline.surroundings import leave_user_settings
 
     code, record, half = notebook_code(root / source), out.with_suffix(".json"), out.with_suffix(".half.ipynb")
     made_from = {"code": code, "modules": closure(imports(re.sub(r"(?m)^\s*[%!].*$", "", code)), root)}

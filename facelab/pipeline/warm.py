@@ -20,7 +20,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.pipeline.notebooks import leave_user_settings
+from facelab.pipeline.surroundings import leave_user_settings
 
 WHERE = "FACELAB_WARM"  # in the environment: the socket of the warm process
 SHARED = """numpy scipy.ndimage scipy.signal pandas yaml tqdm.auto PIL.Image torch torch.utils.data safetensors.torch
