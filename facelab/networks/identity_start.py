@@ -51,9 +51,7 @@ def init_subpixels(
 ):
     "Channel k of the enlarged picture is input channel k, enlarged bilinearly, plus noise."
     weight, side = conv.weight, conv.kernel_size[0]
-    places = (
-        torch.arange(scale) + 0.5
-    ) / scale - 0.5  # of the sub-pixels, from the middle of the pixel
+    places = (torch.arange(scale) + 0.5) / scale - 0.5  # from the middle of the pixel
     taps = (1 - (torch.arange(side) - side // 2 - places[:, None]).abs()).clamp(min=0)
     at_place = torch.einsum("iy,jx->ijyx", taps, taps).flatten(0, 1)
     shape = weight.shape[0] // scale**2, weight.shape[1]
