@@ -108,7 +108,7 @@ def choose_profile(name, root=None):
 
 
 def committed_params(root):
-    "The text of the demo's `params.yaml`: git's, else the copy that `choose_profile` kept, else the present one."
+    "The text of the demo's `params.yaml`: git's, else the present one, else the copy that `choose_profile` kept."
     if (committed := git(root, "show", "HEAD:./params.yaml")) is not None:
         return committed
     for path in (root / "params.yaml", root / KEPT):

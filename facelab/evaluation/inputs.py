@@ -18,7 +18,7 @@ from ..base.patching import patch
 
 from .. import FacelabError
 from ..base.dice import Dice
-from ..base.files import sha256, replacing
+from ..base.files import sha256, write_text
 from ..base.images import read_image, to_float, to_uint8, write_image
 from ..degradations.chain import Chain
 from ..degradations.degradation import select_labels
@@ -200,5 +200,4 @@ def write_missing(
 ):
     "Write a manifest that says why there are no inputs, in place of what was there."
     shutil.rmtree(folder, ignore_errors=True)
-    with replacing(Path(folder) / "manifest.json") as half:
-        half.write_text(json.dumps(dict(missing=str(why))) + "\n", "utf-8")
+    write_text(Path(folder) / "manifest.json", json.dumps(dict(missing=str(why))) + "\n")

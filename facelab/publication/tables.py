@@ -6,7 +6,7 @@
 __all__ = ['BEST', 'LATEX', 'SCALE_NOTE', 'DEMO_NOTE', 'latex_text', 'csv_text', 'Table', 'write_table', 'PaperScores',
            'table_rows', 'cell_texts', 'better_of', 'best_of', 'spread_text', 'mean_row', 'best_cells', 'score_table',
            'scale_of', 'best_in_scale', 'matrix_table', 'Numbers', 'judge_notes', 'count_text', 'face_notes',
-           'make_table', 'convention_table', 'published_run']
+           'make_table', 'convention_table', 'reference_run']
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c002
 import csv
@@ -21,7 +21,7 @@ from ..base.patching import patch
 
 from .. import FacelabError
 from ..base.names import check_keys
-from ..base.files import markdown_table, replacing
+from ..base.files import markdown_table, write_text
 from ..evaluation.measures import measure_of
 from ..evaluation.metrics import CONVENTIONS, as_convention
 from facelab.evaluation.summary import (
@@ -171,8 +171,7 @@ def write_table(
 ):
     "Write a table in its three forms, each whole or not at all."
     for suffix, text in ((".csv", table.csv()), (".md", table.markdown()), (".tex", table.latex())):
-        with replacing(f"{path}{suffix}") as half:
-            Path(half).write_text(text, "utf-8")
+        write_text(f"{path}{suffix}", text)
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c018
 @dataclass
@@ -497,7 +496,7 @@ def convention_table(
     )
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c061
-def published_run(
+def reference_run(
     faces: str,  # name of the face set that is looked at
     root=".",  # of the project
 ) -> Path | None:

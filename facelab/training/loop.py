@@ -22,7 +22,7 @@ from ..base.patching import patch
 from .. import FacelabError
 from ..base.devices import keep_pages, memory_told
 from ..base.dice import Dice, seed_of
-from ..base.files import replacing, sha256
+from ..base.files import sha256, write_text
 from ..base.images import to_uint8
 from ..base.params import git
 from ..degradations.degradation import select_labels
@@ -306,8 +306,7 @@ def write_history(
     columns = list(dict.fromkeys(["step", "stage", *(k for row in rows for k in row)]))
     cell = lambda v: "" if v is None else f"{v:.8g}" if isinstance(v, float) else str(v)
     lines = [",".join(columns), *(",".join(cell(row.get(c)) for c in columns) for row in rows)]
-    with replacing(path) as half:
-        Path(half).write_text("\n".join(lines) + "\n", "utf-8")
+    write_text(path, "\n".join(lines) + "\n")
 
 # %% ../../nbs/6_training/06_loop.ipynb #c022
 def train(

@@ -105,9 +105,8 @@ def fetch_model(
             with fsspec.open(source, **options) as there, replacing(folder / file) as half:
                 Path(half).write_bytes(there.read())
         except Exception as error:
-            reason = " ".join(
-                str(error.__cause__ or error).split()
-            )  # fsspec's says the address alone
+            cause = error.__cause__ or error  # fsspec's own error says the address alone
+            reason = " ".join(str(cause).split())
             raise FacelabError(
                 f"{source} cannot be fetched ({reason}): check the address and the network"
             ) from None
