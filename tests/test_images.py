@@ -6,11 +6,24 @@ import numpy as np
 import pytest
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
-from PIL import Image
+from PIL import Image, ImageCms
 
 from facelab import FacelabError
 from facelab.base.files import replacing
-from facelab.base.images import astronaut, colour_labels, open_image, read_image, show, to_float, to_uint8, write_image
+from facelab.base.images import (
+    astronaut,
+    colour_labels,
+    is_picture,
+    list_pictures,
+    open_image,
+    picture_size,
+    read_image,
+    read_picture,
+    show,
+    to_float,
+    to_uint8,
+    write_image,
+)
 
 RAMP = np.add.outer(np.arange(0, 96, 4), np.arange(0, 160, 4)).astype(np.uint8)  # 24 x 40
 GREY = torch.from_numpy(RAMP).expand(3, -1, -1)
@@ -65,6 +78,135 @@ def test_exif_orientation_is_applied(tmp_path, orientation, back):
     assert np.array_equal(read_image(tmp_path / "phone.png")[0].numpy(), back(RAMP))
 
 
+@pytest.mark.parametrize(
+    "suffix, more",
+    [("jpg", {}), ("png", {}), ("webp", {}), ("avif", {}), ("tif", {}), ("tif", {"compression": "tiff_lzw"})],
+)
+@pytest.mark.parametrize("tag", [*range(10), 400])
+def test_one_opinion_on_which_way_up(tmp_path, suffix, more, tag):
+    if more and not 1 <= tag <= 8:
+        more = {}  # libtiff writes no such tag
+    exif = Image.Exif()
+    exif[274] = tag
+    Image.fromarray(RAMP).convert("RGB").save(tmp_path / f"a.{suffix}", exif=exif, **more)
+    opened = read_picture(tmp_path / f"a.{suffix}")
+    assert (
+        opened.colours.size == picture_size(tmp_path / f"a.{suffix}") == ((24, 40) if tag in (5, 6, 7, 8) else (40, 24))
+    )
+    corner = np.asarray(opened.colours.resize((2, 2)))[..., 0].argmax()  # the bright one of the ramp, bottom right
+    where = {2: (1, 0), 3: (0, 0), 4: (0, 1), 5: (1, 1), 6: (1, 0), 7: (0, 0), 8: (0, 1)}.get(tag, (1, 1))
+    assert divmod(corner, 2) == where
+
+
+def test_damaged_exif_turns_nothing(tmp_path):
+    for name, exif in {
+        "short": b"Exif\0\0MM",
+        "wild": b"Exif\0\0II*\0\xff\xff\xff\x7f",
+        "text": b"Exif\0\0none",
+    }.items():
+        for suffix in ("jpg", "png", "webp"):
+            Image.fromarray(RAMP).convert("RGB").save(tmp_path / f"{name}.{suffix}", exif=exif)
+            assert (
+                open_image(tmp_path / f"{name}.{suffix}").size
+                == picture_size(tmp_path / f"{name}.{suffix}")
+                == (40, 24)
+            )
+
+
+def green_and_red_exchanged():
+    "A colour profile like sRGB, whose first channel is green."
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return icc.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
+
+
+@pytest.mark.parametrize(
+    "suffix, mode",
+    [("png", "RGB"), ("jpg", "RGB"), ("tif", "RGB"), ("webp", "RGB"), ("avif", "RGB"), ("png", "RGBA"), ("png", "P")],
+)
+def test_colours_are_those_of_the_profile(tmp_path, suffix, mode):
+    red = np.zeros((24, 40, 3), np.uint8) + np.array([200, 80, 30], np.uint8)
+    exchanged = Image.fromarray(red[..., [1, 0, 2]])
+    exchanged = exchanged.quantize(2) if mode == "P" else exchanged.convert(mode)
+    exchanged.save(
+        tmp_path / f"a.{suffix}", icc_profile=green_and_red_exchanged(), **({"quality": 95} if suffix != "png" else {})
+    )
+    opened = read_picture(tmp_path / f"a.{suffix}")
+    assert np.abs(np.asarray(opened.picture).astype(int) - red).max() <= 3
+    assert "to sRGB" in " ".join(opened.notes)
+
+
+def test_srgb_profiles_and_useless_ones_change_no_number(tmp_path):
+    rgb = Image.fromarray(np.random.default_rng(0).integers(0, 256, (24, 40, 3), np.uint8))
+    srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    for name, icc in {"srgb": srgb, "broken": b"none", "cmyk": srgb.replace(b"RGB XYZ", b"CMYKXYZ", 1)}.items():
+        rgb.save(tmp_path / f"{name}.png", icc_profile=icc)
+        opened = read_picture(tmp_path / f"{name}.png")
+        assert np.array_equal(np.asarray(opened.colours), np.asarray(rgb)) and len(opened.notes) == (name != "srgb")
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 16])
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+def test_fewer_bits_in_sixteen_are_scaled_and_told(tmp_path, bits, suffix):
+    deep = (RAMP.astype(np.float64) / RAMP.max() * (2**bits - 1)).round().astype(np.uint16)
+    Image.fromarray(deep).save(tmp_path / f"a.{suffix}")
+    opened = read_picture(tmp_path / f"a.{suffix}")
+    assert np.abs(np.asarray(opened.colours)[..., 0] - RAMP / RAMP.max() * 255).max() <= 1
+    assert (f"{bits} bits" in " ".join(opened.notes)) == (bits < 16)
+
+
+def test_a_nearly_black_picture_is_told(tmp_path):
+    Image.fromarray(RAMP // 20).save(tmp_path / "a.png")
+    assert "nearly black" in " ".join(read_picture(tmp_path / "a.png").notes)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "gif", "webp", "png"])
+def test_pages_left_out_are_told(tmp_path, suffix):
+    pages = [Image.fromarray(np.full((24, 40, 3), v, np.uint8)) for v in (200, 100, 50)]
+    pages[0].save(tmp_path / f"a.{suffix}", save_all=True, append_images=pages[1:])
+    opened = read_picture(tmp_path / f"a.{suffix}")
+    assert abs(int(np.asarray(opened.colours).mean()) - 200) < 3 and "it has 3" in opened.notes[0]
+
+
+@pytest.mark.parametrize(
+    "marks, sizes, taken",
+    [
+        ((1, 0), (8, 40), 40),
+        ((0, 0), (8, 40), 40),
+        ((0, 1), (40, 8), 40),
+        ((0, 0), (30, 40), 30),
+        ((1, 0), (40, 30), 30),
+    ],
+)
+def test_a_preview_is_not_the_picture(tmp_path, marks, sizes, taken):
+    from PIL import TiffImagePlugin
+
+    with TiffImagePlugin.AppendingTiffWriter(str(tmp_path / "a.tif"), True) as file:
+        for mark, side in zip(marks, sizes):
+            Image.new("RGB", (side, side)).save(file, "TIFF", tiffinfo={254: mark})
+            file.newFrame()
+    assert open_image(tmp_path / "a.tif").size == picture_size(tmp_path / "a.tif") == (taken, taken)
+
+
+def test_transparency_is_kept_beside_the_colours(tmp_path):
+    alpha = np.tile(np.linspace(0, 255, 40, dtype=np.uint8), (24, 1))
+    Image.fromarray(np.dstack([RAMP, RAMP, RAMP, alpha])).save(tmp_path / "a.png")
+    opened = read_picture(tmp_path / "a.png")
+    assert np.array_equal(np.asarray(opened.alpha), alpha) and np.array_equal(np.asarray(opened.colours)[..., 0], RAMP)
+    Image.fromarray(RAMP).convert("RGBA").save(tmp_path / "opaque.png")
+    assert read_picture(tmp_path / "opaque.png").alpha is None
+
+
+def test_which_files_are_pictures(tmp_path):
+    yes = "a.jpg b.JPG c.jfif d.jpe e.avif f.heic g.jp2 h.webp i.TIFF j.png k10.png k9.png".split()
+    no = "._a.jpg .hidden.png Thumbs.db notes.txt film.mpg page.eps labels.csv".split()
+    for name in (*yes, *no):
+        (tmp_path / name).touch()
+    (tmp_path / "__MACOSX").mkdir()
+    (tmp_path / "__MACOSX" / "a.jpg").touch()
+    assert [p.name for p in list_pictures(tmp_path)] == [*yes[:-2], "k9.png", "k10.png"]
+    assert not is_picture(tmp_path / "__MACOSX" / "a.jpg") and list_pictures(tmp_path / "none") == []
+
+
 def broken(folder):
     "File name -> words that the error must hold."
     good = io.BytesIO()
@@ -77,7 +219,7 @@ def broken(folder):
     (folder / "empty.png").write_bytes(b"")
     (folder / "text.jpg").write_text("<html>quota exceeded</html>")
     (folder / "folder.png").mkdir()
-    Image.new("1", (9000, 9000)).save(folder / "huge.png")
+    Image.new("1", (10000, 9000)).save(folder / "huge.png")
     Image.new("1", (20000, 20000)).save(folder / "bomb.png")
     Image.fromarray(RAMP.astype(np.float32)).save(folder / "float.tif")
     return {
@@ -87,14 +229,13 @@ def broken(folder):
         "empty.png": "not an image",
         "text.jpg": "not an image",
         "folder.png": "is a folder",
-        "huge.png": "9000x9000",
+        "huge.png": "make it smaller",
         "bomb.png": "cannot be read",
         "float.tif": "floating-point",
         "missing.png": "does not exist",
     }
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 def test_bad_files_get_one_sentence_that_names_them(tmp_path):
     for name, words in broken(tmp_path).items():
         with pytest.raises(FacelabError) as error:
