@@ -20,7 +20,7 @@ from ..base.dice import seed_of
 from ..base.files import sha256, record_matches, write_record
 from ..base.images import read_image, to_uint8, write_image
 from ..base.names import check_keys, near
-from .inputs import Inputs
+from .inputs import Inputs, picture_path
 from ..training.models import call_network, load_model, extra_inputs
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c005
@@ -116,7 +116,7 @@ def restore_set(
                 given |= {name: v.to(device) for name, v in maps.items()}
             out = call_network(net, given, call)
             restored = out.get(output, out.get("restored")).float().clamp(0, 1)
-            paths = [Path(folder) / f"{Path(inputs.names[i]).stem}.png" for i in index]
+            paths = [picture_path(folder, inputs.names[i]) for i in index]
             list(pool.map(write_image, paths, to_uint8(restored).cpu()))
 
 # %% ../../nbs/7_evaluation/02_restore.ipynb #c013
@@ -125,7 +125,7 @@ def read_restored(
     names,  # of the faces
 ) -> torch.Tensor:  # uint8 (N, 3, H, W)
     "The restored faces of a folder; `FacelabError` if any is missing."
-    paths = [Path(folder) / f"{Path(name).stem}.png" for name in names]
+    paths = [picture_path(folder, name) for name in names]
     missing = [p for p in paths if not p.exists()]
     if missing:
         raise FacelabError(

@@ -11,12 +11,14 @@ import hashlib
 import json
 import math
 import os
+import shutil
+import sys
 import tempfile
 from pathlib import Path
 
 import facelab
 from .. import FacelabError, moved
-from ..base.files import replacing, sha256
+from ..base.files import print_line, sha256
 from ..base.names import near
 from ..base.weights import find_weights, weights_folder
 from ..degradations.chain import Chain
@@ -91,25 +93,32 @@ def model_folder(
 def fetch_model(
     address: str,  # such as https://host/folder
 ) -> Path:
-    "The folder in the cache with the files of a model, fetched if they are not there."
+    """The folder in the cache with the files of a model, as they are at the address now.
+
+    If they cannot be fetched, the copy of an earlier time is used, and that is said.
+    """
     import fsspec
 
     web = address.startswith(("http://", "https://"))
     options = {"client_kwargs": {"trust_env": True}} if web else {}  # HTTPS_PROXY, ~/.netrc
     folder = cache_folder() / hashlib.sha256(address.encode()).hexdigest()[:16]
-    for file in ("generator.safetensors", "recipe.json"):
-        if (folder / file).exists():
-            continue
-        source = f"{address.rstrip('/')}/{file}"
-        try:
-            with fsspec.open(source, **options) as there, replacing(folder / file) as half:
-                Path(half).write_bytes(there.read())
-        except Exception as error:
-            cause = error.__cause__ or error  # fsspec's own error says the address alone
-            reason = " ".join(str(cause).split())
-            raise FacelabError(
-                f"{source} cannot be fetched ({reason}): check the address and the network"
-            ) from None
+    half = folder.with_name(f".{folder.name}-{os.getpid()}.half")
+    half.mkdir(parents=True, exist_ok=True)
+    try:
+        for file in ("generator.safetensors", "recipe.json"):
+            source = f"{address.rstrip('/')}/{file}"
+            with fsspec.open(source, **options) as there:
+                (half / file).write_bytes(there.read())
+        shutil.rmtree(folder, ignore_errors=True)
+        half.rename(folder)
+    except Exception as error:
+        cause = error.__cause__ or error  # fsspec's own error says the address alone
+        problem = f"{source} cannot be fetched ({' '.join(str(cause).split())})"
+        if not (folder / "recipe.json").exists():
+            raise FacelabError(f"{problem}: check the address and the network") from None
+        print_line(f"facelab: {problem}: the earlier copy in {folder} is used", sys.stderr)
+    finally:
+        shutil.rmtree(half, ignore_errors=True)
     return folder
 
 
