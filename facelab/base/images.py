@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'NO_PICTURES', 'SYSTEM_FOLDERS', 'LABEL_COLOURS', 'to_float', 'to_uint8', 'orientation', 'more_formats',
            'Opened', 'read_picture', 'open_image', 'picture_size', 'tensor_of', 'read_image', 'picture_suffixes',
-           'is_hidden', 'is_picture', 'list_pictures', 'write_image', 'astronaut', 'own_style', 'show', 'png_bytes',
-           'colour_labels']
+           'is_hidden', 'is_picture', 'list_pictures', 'write_image', 'write_picture', 'astronaut', 'own_style', 'show',
+           'png_bytes', 'colour_labels']
 
 # %% ../../nbs/0_base/01_images.ipynb #c002
 import io
@@ -14,7 +14,6 @@ import os
 import re
 import stat
 import textwrap
-import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -24,6 +23,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
 
 # %% ../../nbs/0_base/01_images.ipynb #c006
 from .. import FacelabError
@@ -58,8 +58,6 @@ def to_uint8(
 
 # %% ../../nbs/0_base/01_images.ipynb #c016
 MAX_PIXELS = 1024**3 // 12  # 89 million; telephones make 80 million
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_opened` refuses such files
-warnings.filterwarnings("ignore", category=UserWarning, module="PIL")  # damaged EXIF
 
 
 def _eight_bits(picture, notes):
@@ -376,10 +374,19 @@ def write_image(
     _check_writable(path, image)
     if image.dtype != torch.uint8:
         image = to_uint8(image)
-    picture = Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy())
+    return write_picture(path, Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()))
+
+
+def write_picture(
+    path,  # where to; ends in .png
+    picture: Image.Image,  # RGB or RGBA, in sRGB
+) -> Path:  # the path
+    "Write a picture of Pillow as PNG that says it is sRGB and nothing else, atomically."
+    about = PngInfo()
+    about.add(b"sRGB", b"\0")  # perceptual
     with replacing(path) as temporary:
-        picture.save(temporary, compress_level=6)
-    return path
+        picture.save(temporary, "PNG", compress_level=6, pnginfo=about)
+    return Path(path)
 
 # %% ../../nbs/0_base/01_images.ipynb #c028
 def astronaut(
