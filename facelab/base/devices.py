@@ -20,10 +20,11 @@ from .. import FacelabError
 # %% ../../nbs/0_base/03_devices.ipynb #c005
 def pick_device(
     device: str = "auto",  # auto, cpu, cuda or mps
+    asked_by: str = "train.device",  # what said it, for messages
 ) -> torch.device:
     "The device of this name; one that cannot be used is refused, by auto with a word passed over."
     if device not in ("auto", "cpu", "cuda", "mps"):
-        raise FacelabError(f"unknown train.device {device!r}: choose auto, cpu, cuda or mps")
+        raise FacelabError(f"unknown {asked_by} {device!r}: choose auto, cpu, cuda or mps")
     if device == "auto":
         listed = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
         for kind in (kind for kind, there in listed.items() if there):
@@ -33,7 +34,7 @@ def pick_device(
                 return torch.device(kind)
     elif device != "cpu":
         if wrong := fault_of(device):
-            raise FacelabError(f"train.device is {device}, but {wrong}, or choose auto or cpu")
+            raise FacelabError(f"{asked_by} is {device}, but {wrong}, or choose auto or cpu")
         return torch.device(device)
     return torch.device("cpu")
 

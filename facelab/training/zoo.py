@@ -20,7 +20,7 @@ import facelab
 from .. import FacelabError, moved
 from ..base.files import print_line, sha256
 from ..base.names import near
-from ..base.weights import find_weights, weights_folder
+from ..base.weights import PUBLISHED, find_weights, weights_folder
 from ..degradations.chain import Chain
 from .models import read_recipe
 
@@ -172,29 +172,18 @@ def reported_psnr(
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c014-1
 WEIGHTS = {  # file -> what for, how to get it
+    "vgg19-dcbb9e9d.pth": ("perceptual losses", "vgg19"),
     "vgg19_features_conv1-3.safetensors": (
         "perceptual losses and VGG distance",
         "conv1 to conv3 of VGG-19 with torchvision's names, as safetensors",
     ),
-    "alexnet-owt-7be5be79.pth": (
-        "LPIPS",
-        (
-            "torchvision's AlexNet: python -c 'import torchvision;"
-            ' torchvision.models.alexnet(weights="DEFAULT")\''
-        ),
-    ),
-    "pt_inception-2015-12-05-6726825d.pth": (
-        "FID and KID",
-        "pytorch-fid's Inception, from the releases of mseitz/pytorch-fid",
-    ),
+    "alexnet-owt-7be5be79.pth": ("LPIPS", "alexnet"),
+    "pt_inception-2015-12-05-6726825d.pth": ("FID and KID", "inception"),
     "mobilefacenet.safetensors": (
         "identity",
         "a MobileFaceNet of 128 numbers, as nbs/3_networks/42_mobilefacenet describes it",
     ),
-    "20180402-114759-vggface2.pt": (
-        "recognition (Table 2 of Yun et al.)",
-        "facenet-pytorch's Inception-ResNet-v1, from the releases of timesler/facenet-pytorch",
-    ),
+    "20180402-114759-vggface2.pt": ("recognition (Table 2 of Yun et al.)", "facenet"),
 }
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c014-2
@@ -212,7 +201,14 @@ def describe_weights() -> list:  # rows: file, what for, where it was found, SHA
                 use,
                 str(path) if path else "no",
                 sha256(path) if path else "",
-                "" if path else how,
+                "" if path else _get(how),
             )
         )
     return rows
+
+
+def _get(how):
+    if how not in PUBLISHED:
+        return how
+    what = PUBLISHED[how]
+    return f"facelab weights get {how} ({what.megabytes} MB; {what.licence})"
