@@ -33,37 +33,42 @@ def required_project():
 
 def restore(args):
     "Restore pictures; 1 if one of them failed, else 0."
-    from facelab.apps.files import restore_files
+    from facelab.apps.files import Masks, restore_files
     from facelab.base.devices import pick_device
     from facelab.evaluation.photographs import Restorer
     from facelab.training.zoo import model_folder
 
-    device = pick_device(args.device)
+    device = pick_device(args.device, "--device")
     restorers = [Restorer(model_folder(name, find_project()), device, args.size) for name in args.system]
-    written, failed = restore_files(
+    masks = Masks(Path(args.hidden), args.inverted, args.yes) if args.hidden else None
+    for r in restorers if masks else []:
+        if not r.takes_mask:
+            print_line(f"facelab: {r.name} takes no mask: --hidden changes nothing for it", sys.stderr)
+    done = restore_files(
         args.pictures,
         restorers,
         args.out,
         face_finder(args),
-        hidden=args.hidden,
+        masks,
         sheet=args.sheet,
         batch=args.batch,
         progress=not args.quiet,
     )
-    return print_results(written, failed)
+    return print_done(args, done)
 
 
 def face_finder(args):
-    "Landmarks from the table that is named, and the landmarker for pictures that it leaves out."
+    "Landmarks from the table that is named; for the other pictures a detector and a landmarker."
     from facelab.apps.files import FaceFinder
-    from facelab.faces.layouts import read_table
+    from facelab.evaluation.finder import load_detector
+    from facelab.faces.tables import read_table
     from facelab.training.models import load_model
     from facelab.training.zoo import find_models, model_folder
 
     name = args.finder or ("landmarker" if args.find or "landmarker" in find_models(kind="helpers") else None)
     landmarker = name and load_model(model_folder(name, find_project(), "helpers"))[0]
-    landmarks = read_table(args.landmarks) if args.landmarks else {}
-    return FaceFinder(landmarks, landmarker, args.find)
+    table = read_table(args.landmarks) if args.landmarks else None
+    return FaceFinder(table, landmarker, load_detector(), args.find, args.cut_out, args.which)
 
 
 def degrade(args):
@@ -75,7 +80,7 @@ def degrade(args):
     chains = load_degradations(required_project())
     if args.chain not in chains:
         raise FacelabError(f"unknown chain of degradations {args.chain!r}: {near(args.chain, chains)}")
-    written, failed = degrade_files(
+    done = degrade_files(
         args.pictures,
         Chain(chains[args.chain]["steps"]),
         args.out,
@@ -84,16 +89,22 @@ def degrade(args):
         size=args.size,
         progress=not args.quiet,
     )
-    return print_results(written, failed)
+    return print_done(args, done)
 
 
-def print_results(written, failed):
-    "Print the paths that were written, and on stderr a line about each failure; 1 if there is one, else 0."
-    for path in written:
+def print_done(args, done):
+    """Print the paths that were written, and on stderr what was done, what was left out and what failed.
+
+    1 if something failed, else 0; --quiet leaves out what was done."""
+    from facelab.apps.files import one_line
+    from facelab.evaluation.photographs import left_out
+
+    for path in done.written:
         print_line(path)
-    for message in failed:
-        print_line(f"facelab: {message}", sys.stderr)
-    return 1 if failed else 0
+    said = [] if args.quiet else [one_line(told) for told in done.told]
+    for message in [*said, *left_out(args.pictures), *(f"facelab: {message}" for message in done.failed)]:
+        print_line(message, sys.stderr)
+    return 1 if done.failed else 0
 
 
 def faces(args):
@@ -146,16 +157,19 @@ def pack_faces(args, recipes):
 
 def begin_packing(pack, given, packed, data):
     "Must the faces be packed? What was made of other faces or by other parameters is removed."
-    from facelab.base.files import record_matches, write_record
+    from facelab.base.files import listing, record_matches, write_record
     from facelab.fleet.grid import fingerprint
     from facelab.pipeline.sources import labeller_hashes
 
     names = ("size", "split", "parsing", "landmarks", "labeller")
-    made_from = {"faces": str(given), "sha256": packed and fingerprint(given), "data": {k: data[k] for k in names}}
+    is_now = fingerprint(given) if packed else listing(given)
+    made_from = {"faces": str(given), "sha256": is_now, "data": {k: data[k] for k in names}}
     made_from["labeller"] = labeller_hashes(data["labeller"])
     if not record_matches(pack.with_name("made_from.json"), made_from):
-        for old in pack.parent.glob("faces*.safetensors"):
-            old.unlink()
+        if old := list(pack.parent.glob("faces*.safetensors")):
+            print_line(f"{pack.parent} is of other faces, or of other parameters: they are packed anew", sys.stderr)
+        for file in old:
+            file.unlink()
         write_record(pack.with_name("made_from.json"), made_from)
     return not pack.exists()
 
@@ -221,12 +235,24 @@ def models(args):
 
 
 def weights(args):
-    "Print a table of pretrained weights of other networks, and where they are looked for."
+    "Print a table of pretrained weights of other networks and where they are looked for, or download some."
     from facelab.base.files import markdown_table
+    from facelab.base.weights import PUBLISHED, fetch_weights
     from facelab.training.zoo import describe_weights
 
-    print(f"FACELAB_WEIGHTS is {os.environ.get('FACELAB_WEIGHTS') or 'not set'}\n")
-    print(markdown_table(describe_weights(), ("file", "what for", "found", "SHA-256", "how to get it")))
+    get, *names = args.words or ["get"]
+    if get != "get" or (args.words and not names):
+        raise FacelabError("say `facelab weights`, or `facelab weights get NAME`")
+    for name in names:
+        if name not in PUBLISHED:
+            raise FacelabError(f"no weights are published as {name!r}: {near(name, PUBLISHED)}")
+    for name in names:
+        what = PUBLISHED[name]
+        print_line(f"{what.address}{what.file}, {what.megabytes} MB, {what.licence}")
+        print_line(fetch_weights(name, progress=sys.stderr.isatty()))
+    if not names:
+        print(f"FACELAB_WEIGHTS is {os.environ.get('FACELAB_WEIGHTS') or 'not set'}\n")
+        print(markdown_table(describe_weights(), ("file", "what for", "found", "SHA-256", "how to get it")))
     return 0
 
 
@@ -261,6 +287,11 @@ def at_home(text):
     return os.path.expanduser(text)
 
 
+def which_faces(text):
+    "Which faces of a picture: all, largest, or a number."
+    return text if text in ("all", "largest") else positive(text)
+
+
 def positive(text):
     "A whole number above 0; argparse turns the ValueError into a usage message."
     if (number := int(text)) < 1:
@@ -282,17 +313,26 @@ def add_picture_arguments(sub):
         metavar="FILE",
         type=at_home,
         help=(
-            "a table (.csv or .txt): file name, then x and y of 5, 68, 81 or 194 points; faces are cut out and"
-            " aligned by them"
+            "a table: file name, then x and y of 5, 49, 68, 81, 98 (WFLW), 194 or 478 (MediaPipe) points in pixels of"
+            " the upright picture, or a .pts file; faces are cut out and aligned by them"
         ),
     )
-    sub.add_argument(
+    taken = sub.add_mutually_exclusive_group()
+    taken.add_argument(
         "--find",
         action="store_true",
         help=(
-            "look for the face in every picture without landmarks; else only in those that are not square, as"
-            " square ones may be faces that are cut out already"
+            "take every picture without landmarks as a photograph; else small ones, and square ones that a face"
+            " fills, are taken as faces that are cut out already"
         ),
+    )
+    taken.add_argument("--cut-out", action="store_true", help="take every picture as a face: its middle square")
+    sub.add_argument(
+        "--which",
+        metavar="FACES",
+        type=which_faces,
+        default="all",
+        help="of several faces in a picture: all, largest, or a number, 1 for the largest (all)",
     )
     sub.add_argument(
         "--finder",
@@ -329,14 +369,19 @@ def add_restore(commands):
         "--hidden",
         metavar="FOLDER",
         type=at_home,
-        help="masks named as the pictures, white where something is in front of the face (for fcsr_gan)",
+        help=(
+            "masks named as the pictures, white where something is in front of the face, for systems that take one"
+            " (of FCSR-GAN's paper)"
+        ),
     )
+    sub.add_argument("--inverted", action="store_true", help="the masks are white where the face is visible")
+    sub.add_argument("--yes", action="store_true", help="also masks that hide more than 60 % of a face")
     sub.add_argument(
         "--sheet",
         action="store_true",
         help="also write NAME_sheet.png: the face, its input and what each system made of it",
     )
-    sub.add_argument("--batch", type=positive, default=8, help="pictures at once (8)")
+    sub.add_argument("--batch", type=positive, default=8, help="faces at once (8)")
     sub.add_argument("--device", default="auto", help="auto, cpu, cuda or mps (auto)")
 
 
@@ -389,7 +434,9 @@ def add_lists(commands):
         commands,
         "weights",
         weights,
-        "list the pretrained weights of other networks: where they are looked for, what is found",
+        "list the pretrained weights of other networks: where they are looked for, what is found; or get some",
+    ).add_argument(
+        "words", nargs="*", metavar="get NAME", help="download these: vgg16, vgg19, alexnet, inception, facenet"
     )
     add_command(
         commands,

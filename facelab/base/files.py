@@ -74,6 +74,13 @@ def sha256(path):
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def listing(folder):
+    "What identifies the files of a folder: a hash of their paths, sizes and times of change, 16 digits."
+    files = ((p.relative_to(folder).as_posix(), p.stat()) for p in Path(folder).rglob("*") if p.is_file())
+    rows = sorted((name, about.st_size, about.st_mtime_ns) for name, about in files)
+    return hashlib.sha256(json.dumps(rows).encode()).hexdigest()[:16]
+
+
 def print_line(text, file=None):
     """Print one line that any terminal can show, on stdout or `file`.
 

@@ -8,7 +8,6 @@ __all__ = ['VGG_GROUPS', 'VGG_WIDTHS', 'NORMALISATIONS', 'PARTS_FILE', 'DEFAULTS
 
 # %% ../../nbs/4_losses/02_features.ipynb #c003
 import functools
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
