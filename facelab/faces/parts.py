@@ -123,6 +123,7 @@ class Scheme(NamedTuple):
     nose: int
     corners: tuple  # mouth corner left, right
     mirror: tuple  # mirror[k]: which point of the original takes place k in the mirrored face
+    runs: tuple = ()  # (part, points of it from left to right)
 
 # %% ../../nbs/1_faces/02_parts.ipynb #c017
 def _swap_pairs(n, *pairs):
@@ -161,14 +162,46 @@ _RUNS_194 = ((0, 40), (41, 57), (58, 71), (72, 85), (86, 99), (100, 113))
 # first points of the two eyes and of the two brows, 20 points each
 _TWINS_194 = ((114, 134), (154, 174))
 
+# %% ../../nbs/1_faces/02_parts.ipynb #c019-2
+_LINES_68 = (
+    ("contour", range(17)),
+    ("brows", range(17, 27)),
+    ("nose", range(31, 36)),
+    ("eyes", range(36, 40)),
+    ("eyes", (36, 41, 40, 39)),
+    ("eyes", range(42, 46)),
+    ("eyes", (42, 47, 46, 45)),
+    ("mouth", range(48, 55)),
+    ("mouth", (48, *range(59, 53, -1))),
+    ("mouth", range(60, 65)),
+    ("mouth", (60, *range(67, 63, -1))),
+)
+_LINES_49 = tuple(
+    (part, tuple(_KEPT_49.index(k) for k in line if k in _KEPT_49)) for part, line in _LINES_68[1:]
+)
+_LINES_194 = (
+    ("contour", range(41)),
+    *(("mouth", range(a, b + 1)) for a, b in _RUNS_194[2:]),
+)
+
 # %% ../../nbs/1_faces/02_parts.ipynb #c020
 LANDMARK_SCHEMES = {
     5: Scheme((0,), (1,), 2, (3, 4), _swap_pairs(5, (0, 1), (3, 4))),
     49: Scheme(
-        tuple(range(19, 25)), tuple(range(25, 31)), 13, (31, 37), _swap_pairs(49, *_PAIRS_49)
+        tuple(range(19, 25)),
+        tuple(range(25, 31)),
+        13,
+        (31, 37),
+        _swap_pairs(49, *_PAIRS_49),
+        _LINES_49,
     ),
     68: Scheme(
-        tuple(range(36, 42)), tuple(range(42, 48)), 30, (48, 54), _swap_pairs(68, *_PAIRS_68)
+        tuple(range(36, 42)),
+        tuple(range(42, 48)),
+        30,
+        (48, 54),
+        _swap_pairs(68, *_PAIRS_68),
+        _LINES_68,
     ),
     81: Scheme(
         tuple(range(36, 42)),
@@ -176,6 +209,7 @@ LANDMARK_SCHEMES = {
         30,
         (48, 54),
         _swap_pairs(81, *_PAIRS_68, *_pairs_of_run(68, 80)),
+        (*_LINES_68, ("hairline", range(68, 81))),
     ),
     194: Scheme(
         tuple(range(114, 134)),
@@ -187,6 +221,7 @@ LANDMARK_SCHEMES = {
             *[pair for run in _RUNS_194 for pair in _pairs_of_run(*run)],
             *[(a + k, b + k) for a, b in _TWINS_194 for k in range(20)],
         ),
+        _LINES_194,
     ),
 }
 
