@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import sys
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
@@ -24,7 +25,7 @@ from ..base.patching import patch
 from .. import FacelabError
 from ..base.dice import seed_of
 from ..base.files import markdown_table, print_line, replacing, run_command
-from ..base.images import to_float
+from ..base.images import read_picture, to_float
 from facelab.faces.layouts import (
     PAPER_SPLITS,
     SPLITS,
@@ -34,10 +35,12 @@ from facelab.faces.layouts import (
     picture_sizes,
     read_face,
     read_label_map,
+    reader_threads,
     split_by_count,
     survey,
 )
 from .parts import CLASSES_19, correct_sides, similarity, transform_landmarks
+from .tables import check_landmarks
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c007
 LABELS = ("landmarks", "parsing", "identity", "depth", "foreground")
@@ -61,7 +64,7 @@ class FaceSet:
 
     name: str
     images: Any  # uint8 (N, 3, S, S): a tensor or `Files`
-    names: list  # N file names
+    names: list  # N names of files, in a plain set with their folders
     split: torch.Tensor  # uint8 (N,): 0 train, 1 val, 2 test
     landmarks: Any = None  # float32 (N, K, 2), continuous pixels
     parsing: Any = None  # uint8 (N, S, S), 19 classes: a tensor or `Files`
@@ -495,7 +498,8 @@ def _describe_transform(sizes, size, matrices, template):
 def _columns(found, sizes, size, matrices, sides):
     "The columns of the set that a survey found: pictures and parsing stay on disk."
     every = torch.arange(len(sizes))
-    images = Files(partial(read_face, found.files, size, sizes, matrices), (3, size, size), every)
+    read = partial(read_face, found.files, size, sizes, matrices)
+    images = Files(read, (3, size, size), every, files=found.files)
     parsing, landmarks = None, None
     if found.parsing:
         read = partial(read_label_map, found.parsing, size, sizes, matrices)
@@ -531,11 +535,14 @@ def open_faces(
     if split != "set" and found.kind == "CelebAMask-HQ":
         split_by_count(found, split)
     sizes = picture_sizes(found.files)
+    if found.landmarks is not None:
+        if doubt := check_landmarks(found.landmarks, sizes, found.names):
+            found.notes.append(("landmarks", "doubtful", doubt))
     matrices = _transforms(found, sizes, size, template, crop)
     have = sizes.min(1) if matrices is None else size / np.hypot(*matrices[:, :, 0].T)
     keep = _enough_detail(found, have, size, max_enlargement, too_small)
     columns = _columns(found, sizes, size, matrices, sides)
-    faces = FaceSet(found.name, names=[f.name for f in found.files], split=found.split, **columns)
+    faces = FaceSet(found.name, names=found.names, split=found.split, **columns)
     how = _describe_transform(sizes, size, matrices, template)
     faces.notes = [
         ("layout", found.kind, ""),
@@ -597,6 +604,32 @@ def _spread(n, probe):
     return torch.linspace(0, n - 1, min(probe, n)).long()
 
 
+def _conversions(images):
+    "A row (what, found, remark) about pictures that are not plain RGB, if there are any."
+    files = [images.files[i] for i in images.index.tolist()] if isinstance(images, Files) else []
+    counts = Counter()
+    for opened in reader_threads().map(read_picture, files):
+        pixels = np.asarray(opened.colours)
+        counts["grey, taken as RGB"] += int((pixels == pixels[..., :1]).all())
+        counts["transparent, laid over white"] += opened.alpha is not None
+        counts["turned upright by their EXIF tag"] += opened.turned
+        counts.update(opened.notes)
+    said = [f"{n} {what}" for what, n in counts.items() if n]
+    return [("pictures", f"{len(files)} looked at", "; ".join(said))] if said else []
+
+
+def _read_whole(faces, indices):
+    "Read faces; a row about labels without skin, as an empty mask leaves them, if there are any."
+    bare, skin = [], CLASSES_19.index("skin")
+    for chunk in indices.split(256):
+        labels = faces.batch(chunk).get("parsing")
+        if labels is not None:
+            lost = ~(labels == skin).flatten(1).any(1)
+            bare += [faces.names[i] for i in chunk[lost.cpu()].tolist()]
+    found = f"{len(bare)} of {len(indices)} read"
+    return [("parsing", found, f"without any skin (first {bare[0]})")] if bare else []
+
+# %% ../../nbs/1_faces/01_sets.ipynb #c039-1
 def check_faces(
     path,  # as for `open_faces`
     size: int = 128,  # side of the faces that are wanted
@@ -606,8 +639,8 @@ def check_faces(
     try:
         faces = open_faces(path, size)
         indices = _spread(len(faces), probe)
-        for chunk in indices.split(256):
-            faces.batch(chunk)
+        said = _read_whole(faces, indices)
+        said += _conversions(select_rows(faces.images, _spread(len(faces), 64)))
     except FacelabError as e:
         return Report(str(path), [], str(e))
     except OSError as e:
@@ -617,8 +650,9 @@ def check_faces(
         )
         return Report(str(path), [], problem)
     read = ("read", f"{len(indices)} of {len(faces)} faces", "decoded whole, no error")
-    lacking = [("parts", "not usable for training", said)] if (said := empty_parts(faces)) else []
-    return Report(str(path), [*faces.notes, *lacking, *_absent_rows(faces), read])
+    if why := empty_parts(faces):
+        said.append(("parts", "not usable for training", why))
+    return Report(str(path), [*faces.notes, *said, *_absent_rows(faces), read])
 
 # %% ../../nbs/1_faces/01_sets.ipynb #c053
 def main(
