@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw
 from facelab import FacelabError
 from facelab.base.images import to_float
 from facelab.faces import layouts as folders, parts, sets as F
+from facelab.faces.drawn import draw_faces
 from facelab.faces.layouts import Files, hash_split
 from facelab.faces.parts import (
     CLASSES_19,
@@ -95,13 +96,10 @@ def test_celeba_points_are_pixel_indices(tmp_path):
 
 def test_landmarks_68_win_over_the_5(tmp_path):
     celeba(tmp_path)
-    names = [f"{i + 1:06}.jpg" for i in range(6)]
-    (tmp_path / "list_landmarks_68.csv").write_text(
-        "file,"
-        + ",".join(f"x{k},y{k}" for k in range(68))
-        + "\n"
-        + "".join(n + "".join(f",{60 + k}.5,{40 + 2 * k}" for k in range(68)) + "\n" for n in names)
-    )
+    points = draw_faces(range(6))["landmarks_68"] + torch.tensor([25.5, 40])
+    rows = [f"{i + 1:06}.jpg" + "".join(f",{v:.1f}" for v in p.flatten()) for i, p in enumerate(points)]
+    head = "file," + ",".join(f"x{k},y{k}" for k in range(68))
+    (tmp_path / "list_landmarks_68.csv").write_text("\n".join([head, *rows]))
     assert open_faces(tmp_path, 64).landmarks.shape == (6, 68, 2)
 
 
@@ -133,18 +131,17 @@ def test_labels_that_are_not_there_stay_absent(tmp_path):
     assert "crop='centre'" in refusal(tmp_path, crop=None)
 
 
-def test_partition_and_folder_must_name_the_same_pictures(tmp_path):
+def test_a_list_may_name_more_pictures_than_there_are_but_not_fewer(tmp_path):
     celeba(tmp_path)
     (tmp_path / "img_align_celeba" / "000003.jpg").unlink()
     (tmp_path / "img_align_celeba" / "000005.jpg").unlink()
     for name in ("identity_CelebA.txt", "list_landmarks_align_celeba.txt"):
         (tmp_path / name).unlink()
-    text = refusal(tmp_path)
-    assert "list_eval_partition.txt names 000003.jpg and 1 others" in text and "unpack the pictures again" in text
-    picture(0).save(tmp_path / "img_align_celeba" / "000003.jpg")
-    picture(0).save(tmp_path / "img_align_celeba" / "000005.jpg")
+    faces = open_faces(tmp_path, 64)
+    said = "of list_eval_partition.txt name pictures that are not here (first 000003.jpg)"
+    assert faces.split.tolist() == [0, 0, 1, 2] and ("not used", "2 of 6 rows", said) in faces.notes
     picture(0).save(tmp_path / "img_align_celeba" / "000009.jpg")
-    assert "has no line for 000009.jpg" in refusal(tmp_path)
+    assert "has no line for 1 (first 000009.jpg) of 5 pictures in set" in refusal(tmp_path)
 
 
 def test_half_present_celeba(tmp_path):
@@ -209,6 +206,8 @@ def test_hash_split_is_pinned_and_does_not_move():
     names = [f"{i:06}.jpg" for i in range(1000)]
     split = hash_split(names)
     assert split[:12].tolist() == hash_split([n.replace("jpg", "png") for n in names[:12]]).tolist()
+    folders = hash_split([f"{k}/000001.jpg" for k in range(1000)])
+    assert len(folders.unique()) == 3 and torch.equal(folders, hash_split([f"{k}/000001.png" for k in range(1000)]))
     assert torch.equal(hash_split(names[::7]), split[::7])
     assert [int((split == k).sum()) for k in range(3)] == PINNED
 
@@ -218,11 +217,66 @@ PINNED = [777, 107, 116]
 
 def test_nothing_to_open(tmp_path):
     assert "does not exist" in refusal(tmp_path / "nowhere")
-    assert "holds no pictures" in refusal(tmp_path)
-    (tmp_path / "faces").mkdir()
-    picture(0).save(tmp_path / "faces" / "a.png")
-    assert "open one of its folders faces" in refusal(tmp_path)
-    assert "is a file" in refusal(tmp_path / "faces" / "a.png")
+    for name in (".cache", "__MACOSX", "deep"):
+        (tmp_path / name).mkdir()
+    for hidden in (".cache/a.png", "__MACOSX/a.png", "deep/._a.png", ".b.png"):
+        picture(0).save(tmp_path / hidden)
+    assert "and its folders hold no pictures" in refusal(tmp_path)
+    picture(0).save(tmp_path / "a.png")
+    assert "is a file" in refusal(tmp_path / "a.png")
+
+
+@pytest.mark.parametrize(
+    "names, said",
+    [
+        (["00000/00000.png", "00000/00001.png", "01000/00000.png"], "2 folders"),
+        (["Ann/a/1.png", "Ann/b/1.png", "Bob Jr/1.png"], "3 folders"),
+        (["people/2.png", "people/10.png"], "1 folder"),
+    ],
+)
+def test_folders_without_pictures_beside_them_are_one_set(tmp_path, names, said):
+    for i, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(i, 200, 200).save(tmp_path / name)
+    (tmp_path / "split.csv").write_text("".join(f"{name},{F.SPLITS[i]}\n" for i, name in enumerate(names)))
+    faces = open_faces(tmp_path, 128)
+    assert faces.names == names and faces.split.tolist() == list(range(len(names)))
+    assert ("folders", said, "one set, its names are paths") in faces.notes
+    shades = faces.images[:][:, 0, 0, 0].int() - 40
+    assert (shades - torch.arange(len(names)) * 3).abs().max() <= 1  # each name has its own picture
+    if names[0].startswith("00"):
+        (tmp_path / "split.csv").write_text("00000.png,train\n00001.png,val\n")
+        assert "the row 00000.png of" in refusal(tmp_path) and "fits 00000/00000.png and 01000" in refusal(tmp_path)
+
+
+def test_parts_may_have_folders_of_their_own_and_equal_names(tmp_path):
+    for name in ("train/Ann/1.png", "train/Bob/1.png", "test/1.png", "other/1.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(0, 200, 200).save(tmp_path / name)
+    faces = open_faces(tmp_path, 128)
+    assert faces.names == ["train/Ann/1.png", "train/Bob/1.png", "test/1.png"]
+    assert faces.counts == dict(train=2, val=0, test=1)
+    assert ("left out", "1 folder") in [note[:2] for note in faces.notes]
+
+
+def test_what_is_not_used_is_said(tmp_path):
+    picture(0, 200, 200).save(tmp_path / "a.png")
+    for name in ("b.cr2", "c.MOV", "notes.txt", ".d.cr2"):
+        (tmp_path / name).write_bytes(b"no picture")
+    notes = open_faces(tmp_path, 128).notes
+    assert ("left out", "2 files", "no pictures that can be read (first b.cr2)") in notes
+
+
+def test_the_check_says_what_reading_changes(tmp_path):
+    square = picture(0).crop((20, 50, 148, 178))
+    square.convert("L").save(tmp_path / "grey.png")
+    square.putalpha(100)
+    square.save(tmp_path / "glass.png")
+    rows = check_faces(tmp_path, 64).rows
+    assert ("pictures", "2 looked at", "1 grey, taken as RGB; 1 transparent, laid over white") in rows
+    (tmp_path / "plain").mkdir()
+    picture(0, 128, 128).save(tmp_path / "plain" / "a.png")
+    assert not [row for row in check_faces(tmp_path / "plain", 64).rows if row[0] == "pictures"]
 
 
 def test_pictures_too_small_are_refused_or_left_out(tmp_path):
@@ -311,6 +365,13 @@ def test_wrong_sides_are_named_by_side(tmp_path):
                 f.rename(anno / f"00001_{new}_{part}.png")
     assert torch.equal(open_faces(tmp_path, 64).parsing[[1]], right)
     assert not torch.equal(open_faces(tmp_path, 64, sides=False).parsing[[1]], right)
+
+
+def test_an_empty_skin_mask_is_told(tmp_path):
+    celebamask(tmp_path)
+    assert not [row for row in check_faces(tmp_path, 64).rows if "skin" in row[2]]
+    Image.new("L", (64, 64)).save(tmp_path / "CelebAMask-HQ-mask-anno" / "1" / "00002_skin.png")
+    assert ("parsing", "1 of 4 read", "without any skin (first 2.jpg)") in check_faces(tmp_path, 64).rows
 
 
 def test_half_present_celebamask(tmp_path):

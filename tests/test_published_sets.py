@@ -133,7 +133,8 @@ def test_a_table_of_landmarks_serves_every_layout(sets, tmp_path, name):
     folder = shutil.copytree(sets / name, tmp_path / name)
     five = open_faces(folder, 128).landmarks
     files = layouts.survey(folder).files
-    rows = [f.name + "".join(f",{60 + 3 * (k % 9)}.5,{90 + 2 * k}" for k in range(68)) for f in files]
+    points = drawn(10, 160).landmarks[:, :68].flatten(1).tolist()
+    rows = [f.name + "".join(f",{v:.1f}" for v in p) for f, p in zip(files, points)]
     (folder / "landmarks_68.csv").write_text("\n".join(["file", *rows]))
     assert open_faces(folder, 32).landmarks.shape == (10, 68, 2) and (five is None or five.shape[1] in (5, 194))
 

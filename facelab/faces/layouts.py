@@ -273,6 +273,11 @@ def read_label_map(
     return torch.from_numpy(np.array(align_picture(picture, matrices[i], size, nearest=True)))
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c023
+def _count(number, what):
+    "A number of things, as words."
+    return f"{number} {what}{'s' * (number != 1)}"
+
+
 def _some(names):
     "How many, and the first ones."
     return f"{len(names)} (first {', '.join(names[:3])})"
@@ -323,6 +328,8 @@ def _read_split(survey, path):
             rows[name] = [SPLITS.index(part)]
         elif number:
             raise FacelabError(f"{path} line {line} is not 'file,train|val|test': correct the line")
+    if not rows:
+        raise FacelabError(f"{path} holds no lines 'file,train|val|test': write them, or remove it")
     return torch.tensor(_rows_of(survey, rows)[:, 0], dtype=torch.uint8)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c032
@@ -425,13 +432,13 @@ def _note_folders(survey, path):
     "Notes on the folders below a plain one: those that make the set, and those that are left out."
     used = {Path(name).parts[0] for name in survey.names if "/" in name}
     if used - set(SPLITS):
-        many = f"{len({file.parent for file in survey.files})} folders"
+        many = _count(len({file.parent for file in survey.files}), "folder")
         survey.notes.append(("folders", many, "one set, its names are paths"))
     others = sorted(d for d in path.iterdir() if d.is_dir() and d.name not in used)
     others = [d.name for d in others if not is_hidden(d) and _pictures_below(d)]
     if others:
         how = f"pictures in folders are not used beside the others (first {others[0]})"
-        survey.notes.append(("left out", f"{len(others)} folders", how))
+        survey.notes.append(("left out", _count(len(others), "folder"), how))
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c035-1
 def survey_plain(
@@ -814,7 +821,7 @@ def _note_unread(survey):
     ]
     if unread:
         how = f"no pictures that can be read (first {unread[0]})"
-        survey.notes.append(("left out", f"{len(unread)} files", how))
+        survey.notes.append(("left out", _count(len(unread), "file"), how))
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c064
 def label_points(

@@ -80,17 +80,21 @@ def _number(cell):
         return None
 
 
+def _is_picture(cell):
+    return is_picture(cell.replace("\\", "/"))
+
+
 def _is_text(cell):
     return _number(cell) is None and cell.lower() not in _NOTHING
 
 
 def _find_separator(lines):
-    "The separator that gives most numbers on the first lines, then most lines of several cells."
+    "The separator that gives most numbers on the first lines, then is on most."
 
     def found(separator):
-        rows = [split_line(line, separator) for line in lines[:20]]
-        numbers = sum(_number(cell) is not None for cells in rows for cell in cells)
-        return numbers, sum(len(cells) > 1 for cells in rows)
+        some = lines[:20]
+        numbers = [_number(cell) for line in some for cell in split_line(line, separator)]
+        return sum(n is not None for n in numbers), sum(separator in line for line in some)
 
     return max(_SEPARATORS, key=found)
 
@@ -99,8 +103,8 @@ def read_lines(
     path,
 ) -> tuple:  # list of (number, line) of the lines that are not empty; what separates their cells
     "The lines of a table, and its separator."
-    lines = re.split("\r\n|\r|\n", read_text(path))
-    lines = [(k, line) for k, line in enumerate(lines, 1) if line.strip(" \t,;")]
+    every = enumerate(re.split("\r\n|\r|\n", read_text(path)), 1)
+    lines = [(k, line) for k, line in every if line.strip(" \t,;")]
     if lines and lines[0][1].lower().startswith("sep="):  # a line for Excel
         lines = lines[1:]
     return lines, _find_separator([line for _, line in lines])
@@ -108,7 +112,7 @@ def read_lines(
 # %% ../../nbs/1_faces/11_tables.ipynb #t012
 def _pairs(header):
     "Columns of x and y in turn, by their names; none if the header names no such columns."
-    for letters in ("xy", "XY"):
+    for letters in (["x", "y"], ["X", "Y"]):
         of = [{}, {}]
         for k, name in enumerate(header):
             for letter, columns in zip(letters, of):
@@ -124,7 +128,7 @@ def _pairs(header):
 def _with_name(cells):
     "The cells of a line between blanks, those of its name joined."
     texts = [k for k, cell in enumerate(cells) if _is_text(cell)]
-    if not texts or (len(texts) == len(cells) and not is_picture(cells[-1])):  # titles
+    if not texts or (len(texts) == len(cells) and not _is_picture(cells[-1])):  # titles
         return cells
     a, b = texts[0], texts[-1] + 1
     return [*cells[:a], " ".join(cells[a:b]), *cells[b:]]
@@ -134,7 +138,7 @@ def _choose_columns(header, cells):
     "The column of the name (None: the file's) and those of the numbers, by the first row."
     pairs = _pairs(header) if len(header) == len(cells) else []
     texts = [k for k, cell in enumerate(cells) if _is_text(cell)]
-    named = [k for k in texts if is_picture(cells[k])] or texts
+    named = [k for k in texts if _is_picture(cells[k])] or texts
     if pairs:
         wanted = r"(?i).*(file|image|name|path|picture|photo).*"
         named = named or [k for k, title in enumerate(header) if re.fullmatch(wanted, title)]
@@ -164,13 +168,13 @@ def _posix(name):
 
 def _is_unfound(cells):
     "Whether a line is a picture's name, perhaps after an index, and nothing else."
-    at = next((k for k, cell in enumerate(cells[:2]) if is_picture(cell)), None)
+    at = next((k for k, cell in enumerate(cells[:2]) if _is_picture(cell)), None)
     return at is not None and all(cell.lower() in _NOTHING for cell in cells[at + 1 :])
 
 
 def _is_heading(cells):
     "Whether a line is a count of rows, titles of columns, or their numbers 0, 1, 2, ..."
-    if any(map(is_picture, cells)):
+    if any(map(_is_picture, cells)):
         return False
     numbers = [n for n in map(_number, cells) if n is not None]
     counted = [list(range(first, first + len(numbers))) for first in (0, 1)]
@@ -179,11 +183,10 @@ def _is_heading(cells):
 
 def _find_pattern(rows):
     "The place of the first row that has numbers, and as many cells as most; None without one."
-    widths = Counter(len(cells) for cells in rows if len(cells) > 2)
-    widths = widths or Counter(map(len, rows))
-    width = max(widths, key=lambda n: (widths[n], n), default=0)
-    like = [k for k, cells in enumerate(rows) if len(cells) == width and not _is_heading(cells)]
-    return next((k for k in like if not _is_unfound(rows[k])), None)
+    numbered = [k for k, cells in enumerate(rows) if not (_is_heading(cells) or _is_unfound(cells))]
+    widths = Counter(len(rows[k]) for k in numbered)
+    width = max(widths, key=widths.get, default=0)
+    return next((k for k in numbered if len(rows[k]) == width), None)
 
 # %% ../../nbs/1_faces/11_tables.ipynb #t016
 def _values(cells):
@@ -203,7 +206,7 @@ def _read_row(cells, columns, width):
     'Name ("" without one) and numbers of a line that is a row; else ValueError.'
     place, numbered = columns
     if len(cells) != width and _is_unfound(cells):
-        return _posix(next(filter(is_picture, cells))), np.empty(0)
+        return _posix(next(filter(_is_picture, cells))), np.empty(0)
     if place is not None and not cells[place]:
         raise ValueError
     values = _values([cells[k] for k in numbered if k < len(cells)])
@@ -215,10 +218,9 @@ def _read_row(cells, columns, width):
 def _refusal(path, line, cells, separator, like):
     "The sentence about a line that is no row."
     seen = ", ".join(repr(cell[:40]) for cell in cells[:3]) + ", ..." * (len(cells) > 3)
-    wanted = f", as on line {like[0]}: {like[1]} cells" if like else " of its points"
     return FacelabError(
         f"{path} line {line} holds {len(cells)} cells ({seen}, between {_SEPARATORS[separator]}):"
-        f" give a picture's name and numbers that are finite{wanted}"
+        f" give a picture's name and numbers that are finite, as on line {like[0]}: {like[1]} cells"
     )
 
 # %% ../../nbs/1_faces/11_tables.ipynb #t017
@@ -237,11 +239,11 @@ def _read_pts(path, text):
     return Table(path, {path.stem: np.array(numbers) - 0.5})
 
 
-def _headings(path, rows, separator):
+def _headings(path, rows, separator, like):
     "The titles above the rows; `FacelabError` for a line there that is none."
     for k, (line, cells) in enumerate(row for row in rows if not _is_unfound(row[1])):
         if k > 1 or not _is_heading(cells):
-            raise _refusal(path, line, cells, separator, None)
+            raise _refusal(path, line, cells, separator, like)
     return next((cells for _, cells in reversed(rows) if not _is_unfound(cells)), [])
 
 # %% ../../nbs/1_faces/11_tables.ipynb #t018
@@ -255,7 +257,7 @@ def _columns_of(path, lines, rows, separator):
             " points a line"
         )
     first, pattern = rows[at or 0]
-    titles = _headings(path, rows[: at or 0], separator)
+    titles = _headings(path, rows[: at or 0], separator, (first, len(pattern)))
     titles = titles if len(titles) == len(pattern) else []
     place, numbered = _choose_columns(titles, pattern)
     used = {place, *numbered}
@@ -317,8 +319,9 @@ def match_rows(
     names: list,  # of pictures, or their paths, as far as they are known
 ) -> dict:  # name of a picture -> name of its row; without pictures that have none
     "Which row is of which picture; `FacelabError` if a row fits two, or two rows fit one."
-    rows, pictures, matched = list(table), {_posix(name): name for name in names}, {}
-    left = list(pictures)
+    pictures = {_posix(name): name for name in names}
+    matched = {name: name for name in pictures if name in table}
+    rows, left = ([n for n in some if n not in matched] for some in (table, pictures))
     deepest = min(max((n.count("/") for n in some), default=0) for some in (rows, left)) + 1
     for depth in range(deepest, 0, -1):
         for form in (str, _folded, _without_suffix):
@@ -329,8 +332,6 @@ def match_rows(
             used = set(matched.values())
             rows = [name for name in rows if name not in used]
             left = [name for name in left if name not in matched]
-            if not rows or not left:
-                return {pictures[name]: row for name, row in matched.items()}
     return {pictures[name]: row for name, row in matched.items()}
 
 
