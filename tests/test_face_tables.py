@@ -123,6 +123,9 @@ def test_empty_rows_say_that_no_face_was_found(tmp_path, empty):
         assert numbers(table) == {"a.png": [], "b.png": [5, 6, 7, 8]}
         assert len(rows_for(table, ["a.png"])[0]) == 0 and "is empty" in why_no_row(table, "a.png")
     assert numbers(read_table(written(tmp_path, f"{empty}\n"))) == {"a.png": []}
+    many = [empty.replace("a.png", f"a{k}.png") for k in range(300)]
+    table = read_table(written(tmp_path, "\n".join([*many, row])))
+    assert len(table) == 301 and numbers(table)["b.png"] == [5, 6, 7, 8]
 
 
 def test_pts_of_ibug_count_centres_of_pixels_from_one(tmp_path):
@@ -216,6 +219,9 @@ def test_other_names_are_not_alike(row, picture):
 def test_the_closest_row_wins():
     table = read_table_of("a.jpg", "A.PNG", "x/a.png", "a.png", "y/x/a.png")
     assert rows_for(table, ["a.png"]) == [3] and rows_for(table, ["z/y/x/a.png", "q/x/a.png", "a.jpg"]) == [4, 2, 0]
+    lone = Table("t.csv", {"test0.jpg": [1, 2]})
+    assert rows_for(lone, ["test0.jpg", "test0.png"]) == [[1, 2], None]
+    assert why_no_row(lone, "test0.png").startswith("no row of t.csv is of test0.png")
     twins = read_table_of("test0.jpg", "test0.png")
     assert rows_for(twins, ["test0.png", "test0.jpg"]) == [1, 0]
     assert rows_for(twins, ["1/test0.png", "1/test0.jpg"]) == [1, 0]
@@ -476,7 +482,9 @@ def test_a_set_says_what_of_its_table_it_does_not_use(tmp_path):
     lines = (tmp_path / "landmarks_68.csv").read_text().splitlines()
     text = "\n".join([titles, *(line.replace(",", ",0.9,", 1) for line in lines)])
     (tmp_path / "landmarks_68.csv").write_text(text)
-    assert ("landmarks", "68 points", "from landmarks_68.csv, without its confidence") in open_faces(tmp_path, 64).notes
+    assert ("landmarks", "68 points", "from landmarks_68.csv, columns not used: 1 (first confidence)") in open_faces(
+        tmp_path, 64
+    ).notes
 
 
 def test_a_set_refuses_pictures_without_numbers_and_points_that_are_no_face(tmp_path):

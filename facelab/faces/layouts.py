@@ -84,10 +84,7 @@ def read_into(
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c008
 class Files:
-    """Pictures or label maps on disk that index like a uint8 tensor (N, *shape).
-
-    Indexing with a list, tensor or slice reads them.
-    """
+    "Pictures or label maps on disk: indexed like a uint8 tensor (N, *shape), they are read."
 
     dtype, device = torch.uint8, torch.device("cpu")
 
@@ -394,7 +391,7 @@ def _set_landmarks(survey, path, shift=0.0):
     if rows.shape[1] != 2 * count:
         how += f", of {rows.shape[1]} numbers a face"
     if table.unused:
-        how += f", without its {', '.join(table.unused)}"
+        how += f", columns not used: {_some(table.unused)}"
     survey.notes.append(("landmarks", f"{count} points", how))
 
 

@@ -486,6 +486,13 @@ def _transforms(found, sizes, size, template, crop):
     return None
 
 
+def _check_points(found, sizes):
+    "Refuse landmarks that are not those of faces; a note on a few that are doubtful."
+    if found.landmarks is not None:
+        if doubt := check_landmarks(found.landmarks, sizes, found.names):
+            found.notes.append(("landmarks", "doubtful", doubt))
+
+
 def _describe_transform(sizes, size, matrices, template):
     "What happens to the pictures, for the set's notes."
     if matrices is not None:
@@ -535,9 +542,7 @@ def open_faces(
     if split != "set" and found.kind == "CelebAMask-HQ":
         split_by_count(found, split)
     sizes = picture_sizes(found.files)
-    if found.landmarks is not None:
-        if doubt := check_landmarks(found.landmarks, sizes, found.names):
-            found.notes.append(("landmarks", "doubtful", doubt))
+    _check_points(found, sizes)
     matrices = _transforms(found, sizes, size, template, crop)
     have = sizes.min(1) if matrices is None else size / np.hypot(*matrices[:, :, 0].T)
     keep = _enough_detail(found, have, size, max_enlargement, too_small)

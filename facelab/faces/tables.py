@@ -12,6 +12,7 @@ import csv
 import re
 import unicodedata
 from collections import Counter
+from heapq import nlargest
 from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
@@ -52,7 +53,7 @@ def read_text(
 _SEPARATORS = {"\t": "tabs", ";": "semicolons", ",": "commas", " ": "blanks"}
 _NOTHING = {"", "na", "nan", "none", "null"}
 
-
+# %% ../../nbs/1_faces/11_tables.ipynb #t008-1
 def split_line(
     line: str,
     separator: str,  # as `read_lines` finds it
@@ -71,7 +72,7 @@ def split_line(
         cells.pop()
     return cells
 
-
+# %% ../../nbs/1_faces/11_tables.ipynb #t008-2
 def _number(cell):
     "The number in a cell, or None."
     try:
@@ -89,10 +90,10 @@ def _is_text(cell):
 
 
 def _find_separator(lines):
-    "The separator that gives most numbers on the first lines, then is on most."
+    "The separator that gives most numbers on the longest lines, then is on most."
+    some = nlargest(20, lines, key=len)
 
     def found(separator):
-        some = lines[:20]
         numbers = [_number(cell) for line in some for cell in split_line(line, separator)]
         return sum(n is not None for n in numbers), sum(separator in line for line in some)
 
@@ -165,7 +166,7 @@ def _posix(name):
     "A name or path with / between folders, and no ./ in front."
     return str(PurePosixPath(str(name).replace("\\", "/")))
 
-
+# %% ../../nbs/1_faces/11_tables.ipynb #t015-1
 def _is_unfound(cells):
     "Whether a line is a picture's name, perhaps after an index, and nothing else."
     at = next((k for k, cell in enumerate(cells[:2]) if _is_picture(cell)), None)
@@ -248,7 +249,7 @@ def _headings(path, rows, separator, like):
 
 # %% ../../nbs/1_faces/11_tables.ipynb #t018
 def _columns_of(path, lines, rows, separator):
-    "The first row with numbers (line, cells) and which column is what, by the first rows."
+    "Line and width of the first row with numbers, which column is what, and unused ones."
     at = _find_pattern([cells for _, cells in rows])
     if at is None and not (rows and all(_is_unfound(cells) for _, cells in rows)):
         seen = f" (its first line is {lines[0][1][:60]!r})" if lines else ""
@@ -265,7 +266,7 @@ def _columns_of(path, lines, rows, separator):
     unused = [titles[k] if titles and titles[k] else f"column {k + 1}" for k in unused]
     return first, len(pattern), (place, numbered if at is not None else []), unused
 
-
+# %% ../../nbs/1_faces/11_tables.ipynb #t018-1
 def read_table(
     path,  # of any of the kinds above, or a .pts file of iBUG
 ) -> Table:
@@ -276,7 +277,9 @@ def read_table(
         return _read_pts(path, read_text(path))
     named = _with_name if separator == " " else list
     rows = ((line, named(split_line(text, separator))) for line, text in lines)
-    some = list(islice(rows, 1000))
+    some = list(islice(rows, 100))
+    if all(_is_unfound(cells) for _, cells in some):
+        some += rows
     first, width, columns, unused = _columns_of(path, lines, some, separator)
     table, at = Table(path, unused=unused), {}
     for line, cells in chain(some, rows):
@@ -313,6 +316,20 @@ def _by_key(names, form, depth):
             found.setdefault(form("/".join(name.rsplit("/", depth)[-depth:])), []).append(name)
     return found
 
+# %% ../../nbs/1_faces/11_tables.ipynb #t021-1
+def _check_one(table, rows, pictures):
+    "`FacelabError` unless there is one row and one picture."
+    if len(rows) > 1:
+        raise FacelabError(
+            f"{table.path} has rows {rows[0]} and {rows[1]}, which both fit {pictures[0]}: keep one"
+            " of them, or write it as the picture is called"
+        )
+    if len(pictures) > 1:
+        raise FacelabError(
+            f"the row {rows[0]} of {table.path} fits {pictures[0]} and {pictures[1]}: write the"
+            " folder in front of its name, or the whole name"
+        )
+
 
 def match_rows(
     table: Table,
@@ -334,20 +351,6 @@ def match_rows(
             left = [name for name in left if name not in matched]
     return {pictures[name]: row for name, row in matched.items()}
 
-
-def _check_one(table, rows, pictures):
-    "`FacelabError` unless there is one row and one picture."
-    if len(rows) > 1:
-        raise FacelabError(
-            f"{table.path} has rows {rows[0]} and {rows[1]}, which both fit {pictures[0]}: keep one"
-            " of them, or write it as the picture is called"
-        )
-    if len(pictures) > 1:
-        raise FacelabError(
-            f"the row {rows[0]} of {table.path} fits {pictures[0]} and {pictures[1]}: write the"
-            " folder in front of its name, or the whole name"
-        )
-
 # %% ../../nbs/1_faces/11_tables.ipynb #t022
 def rows_for(
     table: Table,
@@ -363,8 +366,8 @@ def why_no_row(
     path,  # of a picture for which `rows_for` has no numbers
 ) -> str:
     "One sentence about a picture that a table says nothing of."
-    name = PurePosixPath(_posix(path)).name
-    if match_rows(table, [path]):
+    name, row = PurePosixPath(_posix(path)).name, match_rows(table, [path]).get(path)
+    if row is not None and not len(table[row]):
         return f"the row of {name} in {table.path} is empty, as if no face had been found there"
     return f"no row of {table.path} is of {name} (its first is {next(iter(table))})"
 
@@ -443,7 +446,7 @@ def _proportions_fit(points):
 
 # %% ../../nbs/1_faces/11_tables.ipynb #t029
 def _part_that_turns(points):
-    "The first part whose points do not run from left to right, by name (N,);  if all do."
+    "The first part whose points do not run from left to right, by name (N,), or nothing."
     _, right, _ = _frames(_five(points))
     lines = {}
     for part, line in scheme(points.shape[1]).runs:
@@ -459,13 +462,10 @@ def _is_face(points):
     return _proportions_fit(points) & (_part_that_turns(points) == "")
 
 # %% ../../nbs/1_faces/11_tables.ipynb #t030
-def _faults(points, sizes):
-    "What is wrong with the points (N, K, 2) of each face, by name (N,);  if nothing is."
-    absent = np.isin(points, (-1, -0.5, 0, 0.5)).all(2) & (points[..., 0] == points[..., 1])
-    shares = ((points >= 0) & (points <= 1.5)).all((1, 2))
-    outside = _outside(points, sizes).mean(1) > 0.25
-    tests = dict(absent=absent.any(1), shares=shares, outside=outside, shape=~_is_face(points))
-    return np.select(list(tests.values()), list(tests), "")
+def _absent(points):
+    "Which points (N, K) tools have written for those that they did not find."
+    nothing = np.isin(points, (-1, -0.5, 0, 0.5)).all(2)  # half a pixel may have been added
+    return nothing & (points[..., 0] == points[..., 1])
 
 
 def _outside(points, sizes):
@@ -477,10 +477,15 @@ def _outside(points, sizes):
     return ((points < -margin) | (points > sizes + margin)).any(2)
 
 
-def _listed(indices):
-    "Points by their numbers from 1, as words."
-    words = [str(k + 1) for k in indices[:4]] + (["others"] if len(indices) > 4 else [])
-    return " and ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
+def _faults(points, sizes):
+    "What is wrong with the points (N, K, 2) of each face, by name (N,), or nothing."
+    tests = dict(
+        absent=_absent(points).any(1),
+        shares=((points >= 0) & (points <= 1.5)).all((1, 2)),
+        outside=_outside(points, sizes).mean(1) > 0.25,
+        shape=~_is_face(points),
+    )
+    return np.select(list(tests.values()), list(tests), "")
 
 # %% ../../nbs/1_faces/11_tables.ipynb #t031
 _STORED = (
@@ -502,7 +507,7 @@ def _say_shape(points):
         if _is_face(again)[0] and _frames(_five(again))[1][0, 0] > 0.5:
             return f"the points are a face if {how}: write x and y in turn, from the left and above"
     part = _part_that_turns(points[None])[0]
-    what = f"the {part} does not run" if part[-1:] != "s" else f"the {part} do not run"
+    what = f"the {part} {'do' if part.endswith('s') else 'does'} not run"
     what = (
         f"{what} from left to right" if part else "eyes, nose and mouth do not lie as they should"
     )
@@ -512,6 +517,14 @@ def _say_shape(points):
     )
 
 # %% ../../nbs/1_faces/11_tables.ipynb #t032
+def _listed(indices):
+    "Which points lie somewhere, by their numbers from 1."
+    if len(indices) == 1:
+        return f"point {indices[0] + 1} lies"
+    words = [str(k + 1) for k in indices[:4]] + ["others"] * (len(indices) > 4)
+    return f"points {', '.join(words[:-1])} and {words[-1]} lie"
+
+
 def _say(fault, points, size):
     "The sentence about a fault of one face."
     if fault == "shape":
@@ -528,15 +541,14 @@ def _say(fault, points, size):
             f"{len(out)} of {len(points)} points lie outside of the picture of {size[0]}x{size[1]}"
             f" (first ({x:.0f}, {y:.0f})): they may be of another picture or size"
         )
-    absent = np.nonzero(np.isin(points, (-1, -0.5, 0, 0.5)).all(1))[0]
+    absent = np.nonzero(_absent(points[None])[0])[0]
     x, y = np.trunc(points[absent[0]]).astype(int)
-    several = "s" * (len(absent) > 1), "lie" if len(absent) > 1 else "lies"
     return (
-        f"point{several[0]} {_listed(absent)} {several[1]} at ({x}, {y}), as tools write for those"
-        " not found: give all, or leave the row empty"
+        f"{_listed(absent)} at ({x}, {y}), as tools write for those not found: give all, or leave"
+        " the row empty"
     )
 
-
+# %% ../../nbs/1_faces/11_tables.ipynb #t032-1
 def unlike_a_face(
     points,  # (K, 2) in pixels, K in LANDMARK_SCHEMES
     size=None,  # (width, height) of the picture, if it is known
