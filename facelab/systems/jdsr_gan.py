@@ -34,13 +34,14 @@ class JDSRGAN(nn.Module):
     def __init__(
         self,
         scale=4,  # 4 or 8
-        width=64,  # channels of both modules
+        width=64,  # channels of the modules
         depth=12,  # residual blocks of FSRNet's encoder
         attention=True,  # False: the ablation of Table 2
+        denoising_width=None,  # channels of the denoising module; None: as the other
         **sr,  # other arguments of `FSRNet`, such as landmarks
     ):
         super().__init__()
-        self.denoising = CBDNet(width, attention)
+        self.denoising = CBDNet(denoising_width or width, attention)
         self.super_resolution = FSRNet(scale, width=width, depth=depth, attention=attention, **sr)
 
     def forward(self, x):

@@ -7,10 +7,10 @@ __all__ = ['NUMBER', 'FIELDS', 'STAGE_FIELDS', 'SUM_FIELDS', 'TERM_FIELDS', 'SCH
            'check_fields', 'check_recipe', 'check_terms', 'read_schedule', 'check_milestones', 'check_training',
            'merge_fields', 'load_degradations', 'unseen_inputs', 'load_losses', 'terms_table', 'terms_of', 'helper_of',
            'helpers_used', 'needs_features', 'check_helpers', 'load_recipes', 'put_terms', 'folder_of', 'scale_network',
-           'fill_from_generator', 'stage_steps', 'deepest_convolution', 'features_for', 'sequence_fields', 'resolve',
-           'scale_recipe', 'set_steps', 'set_features', 'set_penalties', 'delay_critics', 'judges', 'set_optimisers',
-           'change_optimiser', 'set_schedules', 'needed_by', 'in_order', 'helper_path', 'sources_table',
-           'recipes_table', 'recipe_row', 'describe_schedule', 'recipes_page']
+           'fill_from_generator', 'fill_from_parts', 'stage_steps', 'deepest_convolution', 'features_for',
+           'sequence_fields', 'resolve', 'scale_recipe', 'set_steps', 'set_features', 'set_penalties', 'delay_critics',
+           'judges', 'set_optimisers', 'change_optimiser', 'set_schedules', 'needed_by', 'in_order', 'helper_path',
+           'sources_table', 'recipes_table', 'recipe_row', 'describe_schedule', 'recipes_page']
 
 # %% ../../nbs/6_training/01_recipes.ipynb #c002
 import copy
@@ -500,6 +500,21 @@ def fill_from_generator(
         for k, v in critic.items()
     }
 
+
+def fill_from_parts(
+    recipe: dict,  # with `generator` and `parts`
+    recipes: dict,  # as `load_recipes` returns them
+    params: dict,  # as `facelab.base.params.load_params` returns them
+) -> dict:
+    "The generator with its words `parts.<part>.<argument>` replaced by what that part has."
+    out = dict(recipe["generator"])
+    for key, value in out.items():
+        if str(value).startswith("parts."):
+            _, part, argument = value.split(".")
+            helper = recipe["parts"][f"generator.{part}"]
+            out[key] = resolve(helper, recipes, params)["generator"][argument]
+    return out
+
 # %% ../../nbs/6_training/01_recipes.ipynb #c054
 def stage_steps(
     shares: list,  # share of each stage, or its steps in the paper
@@ -586,6 +601,7 @@ def resolve(
         out |= sequence_fields(out.pop("sequence"), recipes, params)
     elif out["kind"] != "priors":  # whose size no profile changes: losses depend on them
         out |= scale_recipe(out, train)
+        out["generator"] = fill_from_parts(out, recipes, params)
     set_optimisers(out, train if out["kind"] != "priors" else {})
     set_schedules(out, train)
     set_steps(out["stages"], train["steps"])
