@@ -114,7 +114,7 @@ def fetch_weights(
     url = what.address + what.file
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(url, str(path), what.sha256, progress=progress)
+        torch.hub.download_url_to_file(url, str(path), hash_prefix=what.sha256, progress=progress)
     except Exception as e:
         raise Unavailable(
             f"{url} could not be downloaded ({' '.join(str(e).split())}); fetch the file elsewhere"
