@@ -16,6 +16,9 @@ export DVC_NO_ANALYTICS := 1
 # FROM as it was typed: a path may hold blanks, quotes and $
 export FACES_FROM := $(value FROM)
 
+# a photograph of 200 MB can be uploaded in a widget
+UPLOADS := {'websocket_max_message_size': 268435456}
+
 .PHONY: help install repro stages test check coverage hooks profile faces explore docs bench lab clean
 
 help:  ## this list
@@ -66,7 +69,7 @@ faces: $(READY)  ## make faces FROM=/path/to/CelebA: real faces for the data sou
 	@python -m facelab.pipeline adopt "$$FACES_FROM"
 
 explore: $(READY)  ## the degradation explorer as a page in the browser
-	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="{'websocket_max_message_size': 268435456}"
+	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="$(UPLOADS)"
 
 docs: $(READY)  ## the notebooks with their pictures as a site, build/site/html/index.html; executes what has changed, a quarter of an hour the first time
 	OMP_NUM_THREADS=1 python -m facelab.pipeline docs
@@ -75,7 +78,7 @@ bench: $(READY)  ## speed of degradations, metrics, networks and training beside
 	python -m benchmarks
 
 lab: $(READY)  ## JupyterLab on the notebooks
-	jupyter lab nbs $(if $(filter 0,$(shell id -u)),--allow-root)
+	jupyter lab nbs --ServerApp.tornado_settings="$(UPLOADS)" $(if $(filter 0,$(shell id -u)),--allow-root)
 
 clean:  ## remove what `make repro` made; faces and environment stay
 	rm -rf build

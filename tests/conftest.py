@@ -271,3 +271,11 @@ def pytest_terminal_summary(terminalreporter):
         terminalreporter.line(
             f"{'all':<24}{done + refused:>6}: {done} done, {refused} refused or stopped, told in one sentence"
         )
+
+
+def exchanged_profile():
+    "A colour profile like sRGB, whose first channel is green and whose second is red."
+    from PIL import ImageCms
+
+    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    return icc.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)

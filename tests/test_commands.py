@@ -71,7 +71,7 @@ def enlarger(place):
 def test_restored_faces_are_put_back_where_they_were(place, tmp_path, capsys):
     words = [*with_landmarks(place, "restore"), *enlarger(place), "--out", str(tmp_path), "--sheet"]
     assert main(words) == 0
-    names = ["face0.png", "face0_sheet.png", "face1.png", "face1_sheet.png"]
+    names = ["face0.png", "face0_sheet.png", "face1.png", "face1_sheet.png", "restored.json"]
     assert sorted(p.name for p in tmp_path.iterdir()) == names
     assert len(lines(capsys)[0]) == 4
     before, after = read_image(place / "photos" / "face0.png").float(), read_image(tmp_path / "face0.png").float()

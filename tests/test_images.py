@@ -5,6 +5,7 @@ import io
 import numpy as np
 import pytest
 import torch
+from conftest import exchanged_profile
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image, ImageCms
 
@@ -113,12 +114,6 @@ def test_damaged_exif_turns_nothing(tmp_path):
             )
 
 
-def green_and_red_exchanged():
-    "A colour profile like sRGB, whose first channel is green."
-    icc = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    return icc.replace(b"rXYZ", b"????", 1).replace(b"gXYZ", b"rXYZ", 1).replace(b"????", b"gXYZ", 1)
-
-
 @pytest.mark.parametrize(
     "suffix, mode",
     [("png", "RGB"), ("jpg", "RGB"), ("tif", "RGB"), ("webp", "RGB"), ("avif", "RGB"), ("png", "RGBA"), ("png", "P")],
@@ -128,7 +123,7 @@ def test_colours_are_those_of_the_profile(tmp_path, suffix, mode):
     exchanged = Image.fromarray(red[..., [1, 0, 2]])
     exchanged = exchanged.quantize(2) if mode == "P" else exchanged.convert(mode)
     exchanged.save(
-        tmp_path / f"a.{suffix}", icc_profile=green_and_red_exchanged(), **({"quality": 95} if suffix != "png" else {})
+        tmp_path / f"a.{suffix}", icc_profile=exchanged_profile(), **({"quality": 95} if suffix != "png" else {})
     )
     opened = read_picture(tmp_path / f"a.{suffix}")
     assert np.abs(np.asarray(opened.picture).astype(int) - red).max() <= 3

@@ -37,7 +37,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 import facelab
-from conftest import ENV
+from conftest import ENV, exchanged_profile
 from facelab import FacelabError
 from facelab.apps.commands import main
 from facelab.apps.files import degrade_files, restore_files
@@ -46,6 +46,7 @@ from facelab.base.files import write_text
 from facelab.base.images import (
     colour_labels,
     open_image,
+    picture_size,
     picture_suffixes,
     read_image,
     show,
@@ -57,7 +58,7 @@ from facelab.base.names import build
 from facelab.base.params import load_params
 from facelab.base.weights import find_weights, load_weights
 from facelab.degradations.chain import Chain
-from facelab.evaluation.photographs import Restorer
+from facelab.evaluation.photographs import RECORD, Restorer
 from facelab.faces.drawn import draw_set
 from facelab.faces.sets import FaceSet, check_faces, main as faces_main
 from facelab.faces.shards import check_shards, open_shards, write_shards, main as shards_main
@@ -198,6 +199,15 @@ def whole_pictures():
         "deep.pgm": encoded(".pgm", "I;16"),
         "palette.gif": encoded(".gif", "P"),
         "animated.gif": encoded(".gif", frames=3),
+        "rgb.jfif": encoded(".jfif"),
+        "turned.tif": encoded(".tif", turned=True),
+        "rgb.avif": encoded(".avif"),
+        "turned.avif": encoded(".avif", turned=True),
+        "rgb.jp2": encoded(".jp2"),
+        "alpha.tga": encoded(".tga", "RGBA"),
+        "profile.png": encoded(".png", icc_profile=exchanged_profile()),
+        "profile.jpg": encoded(".jpg", icc_profile=exchanged_profile()),
+        "profile.tif": encoded(".tif", icc_profile=exchanged_profile()),
     }
     assert {Path(name).suffix for name in made} <= picture_suffixes()
     return made
@@ -250,6 +260,8 @@ def test_fuzzed_pictures_are_read_or_refused(tmp_path, tried):
         for path, how in fuzzed(tmp_path, seed=1):
             x = tried(f"picture: {how}", lambda: read_image(path), path.name)
             assert x is None or x.dtype == torch.uint8 and x.ndim == 3 and x.shape[0] == 3 and x.numel()
+            size = tried(f"picture: {how}", lambda: picture_size(path), path.name)
+            assert x is None or size == tuple(x.shape[:0:-1]), (path, size)
             grey = tried(f"picture: {how}", lambda: open_image(path, "L"), path.name)
             assert (grey is None) == (x is None) and (
                 x is None or grey.mode == "L" and grey.size == tuple(x.shape[:0:-1])
@@ -381,7 +393,8 @@ def test_a_folder_of_bad_files(tmp_path, tried, system, capfd, command):
     names = {Path(line).name for line in written}
     for sentence in failed:
         check_sentence(sentence)
-    assert names == {p.name for p in out.iterdir()} and all(read_image(p).numel() for p in out.iterdir())
+    made = {p for p in out.iterdir() if p.name != RECORD}
+    assert names == {p.name for p in made} and all(read_image(p).numel() for p in made)
     for path in paths:
         assert (f"{path.stem}.png" in names) != any(path.name in sentence for sentence in failed), path
     assert tree(bad) == before and {p.name for p in tmp_path.iterdir()} == {"album", "out"}
@@ -626,7 +639,7 @@ def test_stopped_at_any_line(tmp_path, tried, system, what):
             stops += 1
         made = tree(out) if out.exists() else {}
         assert not [p for p in made if Path(p).name.startswith(".")], (n, made)
-        assert {k: v for k, v in made.items() if k != "packing.json"}.items() <= whole.items(), n
+        assert {k: v for k, v in made.items() if k not in ("packing.json", RECORD)}.items() <= whole.items(), n
         do(out)
         assert tree(out) == whole, n
         shutil.rmtree(out)

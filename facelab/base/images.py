@@ -189,7 +189,7 @@ class Opened:
         white = Image.new("RGB", self.colours.size, "white")
         return Image.composite(self.colours, white, self.alpha)
 
-
+# %% ../../nbs/0_base/01_images.ipynb #c003-1b
 def _decode(path):
     "The `Opened` picture in `path`; ValueError for what cannot be decoded."
     notes = []
@@ -249,7 +249,7 @@ def read_picture(
             f"{path} cannot be read as an image ({reason}): replace the file or remove it"
         ) from None
 
-
+# %% ../../nbs/0_base/01_images.ipynb #c003-2b
 def open_image(
     path,  # any format Pillow reads
     mode: str = "RGB",  # "RGB", or "L" for grey (masks)
@@ -328,7 +328,7 @@ def is_picture(
     "Whether a file is a picture by its name, and not hidden."
     return Path(path).suffix.lower() in picture_suffixes() and not is_hidden(path)
 
-
+# %% ../../nbs/0_base/01_images.ipynb #c052b
 def list_pictures(
     folder,
 ) -> list:  # of paths
@@ -376,7 +376,7 @@ def write_image(
         image = to_uint8(image)
     return write_picture(path, Image.fromarray(image.permute(1, 2, 0).contiguous().cpu().numpy()))
 
-
+# %% ../../nbs/0_base/01_images.ipynb #c025b
 def write_picture(
     path,  # where to; ends in .png
     picture: Image.Image,  # RGB or RGBA, in sRGB

@@ -100,7 +100,7 @@ PUBLISHED = {
     ),
 }
 
-
+# %% ../../nbs/0_base/04_weights.ipynb #c007-2b
 def fetch_weights(
     name,  # among `PUBLISHED`
     progress: bool = False,  # show a bar

@@ -29,13 +29,13 @@ from ..base.names import check_keys, near
 from ..base.files import write_text, replacing
 from ..evaluation.restore import read_restored
 from ..faces.parts import parsing_11, parsing_thesis, strongest_part
-from ..base.images import colour_labels, own_style, show, tensor_of, to_float
+from ..base.images import colour_labels, own_style, read_picture, show, tensor_of, to_float
 from ..evaluation.inputs import Inputs
 from ..evaluation.labelling import LABEL_MAPS, predict_labels
 from ..training.models import load_model
+from ..evaluation.finder import find_faces
 from facelab.evaluation.photographs import (
     Restorer,
-    find_landmarks,
     find_pictures,
     open_photograph,
     read_mask,
@@ -639,8 +639,15 @@ def find_frames(
     "Pictures with the face that the shipped landmarker finds in each; without a folder, one."
     given = folder if Path(folder).is_dir() else "astronaut"
     finder, _ = load_model(SHIPPED / "landmarker")
-    paths = find_pictures([given])[:n]
-    return [open_photograph(path, size, find_landmarks(path, finder)) for path in paths]
+    return [_largest_face(path, finder, size) for path in find_pictures([given])[:n]]
+
+
+def _largest_face(path, finder, size):
+    opened = read_picture(path)
+    faces = find_faces(opened.picture, finder)
+    if not faces:
+        raise FacelabError(f"no face was found in {path}: remove it from the folder of frames")
+    return open_photograph(path, size, faces[0].points, opened)
 
 
 def outline_face(
