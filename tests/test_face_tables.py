@@ -178,7 +178,7 @@ ACCENT = {form: unicodedata.normalize(form, "Zoë.jpg") for form in ("NFC", "NFD
     "row, picture",
     [
         ("a.png", "a.png"),
-        ("a.png", "/home/me/a.png"),
+        ("a.png", "/pictures/me/a.png"),
         ("/data/set/a.png", "a.png"),
         ("scans\\a.png", "scans/a.png"),
         ("./scans/a.png", "other/a.png"),
