@@ -182,6 +182,12 @@ def test_a_preview_is_not_the_picture(tmp_path, marks, sizes, taken):
     assert open_image(tmp_path / "a.tif").size == picture_size(tmp_path / "a.tif") == (taken, taken)
 
 
+def test_previews_alone_are_refused(tmp_path):
+    Image.new("RGB", (64, 48)).save(tmp_path / "a.dng", "TIFF", tiffinfo={254: 1})
+    with pytest.raises(FacelabError, match="a.dng cannot be read .*nothing but previews: save the photograph as JPEG"):
+        open_image(tmp_path / "a.dng")
+
+
 def test_transparency_is_kept_beside_the_colours(tmp_path):
     alpha = np.tile(np.linspace(0, 255, 40, dtype=np.uint8), (24, 1))
     Image.fromarray(np.dstack([RAMP, RAMP, RAMP, alpha])).save(tmp_path / "a.png")

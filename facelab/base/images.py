@@ -124,18 +124,21 @@ def _choose_page(picture, notes):
         pages = range(getattr(picture, "n_frames", 1))
     except Exception:
         return
-    if len(pages) < 2 or picture.format in ("MPO", "PSD"):  # other views, layers
+    if picture.format in ("MPO", "PSD"):  # other views, layers
         return
     found = []
     for page in pages if picture.format == "TIFF" else pages[:1]:
         picture.seek(page)
         preview = picture.format == "TIFF" and picture.tag_v2.get(254, 0) & 1
         found.append((not preview, picture.width * picture.height, page))
-    large = max(found)[:2]
-    best = next(page for own, n, page in found if own == large[0] and 4 * n > large[1])
+    own, most, _ = max(found)
+    if not own:
+        raise ValueError("it holds nothing but previews: save the photograph as JPEG or PNG")
+    best = next(page for whole, n, page in found if whole and 4 * n > most)
     picture.seek(best)
-    what = "pages" if picture.format == "TIFF" else "frames"
-    notes.append(f"it has {len(pages)} {what}: number {best + 1} was taken")
+    if len(pages) > 1:
+        what = "pages" if picture.format == "TIFF" else "frames"
+        notes.append(f"it has {len(pages)} {what}: number {best + 1} was taken")
 
 # %% ../../nbs/0_base/01_images.ipynb #c003
 @contextmanager
@@ -307,12 +310,12 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # copies and previews that systems make
 
 @cache
 def picture_suffixes() -> frozenset:
-    "Suffixes of pictures, in small letters with their dot; HEIC's with or without its plug-in."
+    "Suffixes of pictures, in small letters with their dot, and of HEIC and DNG, which may not be readable."
     more_formats()
     Image.init()
     known = Image.registered_extensions().items()
     read = {end for end, kind in known if kind in Image.OPEN and kind not in NO_PICTURES}
-    return frozenset(read | {".heic", ".heif"})
+    return frozenset(read | {".heic", ".heif", ".dng"})
 
 
 def is_hidden(
