@@ -310,7 +310,7 @@ SYSTEM_FOLDERS = ("__MACOSX", "@eaDir")  # copies and previews that systems make
 
 @cache
 def picture_suffixes() -> frozenset:
-    "Suffixes of pictures, in small letters with their dot, and of HEIC and DNG, which may not be readable."
+    "Suffixes of pictures, in small letters; those of HEIC and DNG, too, which may be unreadable."
     more_formats()
     Image.init()
     known = Image.registered_extensions().items()
