@@ -60,7 +60,8 @@ def bare(faces):
 def models(faces, tmp_path_factory):
     "Both models, trained for two steps: their form is tested, not their skill."
     folder, params = tmp_path_factory.mktemp("labelling"), load_params(ROOT)
-    params["train"].update(steps=2, batch=2, width=0.125, depth=0.05, threads=1, validate=0, log_every=2)
+    params["train"].update(steps=2, batch=2, width=0.125, depth=0.05, threads=1, validate=0, log_every=2, statistics=4)
+    params["instead"] = {}
     for name in ("parser", "landmarker"):
         train(resolve(name, load_recipes(ROOT), params), replace(faces, name="celeb"), folder / name, progress=False)
     return folder
