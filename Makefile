@@ -19,7 +19,7 @@ export FACES_FROM := $(value FROM)
 # a photograph of 200 MB can be uploaded in a widget
 UPLOADS := {'websocket_max_message_size': 268435456}
 
-.PHONY: help install repro stages test check coverage hooks profile faces explore docs bench lab clean
+.PHONY: help install repro stages test lessons tests check coverage hooks profile faces explore docs bench lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -47,8 +47,13 @@ stages:  # of repro, which lets them begin warm
 	@for table in build/tables/$(or $(PAPER),*)/*.md; do echo; cat $$table; done
 	@echo; echo "Tables: build/tables   Figures: build/figures, build/samples, build/architecture   Claims: build/claims/claims.md   Executed notebooks: build/notebooks   Logs: build/logs"
 
-test: $(READY)  ## all tests: the notebooks, then tests/
-	OMP_NUM_THREADS=1 nbdev_test --n_workers 2 --do_print
+test: $(READY)  ## all tests: the notebooks, and beside them tests/
+	@$(MAKE) -s -j 2 --no-print-directory lessons tests
+
+lessons:
+	OMP_NUM_THREADS=1 nbdev_test --n_workers 1 && echo "notebooks: passed"
+
+tests:
 	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(READY)  ## a minute: lint, format, types, notebooks clean and exported, and the quickest tests
