@@ -251,7 +251,7 @@ def test_the_face_of_an_astronaut_is_found_and_restored(tmp_path, monkeypatch):
     monkeypatch.delenv("FACELAB_WEIGHTS", raising=False)
     words = ["restore", "astronaut", "--find", "--system", str(SHIPPED / "prior_guided_sr"), "--out", str(tmp_path)]
     assert main([*words, "--sheet", "--quiet"]) == 0
-    assert {path.name for path in tmp_path.iterdir()} == {"astronaut.png", "astronaut_sheet.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"astronaut.png", "astronaut_sheet.png", "restored.json"}
 
 
 @pytest.mark.parametrize("steps, wins", [(1, False), (10**6, True)])
