@@ -127,7 +127,7 @@ def test_own_results_are_no_pictures_and_others_are_counted(tmp_path, restorer):
     twice = restore_files([tmp_path], [restorer], tmp_path, sheet=True, progress=False)
     assert [p.read_bytes() for p in twice.written] == bytes_once and not twice.failed
     said = " ".join(left_out([tmp_path]))
-    assert "2 pictures are results" in said and "1 files are no pictures (first notes.txt)" in said
+    assert "results of facelab, left out: 2" in said and "no pictures, left out: 1 (first notes.txt)" in said
     other = tmp_path / "results"
     restore_files([tmp_path], [restorer], other, progress=False)
     assert [p.name for p in find_pictures([other])] == ["me.png"]  # where all are results, they are what is meant

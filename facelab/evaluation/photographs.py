@@ -370,11 +370,9 @@ def left_out(
         others = [name for name in others if name not in (RECORD, "Thumbs.db", "desktop.ini")]
         made = set(list_pictures(folder)) - set(pictures_of(folder))
         if others:
-            said.append(f"{folder}: {len(others)} files are no pictures (first {others[0]})")
+            said.append(f"{folder}: no pictures, left out: {len(others)} (first {others[0]})")
         if made:
-            said.append(
-                f"{folder}: {len(made)} pictures are results of facelab, listed in {RECORD}"
-            )
+            said.append(f"{folder}: results of facelab, left out: {len(made)}, listed in {RECORD}")
         if below := _below(folder):
             said.append(
                 f"{folder}: its folders {below} are not looked at: give them, or all of them as"
