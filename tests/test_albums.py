@@ -300,6 +300,18 @@ def test_masks_that_do_not_fit_are_refused(tmp_path):
         read_mask(path, masks, photo)
 
 
+def test_a_mask_is_of_one_picture(tmp_path):
+    masks = Masks(tmp_path / "masks")
+    for folder in ("a", "b"):
+        write_image(tmp_path / folder / "me.png", FACES["image"][0])
+    write_image(tmp_path / "masks" / "me.png", torch.zeros(3, 128, 128))
+    open_shot(tmp_path / "a" / "me.png", "a/me", 128, FaceFinder(), masks)
+    with pytest.raises(FacelabError, match="fits two pictures, .*a/me.png and .*b/me.png"):
+        open_shot(tmp_path / "b" / "me.png", "b/me", 128, FaceFinder(), masks)
+    write_image(tmp_path / "masks" / "b" / "me.png", torch.zeros(3, 128, 128))
+    assert open_shot(tmp_path / "b" / "me.png", "b/me", 128, FaceFinder(), masks).masks.max() == 0
+
+
 def test_systems_that_take_no_mask_say_so(tmp_path, models, capsys):
     path, _ = album(tmp_path)
     (tmp_path / "masks").mkdir()

@@ -5,6 +5,8 @@ import re
 import shlex
 import subprocess
 import sys
+from functools import lru_cache
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,11 +14,12 @@ from conftest import ROOT, copy_project, shrink
 from PIL import Image
 from published import helen
 
-from facelab.apps.commands import main
-from facelab.base.images import read_image, write_image
+from facelab.apps.commands import main, pack_faces
+from facelab.base.images import read_image, to_float, write_image
 from facelab.base.names import build
 from facelab.base.params import load_params
 from facelab.faces.drawn import draw_faces, draw_set
+from facelab.faces.sets import FaceSet
 from facelab.networks.identity_start import start_as_identity
 from facelab.publication.shipping import LIMIT, measure_model
 from facelab.training.models import write_model
@@ -141,6 +144,42 @@ def test_a_users_mistake_gets_one_sentence(place, tmp_path, capsys, words, messa
     assert main([*words, *["--quiet"] * (words[0] in ("restore", "degrade"))]) == 1
     printed = capsys.readouterr().err
     assert message in printed and "Traceback" not in printed and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("change", ["nothing", "another folder", "one more", "one less", "one other", "size"])
+def test_faces_are_packed_anew_when_they_have_changed(tmp_path, monkeypatch, capsys, change):
+    monkeypatch.chdir(ROOT)
+    for name, some in (("a", range(4)), ("b", range(4, 8))):
+        for k in some:
+            write_image(tmp_path / name / f"{k % 4}.png", to_float(faces_of_32().images[k]))
+
+    def packed(folder, size=32):
+        args = SimpleNamespace(faces=tmp_path / folder, out=tmp_path / "out", profile=None, params=None, size=size)
+        pack = pack_faces(args, {})
+        return FaceSet.load(pack).images, pack.stat().st_mtime_ns
+
+    before = packed("a")
+    capsys.readouterr()
+    folder, size = "a", 32
+    if change == "another folder":
+        folder = "b"
+    if change == "one more":
+        write_image(tmp_path / "a" / "4.png", to_float(faces_of_32().images[4]))
+    if change == "one less":
+        (tmp_path / "a" / "3.png").unlink()
+    if change == "one other":
+        write_image(tmp_path / "a" / "3.png", to_float(faces_of_32().images[5]))
+    if change == "size":
+        size = 16
+    after = packed(folder, size)
+    assert (before[1] == after[1]) == (change == "nothing")
+    assert ("packed anew" in capsys.readouterr().err) == (change != "nothing")
+    assert change == "nothing" or before[0].shape != after[0].shape or not torch.equal(before[0], after[0])
+
+
+@lru_cache
+def faces_of_32():
+    return draw_set(8, 0, 0, size=32)
 
 
 def test_models_and_weights_are_listed(place, monkeypatch, capsys):

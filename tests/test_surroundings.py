@@ -1,11 +1,13 @@
 """The user's surroundings stay outside: git, shells and paths, encodings, proxies, styles, kernels, other systems."""
 
+import hashlib
 import json
 import os
 import subprocess
 import sys
 import threading
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer, SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -13,8 +15,9 @@ import yaml
 from conftest import ENV, ROOT, run
 
 from facelab import FacelabError
+from facelab.apps import commands
 from facelab.apps.commands import parser
-from facelab.base import params
+from facelab.base import params, weights
 from facelab.base.params import choose_profile, load_params
 from facelab.base.weights import find_weights
 from facelab.faces.drawn import draw_set
@@ -218,3 +221,58 @@ def test_a_stage_has_its_own_kernel_and_styles(tmp_path):
     assert done.returncode == 0, done.stdout[-2000:]
     made = json.loads((tmp_path / "build" / "notebooks" / "draw.ipynb").read_text())["cells"][-1]["outputs"]
     assert "".join(made[0]["text"]) == f"{Path(sys.prefix)} 10.0 False\n"
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *words):
+        "Be quiet."
+
+
+@pytest.fixture
+def published(tmp_path, monkeypatch):
+    "A server on this machine with a file that others publish, whose SHA-256 is known."
+    (tmp_path / "served").mkdir()
+    data = b"weights" * 1000
+    (tmp_path / "served" / "net-0.pth").write_bytes(data)
+    (tmp_path / "served" / "model").mkdir()
+    handler = partial(Quiet, directory=str(tmp_path / "served"))
+    with HTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}/"
+        known = weights.Published("net-0.pth", address, 1, hashlib.sha256(data).hexdigest(), "MIT, a test")
+        monkeypatch.setitem(weights.PUBLISHED, "net", known)
+        monkeypatch.setenv("FACELAB_WEIGHTS", str(tmp_path / "here"))
+        for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+            monkeypatch.delenv(name, raising=False)
+        yield tmp_path, address
+        server.shutdown()
+
+
+def test_weights_are_downloaded_by_name_and_checked(published, capsys):
+    folder, _ = published
+    assert commands.main(["weights", "get", "net"]) == 0
+    out = capsys.readouterr().out
+    assert "1 MB, MIT, a test" in out and str(folder / "here" / "net-0.pth") in out
+    assert (folder / "here" / "net-0.pth").read_bytes() == (folder / "served" / "net-0.pth").read_bytes()
+    (folder / "here" / "net-0.pth").unlink()
+    (folder / "served" / "net-0.pth").write_bytes(b"something else")
+    assert commands.main(["weights", "get", "net"]) == 1
+    assert "invalid hash value" in capsys.readouterr().err and not list((folder / "here").iterdir())
+    assert commands.main(["weights", "get", "nett"]) == 1 and "did you mean 'net'" in capsys.readouterr().err
+    assert commands.main(["weights", "fetch", "net"]) == 1 and "facelab weights get NAME" in capsys.readouterr().err
+
+
+def test_a_model_at_an_address_is_the_one_that_is_there_now(published, monkeypatch, capsys):
+    folder, address = published
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder / "cache"))
+    model = folder / "served" / "model"
+    for turn in ("first", "second"):
+        (model / "generator.safetensors").write_text(turn)
+        (model / "recipe.json").write_text("{}")
+        there = zoo.fetch_model(f"{address}model")
+        assert (there / "generator.safetensors").read_text() == turn
+    (model / "recipe.json").unlink()  # half of a model: none of it is taken
+    (model / "generator.safetensors").write_text("third")
+    assert (zoo.fetch_model(f"{address}model") / "generator.safetensors").read_text() == "second"
+    assert "the earlier copy in" in capsys.readouterr().err
+    assert [p.name for p in (folder / "cache" / "facelab").iterdir()] == [there.name]

@@ -24,6 +24,7 @@ from ..degradations.resample import resize
 from ..evaluation.finder import find_faces
 from facelab.evaluation.photographs import (
     RECORD,
+    find_mask,
     find_pictures,
     is_sharper,
     open_photograph,
@@ -222,6 +223,12 @@ def open_shot(
     if any(is_sharper(photo, size) for photo in photos):
         shot.notes.append(f"its face has more detail than the {size} pixels that are made of it")
     if masks:
+        mask = find_mask(path, masks.folder)
+        if (other := masks.used.setdefault(mask, path)) != path:
+            raise FacelabError(
+                f"the mask {mask} fits two pictures, {other} and {path}: put masks into folders"
+                " that are called as those of the pictures"
+            )
         found = [read_mask(path, masks.folder, photo, masks.inverted) for photo in photos]
         shot.masks = torch.cat(found)
         hidden = shot.masks.mean((1, 2, 3)).max().item()

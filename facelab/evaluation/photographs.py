@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SMALLER', 'LARGEST', 'ONE_TONE', 'DETAIL', 'RECORD', 'Photograph', 'open_photograph', 'Restorer', 'visible',
            'tone_of', 'put_back', 'is_sharper', 'read_record', 'pictures_of', 'find_pictures', 'left_out',
-           'result_names', 'read_mask', 'read_truth']
+           'result_names', 'find_mask', 'read_mask', 'read_truth']
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c002
 import json
@@ -427,6 +427,14 @@ def _hidden_pixels(opened):
     return grey > grey.max() / 2
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c028-1
+def find_mask(
+    path,  # of the picture
+    folder,  # of masks
+) -> Path:
+    "The mask that is named as a picture; `FacelabError` without one, and with two."
+    return _namesake(Path(path), folder, "mask", "white where something is in front of the face")
+
+
 def read_mask(
     path,  # of the picture
     folder,  # of masks
@@ -435,8 +443,7 @@ def read_mask(
 ) -> torch.Tensor:  # float (1,1,S,S), 1 where something is in front of the face
     "What hides a face, from the mask that is named as its picture; `FacelabError` without one."
     size, (W, H) = photo.face.shape[-1], photo.picture.size
-    found = _namesake(Path(path), folder, "mask", "white where something is in front of the face")
-    opened = read_picture(found)
+    opened = read_picture(found := find_mask(path, folder))
     w, h = opened.colours.size
     if abs(w * H - h * W) > 0.02 * w * H:
         raise FacelabError(
