@@ -223,22 +223,28 @@ def open_shot(
     if any(is_sharper(photo, size) for photo in photos):
         shot.notes.append(f"its face has more detail than the {size} pixels that are made of it")
     if masks:
-        mask = find_mask(path, masks.folder)
-        if (other := masks.used.setdefault(mask, path)) != path:
-            raise FacelabError(
-                f"the mask {mask} fits two pictures, {other} and {path}: put masks into folders"
-                " that are called as those of the pictures"
-            )
-        found = [read_mask(path, masks.folder, photo, masks.inverted) for photo in photos]
-        shot.masks = torch.cat(found)
+        shot.masks = _masks_of(shot, masks)
         hidden = shot.masks.mean((1, 2, 3)).max().item()
-        if hidden > MOST and not masks.sure:
-            raise FacelabError(
-                f"the mask of {path} hides {hidden:.0%} of a face: give --yes if it does, or"
-                " --inverted if it is white where the face is visible"
-            )
         shot.notes.append(f"{hidden:.0%} of the face are hidden")
     return shot
+
+
+def _masks_of(shot, masks):
+    "What hides the faces of a picture; `FacelabError` for a mask that may not be meant so."
+    mask = find_mask(shot.path, masks.folder)
+    if (other := masks.used.setdefault(mask, shot.path)) != shot.path:
+        raise FacelabError(
+            f"the mask {mask} fits two pictures, {other} and {shot.path}: put masks into folders"
+            " that are called as those of the pictures"
+        )
+    read = [read_mask(shot.path, masks.folder, photo, masks.inverted) for photo in shot.photos]
+    hidden = max(one.mean().item() for one in read)
+    if hidden > MOST and not masks.sure:
+        raise FacelabError(
+            f"the mask of {shot.path} hides {hidden:.0%} of a face: give --yes if it does, or"
+            " --inverted if it is white where the face is visible"
+        )
+    return torch.cat(read)
 
 # %% ../../nbs/9_apps/03_files.ipynb #c016-1
 def restore_shots(

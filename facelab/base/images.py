@@ -117,7 +117,7 @@ def orientation(
     except Exception:
         return 1
 
-
+# %% ../../nbs/0_base/01_images.ipynb #c017b
 def _choose_page(picture, notes):
     "Go to the page that is the picture: no preview, and none with a quarter of another's pixels."
     try:
