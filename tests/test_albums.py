@@ -335,6 +335,17 @@ def test_tables_that_say_nothing_of_a_picture_are_told(tmp_path):
     assert "no row of" in notes[0] and "another.png" in notes[0] and how.startswith("taken as")
 
 
+@pytest.mark.parametrize("quiet", [[], ["--quiet"]])
+def test_a_table_of_no_use_is_told_even_quietly(tmp_path, models, capsys, quiet):
+    path, _ = album(tmp_path / "in", "wide.png")
+    write_image(tmp_path / "in" / "square.png", FACES["image"][0])
+    words = ["restore", str(tmp_path / "in"), "--landmarks", str(tmp_path / "in" / "points.csv"), "--cut-out"]
+    path.with_name("points.csv").write_text("wide.png" + "," * 10 + "\n" + row("other.png", scene()[1][0]))
+    assert main([*words, "--system", str(models / "srresnet"), "--out", str(tmp_path / "out"), *quiet]) == 0
+    said = capsys.readouterr().err
+    assert "the row of wide.png in" in said and "is empty" in said and "no row of" in said
+
+
 def test_points_of_the_stored_pixels_are_told(tmp_path):
     canvas, points = scene(faces=((0, 40, 60),))
     exif = Image.Exif()

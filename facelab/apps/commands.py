@@ -95,13 +95,14 @@ def degrade(args):
 def print_done(args, done):
     """Print the paths that were written, and on stderr what was done, what was left out and what failed.
 
-    1 if something failed, else 0; --quiet leaves out what was done."""
+    1 if something failed, else 0. --quiet leaves out what was done, but not that a table of landmarks was of no use."""
     from facelab.apps.files import one_line
     from facelab.evaluation.photographs import left_out
 
     for path in done.written:
         print_line(path)
-    said = [] if args.quiet else [one_line(told) for told in done.told]
+    unused = lambda told: args.landmarks and told["found"] != "by its landmarks"
+    said = [one_line(told) for told in done.told if not args.quiet or unused(told)]
     for message in [*said, *left_out(args.pictures), *(f"facelab: {message}" for message in done.failed)]:
         print_line(message, sys.stderr)
     return 1 if done.failed else 0
@@ -326,7 +327,9 @@ def add_picture_arguments(sub):
             " fills, are taken as faces that are cut out already"
         ),
     )
-    taken.add_argument("--cut-out", action="store_true", help="take every picture as a face: its middle square")
+    taken.add_argument(
+        "--cut-out", action="store_true", help="take every picture without landmarks as a face: its middle square"
+    )
     sub.add_argument(
         "--which",
         metavar="FACES",

@@ -80,14 +80,12 @@ def __call__(
     opened, row = opened or read_picture(path), self.rows.get(path)
     cut = lambda points=None: open_photograph(path, size, points, opened)
     notes = [*opened.notes, *([row] if isinstance(row, str) else [])]
-    if self.cut_out:
-        return [cut()], CUT_OUT, notes
     if row is not None and not isinstance(row, str):
         points = landmarks_of_row(row)
         if wrong := unlike_a_face(points, opened.picture.size, opened.turned):
             raise FacelabError(f"the landmarks of {path} are not of its face: {wrong}")
         return [cut(points)], "by its landmarks", notes
-    if self.landmarker is None and self.detector is None:
+    if self.cut_out or (self.landmarker is None and self.detector is None):
         return [cut()], CUT_OUT, notes
     photos, how, more = self._found(path, size, opened.picture, cut)
     return photos, how, notes + more
