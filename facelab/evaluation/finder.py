@@ -116,9 +116,12 @@ def turn_back(
 
 # %% ../../nbs/7_evaluation/12_finder.ipynb #c015
 SEEN = 128  # side of the squares that the landmarker learned from, pixels
-COPIES = (80, 160, 320, 640)  # shorter sides of the copies that it looks through
+COPIES = (80, 112, 160, 224, 320, 640)  # shorter sides of the copies that it looks through
 WIDEST = 4096  # longer side of a copy
-MAYBE, SURE = 0.3, 0.5  # mean peak of the heat maps from which a face is looked at again, or is one
+MAYBE, SURE = (
+    0.25,
+    0.45,
+)  # mean peak of the heat maps from which a face is looked at again, or is one
 
 
 def copies(
@@ -171,16 +174,17 @@ def find_points(
     matrices,  # picture to square, (2, 3) each
 ):  # points (N, K, 2) in pixels of the picture, mean peaks (N,)
     "The points that a landmarker finds in squares of a picture and in their mirror images."
-    maps = []
+    maps, peaks = [], []
     for some in chunked(matrices, 16):
         squares = torch.stack([tensor_of(align_picture(picture, m, SEEN)) for m in some])
         both = predict_maps(net, to_float(torch.cat([squares, squares.flip(3)])), "landmarks")
         seen, mirrored = both.split(len(some))
         swapped = mirrored[:, list(scheme(seen.shape[1]).mirror)]
         maps.append((seen + swapped.flip(3)) / 2)
-    maps, turns = torch.cat(maps), torch.from_numpy(np.stack(matrices))
-    found = points(maps, SEEN).double() - turns[:, None, :, 2]
-    return found @ torch.linalg.inv(turns[:, :, :2]).mT, maps.amax((2, 3)).mean(1)
+        peaks.append(seen.amax((2, 3)).mean(1))
+    turns = torch.from_numpy(np.stack(matrices))
+    found = points(torch.cat(maps), SEEN).double() - turns[:, None, :, 2]
+    return found @ torch.linalg.inv(turns[:, :, :2]).mT, torch.cat(peaks)
 
 
 @torch.inference_mode()
@@ -266,7 +270,7 @@ def load_detector() -> CenterFace | None:  # None: the extra is not installed
 
 # %% ../../nbs/7_evaluation/12_finder.ipynb #c022
 LONGEST = (320, 1600)  # longer sides of the copies that the detector looks through
-AT_ONCE, SHARED = 2**20, 160  # pixels that it sees at once, and those that neighbours share
+AT_ONCE, SHARED = 750_000, 160  # pixels that it sees at once, and those that neighbours share
 
 
 def strips(
