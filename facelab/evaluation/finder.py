@@ -118,10 +118,8 @@ def turn_back(
 SEEN = 128  # side of the squares that the landmarker learned from, pixels
 COPIES = (80, 112, 160, 224, 320, 640)  # shorter sides of the copies that it looks through
 WIDEST = 4096  # longer side of a copy
-MAYBE, SURE = (
-    0.25,
-    0.45,
-)  # mean peak of the heat maps from which a face is looked at again, or is one
+MAYBE = 0.25  # mean peak of the heat maps from which a face is looked at again ...
+SURE = 0.45  # ... and from which it is one
 
 
 def copies(
