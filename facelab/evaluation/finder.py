@@ -268,7 +268,7 @@ def load_detector() -> CenterFace | None:  # None: the extra is not installed
 
 # %% ../../nbs/7_evaluation/12_finder.ipynb #c022
 LONGEST = (320, 1600)  # longer sides of the copies that the detector looks through
-AT_ONCE, SHARED = 750_000, 160  # pixels that it sees at once, and those that neighbours share
+AT_ONCE, SHARED = 600_000, 80  # pixels that it sees at once, and those that neighbours share
 
 
 def strips(
