@@ -9,6 +9,7 @@ __getattr__, __dir__ = lazy_names(
         "judges": ["Judges"],
         "set_metrics": ["frechet_distance", "kid"],
         "measures": ["measure_of"],
-        "photographs": ["Restorer", "find_landmarks", "open_photograph", "put_back"],
+        "finder": ["find_faces", "load_detector"],
+        "photographs": ["Restorer", "open_photograph", "put_back"],
     },
 )
