@@ -393,7 +393,7 @@ def write_record_of(
     old = [one for one in before.get("pictures", ()) if one.get("picture") not in fresh]
     files = sorted({*files, *before.get("files", ())})
     record = dict(files=files, pictures=old + told, failed=done.failed)
-    write_text(Path(folder) / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    write_text(Path(folder) / RECORD, json.dumps(record, indent=1) + "\n")
 
 # %% ../../nbs/9_apps/03_files.ipynb #c021-1b
 def one_line(
