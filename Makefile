@@ -16,10 +16,7 @@ export DVC_NO_ANALYTICS := 1
 # FROM as it was typed: a path may hold blanks, quotes and $
 export FACES_FROM := $(value FROM)
 
-# a photograph of 200 MB can be uploaded in a widget
-UPLOADS := {'websocket_max_message_size': 268435456}
-
-.PHONY: help install repro stages test lessons tests check coverage hooks profile faces explore docs bench lab clean
+.PHONY: help install repro stages test check coverage hooks profile faces explore docs bench lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -48,13 +45,8 @@ stages:  # of repro, which lets them begin warm
 	@echo; echo "Tables: build/tables   Figures: build/figures, build/samples, build/architecture   Claims: build/claims/claims.md   Executed notebooks: build/notebooks   Logs: build/logs"
 
 test: $(READY)  ## all tests: the notebooks, and beside them tests/
-	@$(MAKE) -s -j 2 --no-print-directory lessons tests
-
-lessons:
-	OMP_NUM_THREADS=1 nbdev_test --n_workers 1 && echo "notebooks: passed"
-
-tests:
-	OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	@export OMP_NUM_THREADS=1; { nbdev_test --n_workers 1 && echo "notebooks: passed"; } & notebooks=$$!; \
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; wait $$notebooks && exit $$tests
 
 check: $(READY)  ## a minute: lint, format, types, notebooks clean and exported, and the quickest tests
 	@wrong=0; ruff check || wrong=1; ruff format --check || wrong=1; mypy || wrong=1; OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=0 --durations-min=5 $(QUICK) || wrong=1; exit $$wrong
@@ -74,7 +66,7 @@ faces: $(READY)  ## make faces FROM=/path/to/CelebA: real faces for the data sou
 	@python -m facelab.pipeline adopt "$$FACES_FROM"
 
 explore: $(READY)  ## the degradation explorer as a page in the browser
-	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="$(UPLOADS)"
+	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="{'websocket_max_message_size': 268435456}"
 
 docs: $(READY)  ## the notebooks with their pictures as a site, build/site/html/index.html; executes what has changed, a quarter of an hour the first time
 	OMP_NUM_THREADS=1 python -m facelab.pipeline docs
@@ -83,7 +75,7 @@ bench: $(READY)  ## speed of degradations, metrics, networks and training beside
 	python -m benchmarks
 
 lab: $(READY)  ## JupyterLab on the notebooks
-	jupyter lab nbs --ServerApp.tornado_settings="$(UPLOADS)" $(if $(filter 0,$(shell id -u)),--allow-root)
+	jupyter lab nbs --ServerApp.tornado_settings="{'websocket_max_message_size': 268435456}" $(if $(filter 0,$(shell id -u)),--allow-root)
 
 clean:  ## remove what `make repro` made; faces and environment stay
 	rm -rf build
