@@ -348,7 +348,7 @@ def restore_files(
                 waiting.append(open_shot(path, name, size, finder, masks))
             except FacelabError as error:
                 done.failed.append(failure_message(path, error))
-            pixels = sum(p.width * p.height for p in (s.photos[0].picture for s in waiting))
+            pixels = sum(p.width * p.height for p in (s.photos[0].opened.colours for s in waiting))
             faces = sum(len(s.photos) for s in waiting)
             if faces >= batch or pixels >= TOGETHER or n == len(paths):
                 _finish(waiting, restorers, folders, sheets, batch, done)

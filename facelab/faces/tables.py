@@ -17,10 +17,11 @@ from itertools import chain, islice
 from pathlib import Path, PurePosixPath
 
 import numpy as np
+import torch
 
 from .. import FacelabError
 from ..base.images import is_picture
-from .parts import LANDMARK_SCHEMES, scheme
+from .parts import LANDMARK_SCHEMES, five_points, scheme
 
 # %% ../../nbs/1_faces/11_tables.ipynb #t006
 _MARKS = (
@@ -414,9 +415,7 @@ def landmarks_of_row(
 # %% ../../nbs/1_faces/11_tables.ipynb #t028
 def _five(points):
     "Eyes, nose and mouth corners (N, 5, 2) of (N, K, 2)."
-    s = scheme(points.shape[1])
-    parts = (s.left_eye, s.right_eye, (s.nose,), s.corners[:1], s.corners[1:])
-    return np.stack([points[:, list(part)].mean(1) for part in parts], 1)
+    return five_points(torch.from_numpy(np.ascontiguousarray(points))).numpy()
 
 
 def _frames(five):
