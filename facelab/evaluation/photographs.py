@@ -11,7 +11,6 @@ __all__ = ['SMALLER', 'LARGEST', 'ONE_TONE', 'DETAIL', 'RECORD', 'Photograph', '
 import json
 import math
 import os
-import unicodedata
 from collections import Counter
 from dataclasses import dataclass
 from importlib.resources import files
@@ -40,6 +39,7 @@ from ..degradations.degradation import check_images
 from ..degradations.resample import resize
 from ..faces.layouts import align_picture, centre_square
 from ..faces.parts import similarity
+from ..faces.tables import folded
 from ..training.models import call_network, extra_inputs, load_model
 from ..training.zoo import downscaling
 
@@ -391,20 +391,15 @@ def result_names(
         lambda p: str(p.absolute().parent.relative_to(root) / p.stem),
         lambda p: str(p.absolute().parent.relative_to(root) / p.name),
     ):
-        count = Counter(map(_plain, names))
-        names = [more(p) if count[_plain(n)] > 1 else n for p, n in zip(paths, names)]
+        count = Counter(map(folded, names))
+        names = [more(p) if count[folded(n)] > 1 else n for p, n in zip(paths, names)]
     return names
-
-
-def _plain(name):
-    "A name as file systems compare it that know no capitals and no order of accents."
-    return unicodedata.normalize("NFC", name).casefold()
 
 # %% ../../nbs/7_evaluation/09_photographs.ipynb #c028
 def _namesake(path, folder, kind, what):
     "The file of a folder that has the name of a picture, whatever its suffix."
     own = list_pictures(Path(folder) / path.parent.name) + list_pictures(folder)
-    for name in (lambda p: _plain(p.name), lambda p: _plain(p.stem)):
+    for name in (lambda p: folded(p.name), lambda p: folded(p.stem)):
         found = [p for p in own if name(p) == name(path)]
         found = [p for p in found if p.parent == found[0].parent]
         if len(found) > 1:
