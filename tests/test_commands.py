@@ -263,6 +263,21 @@ def test_a_set_without_faces_to_test_on_is_told_before_training(tmp_path, capsys
     assert f"no face is left for the part {part}" in capsys.readouterr().out
 
 
+def test_evaluate_measures_under_the_convention_that_is_asked_for(tmp_path, capsys):
+    (tmp_path / "own.yaml").write_text("evaluate: {convention: y_border8}\n")
+    faces, own = tmp_path / "faces", ["--params", str(tmp_path / "own.yaml")]
+    drawn = draw_set(4, 2, 4, size=64, seed=0)
+    drawn.save(faces / "64.safetensors")
+    small = torch.nn.functional.avg_pool2d(drawn.images.float(), 4).byte()
+    FaceSet("small", small, drawn.names, drawn.split).save(faces / "16.safetensors")
+    words = ["--faces", str(faces / "64.safetensors"), "--out", str(tmp_path / "64")]
+    assert main(["evaluate", "bicubic", *words, *own]) == 0 and "psnr_y_border8" in capsys.readouterr().out
+    words = ["--faces", str(faces / "16.safetensors"), "--out", str(tmp_path / "16")]
+    assert main(["evaluate", "srresnet", *words, *own]) == 1 and not (tmp_path / "16/models").exists()
+    told = "Images of 16x16 leave less than one 11x11 window under the convention 'y_border8': take larger ones"
+    assert told in capsys.readouterr().err
+
+
 SHIPS = {**find_models(), **find_models(kind="helpers")} if SHIPPED.exists() else {}
 SHIPS = {name: folder for name, folder in SHIPS.items() if folder.parent == SHIPPED}
 

@@ -502,6 +502,30 @@ def test_a_set_refuses_pictures_without_numbers_and_points_that_are_no_face(tmp_
     assert "landmarks_68.csv: 2 numbers a face are no x and y" in check_faces(tmp_path, 64).problem
 
 
+def test_landmarks_lie_beside_the_pictures(tmp_path):
+    "A table in each folder, named as there; or a .pts file of each picture, which counts from 1."
+    for parts in (("train", "test"), ("a/b", "a/c")):
+        root = tmp_path / parts[0][0]
+        for part, k in zip(parts, (0, 1)):
+            album(root / part, ["1.png", "0.png"][k:], ["1.png", "0.png"][k:])
+        found = open_faces(root, 64)
+        assert len(found) == 3 and ("landmarks", "68 points", "from landmarks_68.csv") in found.notes
+        places = {f"{parts[0]}/1.png": 0, f"{parts[0]}/0.png": 1, f"{parts[1]}/0.png": 0}
+        assert np.allclose(found.landmarks, FACES[68][[places[name] for name in found.names]], atol=0.01)
+    (root / "a/c/landmarks_68.csv").write_text("0.png,1,2,3,4\n")
+    assert "has 136 numbers a face" in (said := check_faces(root, 64).problem) and "give the same" in said
+    folder = album(tmp_path / "faces", ["x/1.png", "y/1.png", "y/2.png"])
+    for k, name in enumerate(["x/1.pts", "y/1.PTS", "y/2.pts"]):
+        points = "\n".join(f"{x + 0.5} {y + 0.5}" for x, y in FACES[68][k])
+        (folder / name).write_text(f"version: 1\nn_points: 68\n{{\n{points}\n}}\n")
+    (folder / "x/9.pts").write_text((folder / "x/1.pts").read_text())
+    found = open_faces(folder, 64)
+    assert np.allclose(found.landmarks, FACES[68][:3], atol=0.01)
+    assert ("not used", "1 of 4 rows", "of *.pts name pictures that are not here (first x/9)") in found.notes
+    (folder / "y/2.pts").unlink()
+    assert "has no line for 1 (first y/2.png) of 3 pictures" in check_faces(folder, 64).problem
+
+
 def test_tables_of_wflw_and_mediapipe_serve_a_set(tmp_path):
     album(tmp_path, ["0.png", "1.png"])
     row = " ".join(map(str, (points_of(WFLW) * 0.5).ravel()))

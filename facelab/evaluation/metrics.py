@@ -4,8 +4,9 @@
 
 # %% auto #0
 __all__ = ['RGB', 'Y', 'CONVENTIONS', 'PIXELS_AT_ONCE', 'ALEXNET', 'Convention', 'as_convention', 'check_pairs', 'luma',
-           'prepare', 'psnr', 'sliding_window', 'ssim', 'pool', 'psnr_ssim', 'lpips_network', 'open_lpips',
-           'lpips_alex', 'lpips_unavailable', 'score', 'write_scores', 'read_scores', 'bootstrap', 'summarise']
+           'prepare', 'scored_conventions', 'psnr', 'sliding_window', 'ssim', 'pool', 'psnr_ssim', 'lpips_network',
+           'open_lpips', 'lpips_alex', 'lpips_unavailable', 'score', 'write_scores', 'read_scores', 'bootstrap',
+           'summarise']
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c003
 import csv
@@ -147,22 +148,34 @@ def prepare(
     "Both images in float64, rounded, cut and converted as the convention says: (N,3|1,h,w)."
     check_pairs(x, y)
     c = as_convention(convention)
-    h, w = _inner_size(x, c)
+    h, w = _inner_size(x.shape[-2:], c)
     if c.quantise:
         x, y = to_uint8(x).double() / 255, to_uint8(y).double() / 255
     x, y = (i.double()[..., c.border : c.border + h, c.border : c.border + w] for i in (x, y))
     return (x, y) if c.colour == "RGB" else (luma(x), luma(y))
 
 
-def _inner_size(x, c):
-    "Height and width that the convention leaves of images."
-    h, w = (side - 2 * c.border for side in x.shape[-2:])
+def _inner_size(size, c):
+    "Height and width that the convention leaves of images of this height and width."
+    h, w = (side - 2 * c.border for side in size)
     if min(h, w) < c.window:
         raise FacelabError(
-            f"Images of {x.shape[-1]}x{x.shape[-2]} leave less than one {c.window}x{c.window}"
-            f" window under the convention {c.name!r}."
+            f"Images of {size[1]}x{size[0]} leave less than one {c.window}x{c.window} window under"
+            f" the convention {c.name!r}: take larger ones, or another convention."
         )
     return h, w
+
+
+def scored_conventions(
+    asked=None,  # `evaluate.convention`: a name, or None
+    size=None,  # side of the faces, if it is known
+) -> tuple:  # of names
+    "rgb, y and the one that is asked for; `FacelabError` if the faces are too small for one."
+    names = tuple(dict.fromkeys(("rgb", "y", asked or "rgb")))
+    for convention in map(as_convention, names):
+        if size:
+            _inner_size((size, size), convention)
+    return names
 
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c022
 def _sum_and_difference(x, y, quantise):
@@ -178,7 +191,7 @@ def _sum_and_difference(x, y, quantise):
 # %% ../../nbs/7_evaluation/03_metrics.ipynb #c023
 def _apply_convention(both, c):
     "Sum and difference, cut and converted as the convention says: (2,N,3|1,h,w)."
-    h, w = _inner_size(both, c)
+    h, w = _inner_size(both.shape[-2:], c)
     both = both[..., c.border : c.border + h, c.border : c.border + w]
     if c.colour == "RGB":
         return both

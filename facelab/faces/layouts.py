@@ -378,16 +378,15 @@ def _find_first(path, *names):
     return next((place for place in places if place.exists()), None)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c0a2
-def _set_landmarks(survey, path, shift=0.0):
-    "Landmarks from a table."
-    table = read_table(path)
+def _set_landmarks(survey, table, shift=0.0):
+    "Landmarks of a table."
     rows = _rows_of(survey, table)
     try:
         points = landmarks_of_row(rows) + shift
     except FacelabError as error:
-        raise FacelabError(f"{path}: {error}") from None
+        raise FacelabError(f"{table.path}: {error}") from None
     survey.landmarks = torch.tensor(points)
-    count, how = points.shape[1], f"from {path.name}"
+    count, how = points.shape[1], f"from {table.path.name}"
     if rows.shape[1] != 2 * count:
         how += f", of {rows.shape[1]} numbers a face"
     if table.unused:
@@ -395,14 +394,44 @@ def _set_landmarks(survey, path, shift=0.0):
     survey.notes.append(("landmarks", f"{count} points", how))
 
 
-def _set_table_landmarks(survey, path):
-    "Landmarks of a table landmarks_K.csv or .txt, the one with most points; is there one?"
+def _landmarks_in(folder):
+    "A folder's table landmarks_K.csv or .txt with most points, else its .pts files, else None."
     counts = sorted({*LANDMARK_SCHEMES, 98, 468, 478}, reverse=True)
     names = [f"{a}landmarks_{k}.{z}" for k in counts for z in ("csv", "txt") for a in ("", "list_")]
-    table = _find_first(path, *names)
-    if table:
+    if found := _find_first(folder, *names):
+        return read_table(found)
+    files = [f for f in folder.iterdir() if f.suffix.lower() == ".pts" and not is_hidden(f)]
+    rows = {name: row for file in sorted(files) for name, row in read_table(file).items()}
+    return Table(folder / "*.pts", rows) if rows else None
+
+
+def _join_tables(survey, tables):
+    "One table of those in several folders, each of the pictures in and below its own."
+    joined = Table(next(iter(tables.values())).path)
+    widths = {len(row): table.path for table in tables.values() for row in table.values()}
+    if len(widths := {k: v for k, v in widths.items() if k}) > 1:
+        (a, here), (b, there), *_ = widths.items()
+        raise FacelabError(
+            f"{here} has {a} numbers a face, {there} {b}: give the same points in all"
+        )
+    for folder, table in tables.items():
+        names = [n for n, file in zip(survey.names, survey.files) if folder in file.parents]
+        of = {row: name for name, row in match_rows(table, names).items()}
+        joined |= {of.get(row, f"{folder.name}/{row}"): numbers for row, numbers in table.items()}
+    return joined
+
+
+def _set_table_landmarks(survey, path):
+    "Landmarks from a folder, or else from those that its pictures lie in; are there some?"
+    if table := _landmarks_in(path):
         _set_landmarks(survey, table)
-    return table is not None
+        return True
+    folders = {file.parent for file in survey.files}
+    below = sorted({f for one in folders for f in (one, *one.parents) if path in f.parents})
+    tables = {folder: table for folder in below if (table := _landmarks_in(folder))}
+    if tables:
+        _set_landmarks(survey, _join_tables(survey, tables))
+    return bool(tables)
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c035
 def _pictures_below(folder):
@@ -494,7 +523,7 @@ def survey_celeba(
     survey = Survey(path.name, "CelebA", _celeba_pictures(path))
     coarse = _find_first(path, "list_landmarks_align_celeba.txt", "list_landmarks_align_celeba.csv")
     if not _set_table_landmarks(survey, path) and coarse:
-        _set_landmarks(survey, coarse, 0.5)
+        _set_landmarks(survey, read_table(coarse), 0.5)
     _set_partition(survey, path)
     identity = _find_first(path, "identity_CelebA.txt")
     if identity:
@@ -684,40 +713,27 @@ HELEN_LISTS = (
 
 
 def _read_lists(path):
-    "The split of each name in Helen's lists, and the names of the lists; None if there are none."
+    "The split of each name in Helen's lists; None if there are none."
     for names in HELEN_LISTS:
         lists = [(path / n, k) for n, k in names if (path / n).exists()]
         if lists:
             lines = [(line, k) for p, k in lists for line in read_text(p).splitlines()]
-            split = {line.split(",")[-1].strip(): k for line, k in lines if line.strip()}
-            return split, ", ".join(p.name for p, _ in lists)
+            split = {line.split(",")[-1].strip(): [k] for line, k in lines if line.strip()}
+            return Table(path / ", ".join(p.name for p, _ in lists), split)
     return None
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c071
 def _set_helen_split(survey, path):
     "The published split, or ours if there are no lists."
-    found, files = _read_lists(path), survey.files
+    found = _read_lists(path)
     if not found:
         how = (
             "ours, by hash (80 : 10 : 10): put exemplars.txt, tuning.txt and testing.txt here for"
             " the published one"
         )
         return _set_hash_split(survey, how)
-    split, lists = found
-    lost = [f.name for f in files if f.stem not in split]
-    if lost:
-        raise FacelabError(
-            f"{lost[0]} is in none of {lists} ({len(lost)} such pictures): restore the lists in"
-            f" {path}"
-        )
-    absent = sorted(split.keys() - {f.stem for f in files})
-    if absent:
-        raise FacelabError(
-            f"{path}'s lists name {absent[0]} ({len(absent)} such names), which is not among"
-            " the pictures: unpack all archives of pictures"
-        )
-    numbers = torch.tensor([split[f.stem] for f in files], dtype=torch.uint8)
-    _set_split(survey, numbers, f"from {lists}")
+    numbers = torch.tensor(_rows_of(survey, found)[:, 0], dtype=torch.uint8)
+    _set_split(survey, numbers, f"from {found.path.name}")
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c056
 def _helen_pictures(path):

@@ -75,7 +75,15 @@ class Grid:
                 f" the same faces with --size {side} beside them, as {pack_beside(self.faces, side)}, or set"
                 " data.paper_sizes to false"
             )
+        if self.recipes[name]["kind"] == "recipes":
+            self.conventions(faces.size)
         return faces
+
+    def conventions(self, size=None):
+        "Under which PSNR and SSIM are measured; `FacelabError` if faces of this side are too small for one."
+        from facelab.evaluation.metrics import scored_conventions
+
+        return scored_conventions(self.params["evaluate"]["convention"], size)
 
     def training(self, name):
         "What a recipe's weights depend on."
@@ -104,6 +112,7 @@ class Grid:
             "inputs": self.inputs_from(recipe["inputs"]),
             "code": code,
             "restored": self.restored,
+            "conventions": list(self.conventions()),
         }
 
     def is_trained(self, name):
@@ -280,7 +289,8 @@ def score(grid, name):
         what, grid.folder(name), inputs, faces.names, restored, device, batch, {"code": made_from["code"]["restore"]}
     )
     judges = Judges(grid.out / "helpers", grid.out / "models" / "features", device)
-    write_scores(scores / f"{what.where}.csv", score_faces(what, faces, inputs, restored, judges, batch=batch))
+    rows = score_faces(what, faces, inputs, restored, judges, grid.conventions(), batch)
+    write_scores(scores / f"{what.where}.csv", rows)
     if not grid.restored:
         shutil.rmtree(restored / what.where)
     write_record(grid.record(f"{name}.scores"), made_from)
