@@ -91,7 +91,7 @@ def profile_of(profile, on, folder):
 def faces_of(profile, on, folder, side):
     "The faces of a set as the stage `faces` makes them, at a side."
     data = profile_of(profile, on, folder)["data"]
-    return complete_labels(open_faces(folder / on, side or data["size"], split=data["split"]), data)
+    return complete_labels(open_faces(folder / on, side or data["size"], split=data["split"]), data).to("cpu")
 
 
 @pytest.mark.parametrize("profile, on, name", dealt())

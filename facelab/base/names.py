@@ -10,6 +10,7 @@ import difflib
 import importlib
 import inspect
 import pkgutil
+import sys
 
 import facelab
 from .. import FacelabError, moved
@@ -38,17 +39,22 @@ def check_keys(
 PLUMBING = ("pipeline", "fleet", "apps")  # no recipe names anything there
 
 
+def _modules():
+    "The modules that a recipe may name, without `facelab.`; looking at all folders takes a while."
+    return sorted(
+        m.name.removeprefix("facelab.")
+        for m in pkgutil.walk_packages(facelab.__path__, "facelab.")
+        if m.name.split(".")[1] not in PLUMBING
+    )
+
+
 def locate(
     use: str,  # address inside the package, such as "losses.pixel.mse"
 ):  # a class or function
     "The object that a recipe names; `FacelabError` for an unknown one, with the nearest known."
     module, _, name = moved.current(use).rpartition(".")
-    known = sorted(
-        m.name.removeprefix("facelab.")
-        for m in pkgutil.walk_packages(facelab.__path__, "facelab.")
-        if m.name.split(".")[1] not in PLUMBING
-    )
-    if module not in known:
+    here = f"facelab.{module}" in sys.modules and module.partition(".")[0] not in PLUMBING
+    if not here and module not in (known := _modules()):
         raise FacelabError(
             f"unknown name {use!r}: facelab has no module {module!r}; {near(module, known)}"
         )

@@ -151,7 +151,7 @@ network(
     "face_prior",
     "prior",
     "Chen et al. 2018, Section 3.2; layers of FCSR-GAN's released code",
-    small=dict(width=16, depth=1, blocks=1, landmarks=5),
+    small=dict(width=16, depth=1, blocks=1, hourglasses=1, halvings=2, landmarks=5),
     small_side=64,
     published=dict(
         parameters=26_053_980, args={}, source="counted from the layers of FCSR-GAN's released code"

@@ -88,6 +88,13 @@ def navigation(root, args):
     print(f"{len(write_navigation(root))} notebooks were brought up to date")
 
 
+def outputs(root, args):
+    "Execute the notebooks that have changed, or that use what has, and keep in them what their cells show."
+    from facelab.pipeline.outputs import store
+
+    print(f"{len(store(root, args.jobs))} notebooks were executed")
+
+
 def docs(root, args):
     "Write the site, build/site/html."
     from facelab.pipeline.site import build
@@ -144,6 +151,7 @@ COMMANDS = (
     rehearse,
     estimate,
     navigation,
+    outputs,
     docs,
     publish,
     ship,
@@ -178,6 +186,7 @@ def parser():
     added[rehearse].add_argument("--steps", type=int, default=1, help="in each stage")
     added[estimate].add_argument("recipes", nargs="*", help="only these, and what they need")
     added[estimate].add_argument("--jobs", type=int, default=2, help="stages that will run side by side (2)")
+    added[outputs].add_argument("--jobs", type=int, default=2, help="notebooks that are executed side by side (2)")
     added[publish].add_argument("name", help="of the folder in results/")
     added[ship].add_argument("name", help="of its recipe")
     added[ship].add_argument("--run", required=True, help="the folder of the run that trained it")

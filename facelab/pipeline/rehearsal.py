@@ -5,9 +5,11 @@ import time
 from pathlib import Path
 
 from facelab import FacelabError
+from facelab.networks.registry import entries
 from facelab.training.recipes import folder_of, in_order, load_recipes, resolve
 
 AS_A_GPU = {"precision": "bf16-mixed", "channels_last": True, "compile": True, "backend": "aot_eager"}
+REPEATED = ("groups", "blocks", "fusion", "hourglasses", "halvings")  # arguments that say how often a part comes again
 SMALL = {"width": 0.05, "depth": 0.05, "batch": 2, "validate": 0, "log_every": 1, "threads": 1, "statistics": 2}
 
 
@@ -16,7 +18,25 @@ def rehearsed(name, recipes, params, steps=1):
     small = {**params, "instead": {}, "train": {**params["train"], **SMALL, "seconds": None}}
     recipe = resolve(name, recipes, small)
     recipe["stages"] = [{**stage, "steps": steps} for stage in recipe["stages"]]
+    recipe |= {key: repeat_less(recipe[key]) for key in ("generator", "critics")}
     return {**recipe, "batch": min(SMALL["batch"], recipe.get("batch") or 1)}
+
+
+def repeat_less(spec):
+    "A network's specification, or several, in which no part comes again more often than in its small one."
+    if isinstance(spec, list):
+        return [repeat_less(one) for one in spec]
+    if not isinstance(spec, dict):
+        return spec
+    small = next(
+        (
+            e.small
+            for e in entries().values()
+            if f"{e.make.__module__}.{e.make.__qualname__}" == f"facelab.{spec.get('use')}"
+        ),
+        {},
+    )
+    return {k: repeat_less(v) for k, v in spec.items()} | {k: small[k] for k in REPEATED if k in small}
 
 
 def rehearse(names, recipes, params, faces, folder=None, steps=1, tell=print):

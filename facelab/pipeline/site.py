@@ -1,4 +1,4 @@
-"""The notebooks, executed, as a site that needs neither a server nor a network; `make docs` calls it.
+"""The notebooks with their outputs, as a site that needs neither a server nor a network; `make docs` calls it.
 
 Sphinx with MyST-NB and Furo makes it: search, light and dark, narrow screens, contents, and a list of what is wrong.
 Ours are the order of pages, what is shown of a notebook, the names that its module exports, and equations as MathML.
@@ -19,9 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from facelab import FacelabError
-from facelab.base.files import record_matches, write_record
 from facelab.moved import NOTEBOOKS
-from facelab.pipeline.sources import closure, imports, notebook_code
+from facelab.pipeline.outputs import executed, injected
 
 SECTIONS = {  # folder of nbs -> its title, in reading order; guides and the contents come first
     "": "Guides",
@@ -48,7 +47,6 @@ ORDER = (  # of notebooks without numbers; stages as in dvc.yaml
 ).split()
 TOP = {"explore": "9_apps", "scale": "9_apps"}  # notebooks that lie beside the folders -> where they are read
 CONTENTS = Path("nbs/contents.ipynb")
-WIDGET = "application/vnd.jupyter.widget-view+json"
 
 
 @dataclass
@@ -71,55 +69,6 @@ def pages_of(root):
         )
     place = {name: i for i, name in enumerate(ORDER)}
     return guides + sorted(books, key=lambda p: (list(SECTIONS).index(p.section), place.get(p.source.stem, len(place))))
-
-
-def executed(root, source):
-    """The notebook with its outputs: executed when its code, or a module that it uses, has changed since.
-
-    Stages show what their last run left.
-    """
-    book = json.loads((root / source).read_text("utf-8"))  # its words may be newer than its outputs
-    if source.parts[1] == "pipeline":
-        out = next(iter(sorted((root / "build" / "notebooks").glob(f"{source.stem}*.ipynb"))), root / source)
-    else:
-        out = root / "build" / "site" / "executed" / source.relative_to("nbs")
-        execute(root, source, out)
-    done = json.loads(out.read_text("utf-8"))
-    ours, theirs = ([c for c in b["cells"] if c["cell_type"] == "code" and not injected(c)] for b in (book, done))
-    if ["".join(cell["source"]) for cell in ours] != ["".join(cell["source"]) for cell in theirs]:
-        return done  # a stage whose code is newer
-    for cell, other in zip(ours, theirs):
-        cell["outputs"] = other["outputs"]
-    return book
-
-
-def injected(cell):
-    "Did papermill write this cell?"
-    return "injected-parameters" in cell["metadata"].get("tags", [])
-
-
-def execute(root, source, out):
-    "Execute a notebook, unless it is as it was."
-    import papermill
-
-    from facelab.pipeline.surroundings import leave_user_settings
-
-    code, record, half = notebook_code(root / source), out.with_suffix(".json"), out.with_suffix(".half.ipynb")
-    made_from = {"code": code, "modules": closure(imports(re.sub(r"(?m)^\s*[%!].*$", "", code)), root)}
-    if not (out.exists() and record_matches(record, made_from)):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=40"]}
-        leave_user_settings(root / "build" / "site")
-        papermill.execute_notebook(root / source, half, kernel_name="python3", cwd=(root / source).parent, **quiet)
-        half.replace(out)
-        write_record(record, made_from)
-
-
-def refuse_errors(source, book):
-    "A stage that failed has left a notebook with an error in it."
-    for out in (out for cell in book["cells"] for out in cell.get("outputs", [])):
-        if out["output_type"] == "error":
-            raise FacelabError(f"{source}, executed, ends with an error: {out['ename']}: {out['evalue']}")
 
 
 def public_names(module):
@@ -149,9 +98,6 @@ def reader_view(book):
         text = text.rpartition("\n\n")[0] if "navigation" in tags else text
         text = re.sub(r"(?m)^#\|.*\n?", "", text) if cell["cell_type"] == "code" else text
         for data in (out["data"] for out in cell.get("outputs", []) if "data" in out):
-            if WIDGET in data:
-                data.clear()
-                data["text/markdown"] = "*A widget: run the notebook to use it.*"
             if "text/markdown" in data:  # its links are those of another page
                 data["text/markdown"] = re.sub(r"(?<!!)\[([^]]*)\]\([^)]*\)", r"\1", "".join(data["text/markdown"]))
         cells.append({**cell, "source": text})
@@ -223,8 +169,7 @@ def build(root, jobs=2, progress=True):
     books = [page.source for page in pages if page.source.suffix == ".ipynb"]
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(lambda source: executed(root, source), books)
-        for source, book in zip(books, tqdm(done, "notebooks", len(books), disable=not progress)):
-            refuse_errors(source, book)
+        list(tqdm(done, "notebooks", len(books), disable=not progress))
     moved = {f"nbs/{old}": posixpath.relpath(f"{new}.html", posixpath.dirname(old)) for old, new in NOTEBOOKS.items()}
     settings = {
         "root_doc": "README",

@@ -1,0 +1,152 @@
+"""What the cells of a notebook show, kept in it: a reader of a code host sees it without running a cell.
+
+`python -m facelab.pipeline outputs` executes the notebooks whose code, or a module that they use, has changed since,
+and stores their outputs: text, tables, and pictures with 256 colours. nbs/outputs.json says what each was made from.
+A cell with the tag `machine` shows what another machine would show otherwise (times, folders); its output is not kept.
+"""
+
+import base64
+import hashlib
+import io
+import json
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from facelab import FacelabError
+from facelab.base.files import record_matches, write_record, write_text
+from facelab.pipeline.sources import closure, imports, notebook_code
+
+RECORD = Path("nbs/outputs.json")
+MACHINE = "machine"  # tag of a cell
+WIDGET = "application/vnd.jupyter.widget-view+json"
+STAGES = "nbs/pipeline"
+
+
+def made_from(root, source):
+    "What the outputs of a notebook depend on: hashes of its own code, and of all modules that it uses."
+    code = notebook_code(root / source)
+    used = closure(imports(re.sub(r"(?m)^\s*[%!].*$", "", code)), root)
+    parts = {"code": code, "modules": json.dumps(used)}
+    return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
+
+
+def read_record(root):
+    "Notebook -> what its outputs were made from."
+    path = root / RECORD
+    return json.loads(path.read_text("utf-8")) if path.exists() else {}
+
+
+def executed(root, source):
+    """A notebook with its outputs: those that it keeps, or else it is executed.
+
+    Stages show what their last run left."""
+    book = json.loads((root / source).read_text("utf-8"))  # its words may be newer than its outputs
+    if source.is_relative_to(STAGES):
+        out = next(iter(sorted((root / "build" / "notebooks").glob(f"{source.stem}*.ipynb"))), root / source)
+    elif read_record(root).get(source.as_posix()) == made_from(root, source):
+        return book
+    else:
+        out = root / "build" / "site" / "executed" / source.relative_to("nbs")
+        execute(root, source, out)
+    done = json.loads(out.read_text("utf-8"))
+    refuse_errors(source, done)
+    ours, theirs = ([c for c in b["cells"] if c["cell_type"] == "code" and not injected(c)] for b in (book, done))
+    if ["".join(cell["source"]) for cell in ours] != ["".join(cell["source"]) for cell in theirs]:
+        book, ours = done, theirs  # a stage whose code is newer
+    for cell, other in zip(ours, theirs):
+        cell["outputs"] = [] if MACHINE in cell["metadata"].get("tags", []) else kept(other["outputs"])
+    return book
+
+
+def injected(cell):
+    "Did papermill write this cell?"
+    return "injected-parameters" in cell["metadata"].get("tags", [])
+
+
+def execute(root, source, out):
+    "Execute a notebook, unless it is as it was."
+    import papermill
+
+    from facelab.pipeline.surroundings import leave_user_settings
+
+    record, half = out.with_suffix(".json"), out.with_suffix(".half.ipynb")
+    if not (out.exists() and record_matches(record, made_from(root, source))):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=40"]}
+        leave_user_settings(root / "build" / "site")
+        papermill.execute_notebook(root / source, half, kernel_name="python3", cwd=(root / source).parent, **quiet)
+        half.replace(out)
+        write_record(record, made_from(root, source))
+
+
+def refuse_errors(source, book):
+    "A stage that failed has left a notebook with an error in it."
+    for out in (out for cell in book["cells"] for out in cell.get("outputs", [])):
+        if out["output_type"] == "error":
+            raise FacelabError(f"{source}, executed, ends with an error: {out['ename']}: {out['evalue']}")
+
+
+def kept(outputs):
+    "Of the outputs of a cell what readers see: no warnings and progress, no state of widgets, small pictures."
+    out = []
+    for given in outputs:
+        if given["output_type"] == "stream":
+            text = "".join(given["text"])
+            if given["name"] == "stderr":
+                continue
+            if out and out[-1]["output_type"] == "stream":
+                text = "".join(out.pop()["text"]) + text
+            out.append({"name": "stdout", "output_type": "stream", "text": text.splitlines(keepends=True)})
+        elif data := shown(given["data"]):
+            more = {"execution_count": None} if given["output_type"] == "execute_result" else {}
+            out.append({"data": data, "metadata": {}, "output_type": given["output_type"], **more})
+    return out
+
+
+def shown(data):
+    "Of the forms of an output the one that is shown."
+    if WIDGET in data:
+        return {"text/markdown": "*A widget: run the notebook to use it.*"}
+    if "image/png" in data:
+        return {"image/png": small_png(data["image/png"])}
+    for form in ("image/svg+xml", "text/html", "text/markdown", "text/latex", "text/plain"):
+        if form in data:
+            return {form: "".join(data[form]).splitlines(keepends=True)}
+    return {}
+
+
+def small_png(text):
+    "A PNG file (base64): the smaller one of the picture as it is, and with 256 colours."
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode("".join(text))))
+    if image.mode == "P":
+        return "".join(text).strip()
+    if image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    whole = image.convert("RGB")
+    files = [io.BytesIO(), io.BytesIO()]
+    for file, form in zip(files, (whole, whole.quantize(256, Image.Quantize.MEDIANCUT))):
+        form.save(file, "PNG", optimize=True)
+    return base64.b64encode(min((file.getvalue() for file in files), key=len)).decode()
+
+
+def store(root, jobs=2, progress=True):
+    "Bring the outputs of all notebooks up to date; returns the notebooks that were executed."
+    from tqdm import tqdm
+
+    from facelab.pipeline.site import pages_of
+
+    root = Path(root)
+    books = [page.source for page in pages_of(root) if page.source.suffix == ".ipynb"]
+    books = [source for source in books if not source.is_relative_to(STAGES)]
+    new, old = {source.as_posix(): made_from(root, source) for source in books}, read_record(root)
+    changed = [source for source in books if old.get(source.as_posix()) != new[source.as_posix()]]
+    with ThreadPoolExecutor(jobs) as pool:
+        done = pool.map(lambda source: executed(root, source), changed)
+        for source, book in zip(changed, tqdm(done, "notebooks", len(changed), disable=not progress)):
+            write_text(root / source, json.dumps(book, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+            old[source.as_posix()] = new[source.as_posix()]
+            write_text(root / RECORD, json.dumps({k: v for k, v in sorted(old.items()) if k in new}, indent=1) + "\n")
+    return changed
