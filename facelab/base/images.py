@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['MAX_PIXELS', 'NO_PICTURES', 'SYSTEM_FOLDERS', 'LABEL_COLOURS', 'to_float', 'to_uint8', 'orientation', 'more_formats',
            'Opened', 'read_picture', 'open_image', 'picture_size', 'tensor_of', 'read_image', 'picture_suffixes',
-           'is_hidden', 'is_picture', 'list_pictures', 'write_image', 'write_picture', 'astronaut', 'own_style', 'show',
-           'png_bytes', 'colour_labels']
+           'is_hidden', 'is_picture', 'list_pictures', 'walk_pictures', 'write_image', 'write_picture', 'astronaut',
+           'own_style', 'show', 'png_bytes', 'colour_labels']
 
 # %% ../../nbs/0_base/01_images.ipynb #c002
 import io
@@ -340,6 +340,18 @@ def list_pictures(
         return []
     key = lambda p: [int(t) if t.isdigit() else t for t in re.split(r"(\d+)", p.name)]
     return sorted((p for p in Path(folder).iterdir() if is_picture(p) and not p.is_dir()), key=key)
+
+
+def walk_pictures(
+    folder,
+):  # iterates (folder, its pictures)
+    "A folder and all below it, whatever is linked there, each once; hidden ones are left out."
+    seen = set()
+    for place, inner, _ in os.walk(folder, followlinks=True):
+        seen.add(os.path.realpath(place))
+        shown = [d for d in inner if d not in SYSTEM_FOLDERS and not is_hidden(Path(place, d))]
+        inner[:] = sorted(d for d in shown if os.path.realpath(Path(place, d)) not in seen)
+        yield Path(place), list_pictures(place)
 
 # %% ../../nbs/0_base/01_images.ipynb #c025
 def _check_writable(path, image):

@@ -23,13 +23,13 @@ from PIL import Image
 
 from .. import FacelabError
 from facelab.base.images import (
-    SYSTEM_FOLDERS,
     is_hidden,
     list_pictures,
     open_image,
     picture_size,
     picture_suffixes,
     tensor_of,
+    walk_pictures,
 )
 from facelab.faces.parts import (
     CLASSES_19,
@@ -435,14 +435,8 @@ def _set_table_landmarks(survey, path):
 
 # %% ../../nbs/1_faces/04_layouts.ipynb #c035
 def _pictures_below(folder):
-    "The pictures in a folder and in all below it, whatever is linked there; not in hidden ones."
-    found, seen = [], set()
-    for place, inner, _ in os.walk(folder, followlinks=True):
-        seen.add(os.path.realpath(place))
-        shown = [d for d in inner if d not in SYSTEM_FOLDERS and not is_hidden(Path(place, d))]
-        inner[:] = sorted(d for d in shown if os.path.realpath(Path(place, d)) not in seen)
-        found += list_pictures(place)
-    return found
+    "The pictures in a folder and in all below it."
+    return [file for _, pictures in walk_pictures(folder) for file in pictures]
 
 
 def _plain_files(path):
