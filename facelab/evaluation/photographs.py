@@ -372,7 +372,7 @@ def left_out(
     for folder in (Path(item) for item in map(str, given) if Path(item).is_dir()):
         seen = [p for p in folder.iterdir() if not is_hidden(p)]
         others = sorted(p.name for p in seen if p.is_file() and not is_picture(p))
-        others = [name for name in others if name not in (RECORD, "Thumbs.db", "desktop.ini")]
+        others = [name for name in others if name != RECORD]
         made = set(list_pictures(folder)) - set(pictures_of(folder))
         if others:
             said.append(f"{folder}: no pictures, left out: {len(others)} (first {others[0]})")
