@@ -16,7 +16,7 @@ export DVC_NO_ANALYTICS := 1
 # FROM as it was typed: a path may hold blanks, quotes and $
 export FACES_FROM := $(value FROM)
 
-.PHONY: help install repro stages test check coverage hooks profile faces explore docs bench lab clean
+.PHONY: help install repro stages test check coverage hooks profile faces explore outputs docs bench lab clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "make %-10s %s\n", $$1, $$2}'
@@ -68,7 +68,10 @@ faces: $(READY)  ## make faces FROM=/path/to/CelebA: real faces for the data sou
 explore: $(READY)  ## the degradation explorer as a page in the browser
 	voila nbs/explore.ipynb --show_tracebacks=True --Voila.tornado_settings="{'websocket_max_message_size': 268435456}"
 
-docs: $(READY)  ## the notebooks with their pictures as a site, build/site/html/index.html; executes what has changed, a quarter of an hour the first time
+outputs: $(READY)  ## execute the notebooks that have changed, and keep in them what their cells show
+	OMP_NUM_THREADS=1 python -m facelab.pipeline outputs
+
+docs: $(READY)  ## the notebooks with what they show as a site, build/site/html/index.html; executes what has changed
 	OMP_NUM_THREADS=1 python -m facelab.pipeline docs
 
 bench: $(READY)  ## speed of degradations, metrics, networks and training beside the usual way, on one page: build/bench/bench.md

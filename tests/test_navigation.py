@@ -23,7 +23,7 @@ def others(cells):
 @pytest.fixture
 def project(tmp_path):
     "A copy of the notebooks."
-    for name in ("dvc.yaml", "params.yaml", "recipes", "papers", "facelab", "README.md", "docs"):
+    for name in ("settings.ini", "dvc.yaml", "params.yaml", "recipes", "papers", "facelab", "README.md", "docs"):
         (tmp_path / name).symlink_to(ROOT / name)
     shutil.copytree(ROOT / "nbs", tmp_path / "nbs", ignore=shutil.ignore_patterns(".ipynb_checkpoints"))
     return tmp_path
@@ -77,7 +77,8 @@ def test_following_next_reads_every_notebook_once():
     ]
     assert len(seen) == len(set(seen)) and set(seen) == set(notebooks)
     for source in texts:
-        assert all((ROOT / source.parent / target).is_file() for target in links(source).values()), source
+        inside = [target for target in links(source).values() if "://" not in target]
+        assert all((ROOT / source.parent / target).is_file() for target in inside), source
 
 
 def test_modules_name_the_papers_that_use_them():
@@ -99,3 +100,16 @@ def test_titles_and_claims():
     )
     with pytest.raises(FacelabError, match="x does not say what it is about"):
         title_and_claim("x", cells("## Dice"))
+
+
+def test_last_lines_lead_to_the_site_and_to_binder_by_the_settings(project):
+    path = project / "nbs" / "7_evaluation" / "03_metrics.ipynb"
+    assert "[on the site](https://example.org/facelab/nbs/7_evaluation/03_metrics.html)" in path.read_text()
+    settings = (ROOT / "settings.ini").read_text().replace("https://example.org", "https://code.example.com")
+    (project / "settings.ini").unlink()
+    (project / "settings.ini").write_text(settings)
+    assert len(write_navigation(project)) > 100
+    words = "".join(cells_of(path)[-1]["source"])
+    assert "[on the site](https://code.example.com/facelab/nbs/7_evaluation/03_metrics.html)" in words
+    binder = "https://mybinder.org/v2/git/https%3A%2F%2Fcode.example.com%2Ffacelab/main"
+    assert f"[run it in Binder]({binder}?labpath=nbs/7_evaluation/03_metrics.ipynb)" in words

@@ -1,4 +1,4 @@
-"""The last lines of every notebook (the papers that use it; before, contents, next), and nbs/contents.ipynb.
+"""The last lines of every notebook (papers that use it; before, contents, next; site, Binder), and nbs/contents.ipynb.
 
 `python -m facelab.pipeline navigation` writes them.
 """
@@ -6,7 +6,9 @@
 import json
 import posixpath
 import re
+from configparser import ConfigParser
 from pathlib import Path
+from urllib.parse import quote
 
 from facelab import FacelabError
 from facelab.pipeline.site import CONTENTS, SECTIONS, pages_of
@@ -56,6 +58,16 @@ def markdown_cell(text, name, tags=None):
     }
 
 
+def addresses(root, source):
+    "Where a notebook is read on the site, and where it is opened to be run, by settings.ini."
+    said = ConfigParser(interpolation=None)
+    said.read(Path(root) / "settings.ini", "utf-8")
+    says = said["DEFAULT"]
+    page = f"{says['doc_host']}{says['doc_baseurl']}/{source.with_suffix('.html').as_posix()}"
+    binder = f"https://mybinder.org/v2/git/{quote(says['git_url'], '')}/{says['branch']}?labpath={source.as_posix()}"
+    return f"[on the site]({page})", f"[run it in Binder]({binder})"
+
+
 def with_navigation(root):
     "Path -> text: every notebook that people read, its last lines as they should be, and the contents."
     pages = [page for page in pages_of(root) if page.source.suffix == ".ipynb" and page.source != CONTENTS]
@@ -74,6 +86,7 @@ def with_navigation(root):
             to(order[i - 1], f"← {titles[order[i - 1]]}") if i > 1 else "",
             to(CONTENTS, "Contents") if i else "",
             to(order[i + 1], f"{titles[order[i + 1]]} →") if i + 1 < len(order) else "",
+            *addresses(root, source),
         ]
         book = books[source]
         tagged = [cell["id"] for cell in book["cells"] if TAG in cell["metadata"].get("tags", [])]

@@ -20,14 +20,22 @@ from facelab.pipeline.sources import closure, imports, notebook_code
 RECORD = Path("nbs/outputs.json")
 MACHINE = "machine"  # tag of a cell
 WIDGET = "application/vnd.jupyter.widget-view+json"
-STAGES = "nbs/pipeline"
+STAGES, PAGES = "nbs/pipeline", "nbs/papers"
+RUN = Path("build/claims/claims.csv")  # the last thing that a run makes
 
 
 def made_from(root, source):
-    "What the outputs of a notebook depend on: hashes of its own code, and of all modules that it uses."
+    """What the outputs of a notebook depend on, as hashes: its own code, and all modules that it uses.
+
+    Recipes and papers count if it names them, and the run in build, which the pages of the papers show."""
     code = notebook_code(root / source)
     used = closure(imports(re.sub(r"(?m)^\s*[%!].*$", "", code)), root)
     parts = {"code": code, "modules": json.dumps(used)}
+    if re.search("recipes|papers|degradations|Page", code):
+        data = sorted(path for folder in ("recipes", "papers") for path in (root / folder).glob("*.yaml"))
+        parts["data"] = "\n".join(path.read_text("utf-8") for path in data)
+    if source.is_relative_to(PAGES) and (root / RUN).exists():
+        parts["run"] = (root / RUN).read_text("utf-8")
     return {name: hashlib.sha256(text.encode()).hexdigest()[:16] for name, text in parts.items()}
 
 
@@ -38,7 +46,7 @@ def read_record(root):
 
 
 def executed(root, source):
-    """A notebook with its outputs: those that it keeps, or else it is executed.
+    """A notebook with its outputs: those that it keeps if they are of today, or else it is executed.
 
     Stages show what their last run left."""
     book = json.loads((root / source).read_text("utf-8"))  # its words may be newer than its outputs
@@ -139,6 +147,10 @@ def store(root, jobs=2, progress=True):
     from facelab.pipeline.site import pages_of
 
     root = Path(root)
+    if (root / RUN).exists():
+        raise FacelabError(
+            "the pages of the papers would keep what your own run shows: do this in a clone without build/claims"
+        )
     books = [page.source for page in pages_of(root) if page.source.suffix == ".ipynb"]
     books = [source for source in books if not source.is_relative_to(STAGES)]
     new, old = {source.as_posix(): made_from(root, source) for source in books}, read_record(root)
