@@ -393,7 +393,7 @@ def _set_landmarks(survey, table, shift=0.0):
         how += f", columns not used: {_some(table.unused)}"
     survey.notes.append(("landmarks", f"{count} points", how))
 
-
+# %% ../../nbs/1_faces/04_layouts.ipynb #c0a2-1
 def _landmarks_in(folder):
     "A folder's table landmarks_K.csv or .txt with most points, else its .pts files, else None."
     counts = sorted({*LANDMARK_SCHEMES, 98, 468, 478}, reverse=True)
@@ -404,7 +404,7 @@ def _landmarks_in(folder):
     rows = {name: row for file in sorted(files) for name, row in read_table(file).items()}
     return Table(folder / "*.pts", rows) if rows else None
 
-
+# %% ../../nbs/1_faces/04_layouts.ipynb #c0a2-2
 def _join_tables(survey, tables):
     "One table of those in several folders, each of the pictures in and below its own."
     joined = Table(next(iter(tables.values())).path)

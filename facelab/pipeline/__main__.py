@@ -92,7 +92,7 @@ def outputs(root, args):
     "Execute the notebooks that have changed, or that use what has, and keep in them what their cells show."
     from facelab.pipeline.outputs import store
 
-    print(f"{len(store(root, args.jobs))} notebooks were executed")
+    print(f"{len(store(root, args.notebooks, args.jobs))} notebooks were executed")
 
 
 def docs(root, args):
@@ -186,6 +186,7 @@ def parser():
     added[rehearse].add_argument("--steps", type=int, default=1, help="in each stage")
     added[estimate].add_argument("recipes", nargs="*", help="only these, and what they need")
     added[estimate].add_argument("--jobs", type=int, default=2, help="stages that will run side by side (2)")
+    added[outputs].add_argument("notebooks", nargs="*", help="only these")
     added[outputs].add_argument("--jobs", type=int, default=2, help="notebooks that are executed side by side (2)")
     added[publish].add_argument("name", help="of the folder in results/")
     added[ship].add_argument("name", help="of its recipe")

@@ -1,7 +1,7 @@
 """What the cells of a notebook show, kept in it: a reader of a code host sees it without running a cell.
 
 `python -m facelab.pipeline outputs` executes the notebooks whose code, or a module that they use, has changed since,
-and stores their outputs: text, tables, and pictures with 256 colours. nbs/outputs.json says what each was made from.
+and stores their outputs: text, tables, and small pictures. nbs/outputs.json says what each was made from.
 A cell with the tag `machine` shows what another machine would show otherwise (times, folders); its output is not kept.
 """
 
@@ -19,6 +19,9 @@ from facelab.pipeline.sources import closure, imports, notebook_code
 
 RECORD = Path("nbs/outputs.json")
 MACHINE = "machine"  # tag of a cell
+LARGEST, LARGEST_PAGE = 400_000, 1_000_000  # bytes that a notebook may show, and the page of a paper
+SCALES = (1, 0.8, 0.65, 0.5)  # of its pictures, until they fit
+SCRATCH = re.compile(r"(?:/[\w.-]+)*/tmp\w{8}\b")  # folders that tempfile makes
 WIDGET = "application/vnd.jupyter.widget-view+json"
 STAGES, PAGES = "nbs/pipeline", "nbs/papers"
 RUN = Path("build/claims/claims.csv")  # the last thing that a run makes
@@ -62,9 +65,18 @@ def executed(root, source):
     ours, theirs = ([c for c in b["cells"] if c["cell_type"] == "code" and not injected(c)] for b in (book, done))
     if ["".join(cell["source"]) for cell in ours] != ["".join(cell["source"]) for cell in theirs]:
         book, ours = done, theirs  # a stage whose code is newer
-    for cell, other in zip(ours, theirs):
-        cell["outputs"] = [] if MACHINE in cell["metadata"].get("tags", []) else kept(other["outputs"])
+    limit = LARGEST_PAGE if source.is_relative_to(PAGES) else LARGEST
+    for scale in SCALES:
+        for cell, other in zip(ours, theirs):
+            cell["outputs"] = [] if MACHINE in cell["metadata"].get("tags", []) else kept(other["outputs"], scale)
+        if bytes_of(book) <= limit:
+            break
     return book
+
+
+def bytes_of(book):
+    "Bytes that the outputs of a notebook take."
+    return sum(len(json.dumps(cell["outputs"], ensure_ascii=False)) for cell in book["cells"] if cell.get("outputs"))
 
 
 def injected(cell):
@@ -95,53 +107,56 @@ def refuse_errors(source, book):
             raise FacelabError(f"{source}, executed, ends with an error: {out['ename']}: {out['evalue']}")
 
 
-def kept(outputs):
+def kept(outputs, scale=1):
     "Of the outputs of a cell what readers see: no warnings and progress, no state of widgets, small pictures."
     out = []
     for given in outputs:
         if given["output_type"] == "stream":
-            text = "".join(given["text"])
+            text = SCRATCH.sub("...", "".join(given["text"]))
             if given["name"] == "stderr":
                 continue
             if out and out[-1]["output_type"] == "stream":
                 text = "".join(out.pop()["text"]) + text
             out.append({"name": "stdout", "output_type": "stream", "text": text.splitlines(keepends=True)})
-        elif data := shown(given["data"]):
+        elif data := shown(given["data"], scale):
             more = {"execution_count": None} if given["output_type"] == "execute_result" else {}
             out.append({"data": data, "metadata": {}, "output_type": given["output_type"], **more})
     return out
 
 
-def shown(data):
+def shown(data, scale=1):
     "Of the forms of an output the one that is shown."
     if WIDGET in data:
         return {"text/markdown": "*A widget: run the notebook to use it.*"}
     if "image/png" in data:
-        return {"image/png": small_png(data["image/png"])}
+        return dict([small_picture(data["image/png"], scale)])
     for form in ("image/svg+xml", "text/html", "text/markdown", "text/latex", "text/plain"):
         if form in data:
-            return {form: "".join(data[form]).splitlines(keepends=True)}
+            return {form: SCRATCH.sub("...", "".join(data[form])).splitlines(keepends=True)}
     return {}
 
 
-def small_png(text):
-    "A PNG file (base64): the smaller one of the picture as it is, and with 256 colours."
+def small_picture(text, scale=1):
+    "The smallest file (kind, base64) of a picture: PNG as it is or with 256 colours, or JPEG, as viewers show both."
     from PIL import Image
 
     image = Image.open(io.BytesIO(base64.b64decode("".join(text))))
-    if image.mode == "P":
-        return "".join(text).strip()
     if image.mode == "RGBA":
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     whole = image.convert("RGB")
-    files = [io.BytesIO(), io.BytesIO()]
-    for file, form in zip(files, (whole, whole.quantize(256, Image.Quantize.MEDIANCUT))):
-        form.save(file, "PNG", optimize=True)
-    return base64.b64encode(min((file.getvalue() for file in files), key=len)).decode()
+    if scale != 1:
+        whole = whole.resize([round(side * scale) for side in whole.size], Image.Resampling.LANCZOS)
+    few = whole.quantize(256, Image.Quantize.MEDIANCUT)
+    files = []
+    for form, kind, more in ((whole, "png", {}), (few, "png", {}), (whole, "jpeg", {"quality": 80})):
+        file = io.BytesIO()
+        form.save(file, kind, optimize=True, **more)
+        files.append((f"image/{kind}", base64.b64encode(file.getvalue()).decode()))
+    return min(files, key=lambda kind_and_text: len(kind_and_text[1]))
 
 
-def store(root, jobs=2, progress=True):
-    "Bring the outputs of all notebooks up to date; returns the notebooks that were executed."
+def store(root, only=(), jobs=2, progress=True):
+    "Bring the outputs of these notebooks up to date, or of all; returns those that were executed."
     from tqdm import tqdm
 
     from facelab.pipeline.site import pages_of
@@ -154,7 +169,11 @@ def store(root, jobs=2, progress=True):
     books = [page.source for page in pages_of(root) if page.source.suffix == ".ipynb"]
     books = [source for source in books if not source.is_relative_to(STAGES)]
     new, old = {source.as_posix(): made_from(root, source) for source in books}, read_record(root)
-    changed = [source for source in books if old.get(source.as_posix()) != new[source.as_posix()]]
+    names = {(Path.cwd() / name).resolve() for name in only}
+    if unknown := names - {(root / source).resolve() for source in books}:
+        raise FacelabError(f"{min(unknown)} is no notebook that keeps its outputs: give one below nbs, but no stage")
+    wanted = [source for source in books if not only or (root / source).resolve() in names]
+    changed = [source for source in wanted if old.get(source.as_posix()) != new[source.as_posix()]]
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(lambda source: executed(root, source), changed)
         for source, book in zip(changed, tqdm(done, "notebooks", len(changed), disable=not progress)):

@@ -124,10 +124,7 @@ class Run:
         self.identities = identities(faces) if known else None
         self.bare, self.helpers = make_networks(recipe, helpers, self.device)
         calls = {"generator": recipe.get("call")}
-        self.nets = {
-            k: compile_network(v, recipe["compile"], calls.get(k), recipe["channels_last"])
-            for k, v in self.bare.items()
-        }
+        self.nets = {k: compile_network(v, recipe, calls.get(k)) for k, v in self.bare.items()}
         self.optimisers = make_optimisers(recipe, self.bare)
         state = self.bare["generator"].state_dict()
         self.average = {k: v.detach().clone() for k, v in state.items()}
@@ -211,14 +208,14 @@ def one_form(
 
     return hook
 
-
+# %% ../../nbs/6_training/04_run.ipynb #c019-2
 def compile_network(
     net,  # a network
-    backend,  # of torch.compile; false: not compiled
+    recipe: dict,  # whose `compile` is a backend of torch.compile, or false
     call=None,  # its method that training calls; None: forward
-    channels_last=None,  # as a recipe has it
 ):
     "The network, compiled if wished; `FacelabError` for a backend that torch does not have."
+    backend = recipe["compile"]
     if not backend:
         return net
     known = torch._dynamo.list_backends(exclude_tags=())
@@ -227,7 +224,7 @@ def compile_network(
     # networks of one class share the limit of 8 graphs, and each needs one a stage and turn
     torch._dynamo.config.recompile_limit = 64
     compiled = torch.compile(net, backend=backend)
-    compiled.register_forward_pre_hook(one_form(channels_last), with_kwargs=True)
+    compiled.register_forward_pre_hook(one_form(recipe["channels_last"]), with_kwargs=True)
     if call:  # past __setattr__, which would put it into the bare network
         object.__setattr__(compiled, call, torch.compile(getattr(net, call), backend=backend))
     return compiled
