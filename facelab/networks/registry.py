@@ -11,6 +11,7 @@ import inspect
 import pkgutil
 import re
 from dataclasses import dataclass, field
+from functools import cache
 
 from .. import FacelabError
 from ..base.names import call, near
@@ -82,6 +83,7 @@ def network(
     return register
 
 # %% ../../nbs/3_networks/01_registry.ipynb #c010
+@cache
 def _import_networks():
     import facelab.networks
     import facelab.systems
