@@ -105,6 +105,7 @@ def test_titles_and_claims():
 def test_last_lines_lead_to_the_site_and_to_binder_by_the_settings(project):
     path = project / "nbs" / "7_evaluation" / "03_metrics.ipynb"
     assert "[on the site](https://example.org/facelab/nbs/7_evaluation/03_metrics.html)" in path.read_text()
+    assert "(https://example.org/facelab/README.html)" in (ROOT / "README.md").read_text()
     settings = (ROOT / "settings.ini").read_text().replace("https://example.org", "https://code.example.com")
     (project / "settings.ini").unlink()
     (project / "settings.ini").write_text(settings)

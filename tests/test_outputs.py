@@ -167,6 +167,21 @@ def test_one_command_executes_what_has_changed(project):
         outputs.store(project, progress=False)
 
 
+def test_words_may_be_newer_than_outputs(project):
+    "What was executed is not executed again for a corrected sentence, and the page has the sentence."
+    path, source = project / "nbs/0_base/01_sum.ipynb", Path("nbs/0_base/01_sum.ipynb")
+    first = outputs.executed(project, source)
+    book = json.loads(path.read_text())
+    book["cells"][0]["source"] = "# Sum, corrected"
+    path.write_text(json.dumps(book))
+    done = project / "build/site/executed/0_base/01_sum.ipynb"
+    stamp = done.stat().st_mtime_ns
+    again = outputs.executed(project, source)
+    shown = [[cell.get("outputs") for cell in book["cells"]] for book in (first, again)]
+    assert again["cells"][0]["source"] == "# Sum, corrected" and shown[0] == shown[1]
+    assert "2" in json.dumps(shown) and done.stat().st_mtime_ns == stamp
+
+
 def test_many_pictures_become_smaller_until_they_fit(project, monkeypatch):
     monkeypatch.setattr(outputs, "LARGEST", 4_000)
     noise = "from facelab.base.images import show\nimport torch\nshow([torch.rand(3, 64, 64)])"

@@ -55,23 +55,33 @@ def executed(root, source):
     book = json.loads((root / source).read_text("utf-8"))  # its words may be newer than its outputs
     if source.is_relative_to(STAGES):
         out = next(iter(sorted((root / "build" / "notebooks").glob(f"{source.stem}*.ipynb"))), root / source)
-    elif read_record(root).get(source.as_posix()) == made_from(root, source):
+    elif read_record(root).get(source.as_posix()) == (about := made_from(root, source)):
         return book
     else:
         out = root / "build" / "site" / "executed" / source.relative_to("nbs")
-        execute(root, source, out)
+        execute(root, source, out, about)
     done = json.loads(out.read_text("utf-8"))
     refuse_errors(source, done)
     ours, theirs = ([c for c in b["cells"] if c["cell_type"] == "code" and not injected(c)] for b in (book, done))
     if ["".join(cell["source"]) for cell in ours] != ["".join(cell["source"]) for cell in theirs]:
         book, ours = done, theirs  # a stage whose code is newer
-    limit = LARGEST_PAGE if source.is_relative_to(PAGES) else LARGEST
-    for scale in SCALES:
-        for cell, other in zip(ours, theirs):
-            cell["outputs"] = [] if MACHINE in cell["metadata"].get("tags", []) else kept(other["outputs"], scale)
-        if bytes_of(book) <= limit:
-            break
+    for cell, other in zip(ours, theirs):
+        cell["outputs"] = kept(other["outputs"])
     return book
+
+
+def to_store(book, limit):
+    "A notebook whose outputs are of no machine, its pictures so small that they fit."
+    for scale in SCALES:
+        cells = [
+            {**cell, "outputs": [] if MACHINE in cell["metadata"].get("tags", []) else kept(cell["outputs"], scale)}
+            if cell["cell_type"] == "code"
+            else cell
+            for cell in book["cells"]
+        ]
+        if bytes_of(small := {**book, "cells": cells}) <= limit:
+            break
+    return small
 
 
 def bytes_of(book):
@@ -84,20 +94,20 @@ def injected(cell):
     return "injected-parameters" in cell["metadata"].get("tags", [])
 
 
-def execute(root, source, out):
-    "Execute a notebook, unless it is as it was."
+def execute(root, source, out, about):
+    "Execute a notebook, unless it was made from the same."
     import papermill
 
     from facelab.pipeline.surroundings import leave_user_settings
 
     record, half = out.with_suffix(".json"), out.with_suffix(".half.ipynb")
-    if not (out.exists() and record_matches(record, made_from(root, source))):
+    if not (out.exists() and record_matches(record, about)):
         out.parent.mkdir(parents=True, exist_ok=True)
         quiet = {"progress_bar": False, "log_output": False, "extra_arguments": ["--log-level=40"]}
         leave_user_settings(root / "build" / "site")
         papermill.execute_notebook(root / source, half, kernel_name="python3", cwd=(root / source).parent, **quiet)
         half.replace(out)
-        write_record(record, made_from(root, source))
+        write_record(record, about)
 
 
 def refuse_errors(source, book):
@@ -107,8 +117,10 @@ def refuse_errors(source, book):
             raise FacelabError(f"{source}, executed, ends with an error: {out['ename']}: {out['evalue']}")
 
 
-def kept(outputs, scale=1):
-    "Of the outputs of a cell what readers see: no warnings and progress, no state of widgets, small pictures."
+def kept(outputs, scale=None):
+    """Of the outputs of a cell what readers see: no warnings and progress, no state of widgets.
+
+    Pictures are made small, in a scale; None: they stay as they are."""
     out = []
     for given in outputs:
         if given["output_type"] == "stream":
@@ -124,12 +136,12 @@ def kept(outputs, scale=1):
     return out
 
 
-def shown(data, scale=1):
+def shown(data, scale=None):
     "Of the forms of an output the one that is shown."
     if WIDGET in data:
         return {"text/markdown": "*A widget: run the notebook to use it.*"}
     if "image/png" in data:
-        return dict([small_picture(data["image/png"], scale)])
+        return {"image/png": data["image/png"]} if scale is None else dict([small_picture(data["image/png"], scale)])
     for form in ("image/svg+xml", "text/html", "text/markdown", "text/latex", "text/plain"):
         if form in data:
             return {form: SCRATCH.sub("...", "".join(data[form])).splitlines(keepends=True)}
@@ -159,6 +171,7 @@ def store(root, only=(), jobs=2, progress=True):
     "Bring the outputs of these notebooks up to date, or of all; returns those that were executed."
     from tqdm import tqdm
 
+    from facelab.pipeline.navigation import dump
     from facelab.pipeline.site import pages_of
 
     root = Path(root)
@@ -177,7 +190,8 @@ def store(root, only=(), jobs=2, progress=True):
     with ThreadPoolExecutor(jobs) as pool:
         done = pool.map(lambda source: executed(root, source), changed)
         for source, book in zip(changed, tqdm(done, "notebooks", len(changed), disable=not progress)):
-            write_text(root / source, json.dumps(book, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+            limit = LARGEST_PAGE if source.is_relative_to(PAGES) else LARGEST
+            write_text(root / source, dump(to_store(book, limit)))
             old[source.as_posix()] = new[source.as_posix()]
             write_text(root / RECORD, json.dumps({k: v for k, v in sorted(old.items()) if k in new}, indent=1) + "\n")
     return changed

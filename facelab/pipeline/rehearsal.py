@@ -2,6 +2,7 @@
 
 import tempfile
 import time
+from functools import cache
 from pathlib import Path
 
 from facelab import FacelabError
@@ -22,21 +23,20 @@ def rehearsed(name, recipes, params, steps=1):
     return {**recipe, "batch": min(SMALL["batch"], recipe.get("batch") or 1)}
 
 
+@cache
+def repeats():
+    "Address of a network -> how often its small one repeats its parts."
+    less = lambda small: {k: small[k] for k in REPEATED if k in small}
+    return {f"{e.make.__module__}.{e.make.__qualname__}": less(e.small) for e in entries().values()}
+
+
 def repeat_less(spec):
     "A network's specification, or several, in which no part comes again more often than in its small one."
     if isinstance(spec, list):
         return [repeat_less(one) for one in spec]
     if not isinstance(spec, dict):
         return spec
-    small = next(
-        (
-            e.small
-            for e in entries().values()
-            if f"{e.make.__module__}.{e.make.__qualname__}" == f"facelab.{spec.get('use')}"
-        ),
-        {},
-    )
-    return {k: repeat_less(v) for k, v in spec.items()} | {k: small[k] for k in REPEATED if k in small}
+    return {k: repeat_less(v) for k, v in spec.items()} | repeats().get(f"facelab.{spec.get('use')}", {})
 
 
 def rehearse(names, recipes, params, faces, folder=None, steps=1, tell=print):
