@@ -1,5 +1,6 @@
 """On what, in what and how long a run trains: devices, memory, precision, critics that save time, estimates."""
 
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -101,6 +102,17 @@ def test_bfloat16_is_used_where_it_is_faster(monkeypatch, times, precision):
     assert pick_precision("cpu") == pick_precision("cpu") == precision
     assert len(measured) == (2 if times > 4 else 8)  # once a process, and not on where it is hopeless
     assert pick_precision("cpu", "32-true") == "32-true"
+
+
+def test_what_else_the_machine_does_is_not_measured(monkeypatch):
+    conv2d = torch.nn.functional.conv2d
+
+    def kept_waiting(*args, **more):
+        time.sleep(0.5)
+        return conv2d(*args, **more)
+
+    monkeypatch.setattr(torch.nn.functional, "conv2d", kept_waiting)
+    assert devices.convolution_seconds(torch.float32, channels=8) < 0.4
 
 
 def resolved(name, **train):
