@@ -45,7 +45,7 @@ stages:  # of repro, which lets them begin warm
 	@echo; echo "Tables: build/tables   Figures: build/figures, build/samples, build/architecture   Claims: build/claims/claims.md   Executed notebooks: build/notebooks   Logs: build/logs"
 
 test: $(READY)  ## all tests: the notebooks, and beside them tests/
-	@export OMP_NUM_THREADS=1; { nbdev_test --n_workers 1 && echo "notebooks: passed"; } & notebooks=$$!; \
+	@export OMP_NUM_THREADS=1; { python -m facelab.pipeline notebooks && echo "notebooks: passed"; } & notebooks=$$!; \
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; wait $$notebooks && exit $$tests
 
 check: $(READY)  ## a minute: lint, format, types, notebooks clean and exported, and the quickest tests

@@ -100,8 +100,8 @@ JDSR = {
 }
 
 SMALL_RUN = (  # what the runner and Ray train with
-    "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, threads: 1, log_every: 2, validate: 2, checkpoint_seconds:"
-    " 0}\ninstead: {}\n"
+    "train: {steps: 12, batch: 2, width: 0.125, depth: 0.05, statistics: 16, threads: 1, log_every: 2, validate: 2,"
+    " checkpoint_seconds: 0}\ninstead: {}\n"
 )
 
 

@@ -129,7 +129,7 @@ def test_every_recipe_can_be_resolved_for_every_set(published):
 def tiny(name):
     params = load_params(ROOT)
     params["instead"] = {}
-    params["train"].update(steps=8, batch=2, width=0.05, depth=0.05, warmup=0, threads=1, validate=0)
+    params["train"].update(steps=8, batch=2, width=0.05, depth=0.05, warmup=0, statistics=16, threads=1, validate=0)
     return resolve(name, RECIPES, params)
 
 

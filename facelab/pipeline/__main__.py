@@ -95,6 +95,13 @@ def outputs(root, args):
     print(f"{len(store(root, args.notebooks, args.jobs))} notebooks were executed")
 
 
+def notebooks(root, args):
+    "Execute every notebook, as nbdev_test does, in one process."
+    from facelab.pipeline.notebooks import test_all
+
+    return test_all()
+
+
 def docs(root, args):
     "Write the site, build/site/html."
     from facelab.pipeline.site import build
@@ -152,6 +159,7 @@ COMMANDS = (
     estimate,
     navigation,
     outputs,
+    notebooks,
     docs,
     publish,
     ship,

@@ -53,3 +53,25 @@ def sentence(error, notebook):
         f"cell {error.exec_count} of {notebook} failed with {error.ename}:"
         f" {error.evalue.splitlines()[0] if error.evalue else ''} (open the notebook to see where)"
     )
+
+
+def test_all():
+    """`nbdev_test` in one process; returns the exit status.
+
+    Its pictures have twice the pixels of a screen on each side, are drawn twice to be cut, and are packed as small as
+    can be, which is a third of the time. Here they are drawn once."""
+    import nbdev.test
+    from execnb.shell import CaptureShell
+    from matplotlib_inline.backend_inline import set_matplotlib_formats
+
+    class Shell(CaptureShell):
+        def __init__(self, path):
+            super().__init__(path)
+            set_matplotlib_formats("png", bbox_inches=None, pil_kwargs={"compress_level": 1})
+
+    nbdev.test.CaptureShell = Shell
+    try:
+        nbdev.test.nbdev_test(n_workers=1)
+    except SystemExit as stop:
+        return stop.code
+    return 0

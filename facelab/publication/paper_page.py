@@ -200,6 +200,7 @@ TINY = dict(
     from_parts=False,
     clip=None,
     ema=0.9,
+    statistics=48,
     validate=1,
     threads=1,
     precision="32-true",
