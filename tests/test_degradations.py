@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 import facelab.degradations
 from facelab import FacelabError
 from facelab.base.dice import Dice
+from facelab.degradations.camera import JPEG, GaussianBlur
 from facelab.degradations.chain import Chain
 from facelab.degradations.degradation import Degradation
+from facelab.degradations.masks import FaceMask
+from facelab.degradations.resample import Downsample
 from facelab.faces.drawn import draw_faces
 from facelab.training.recipes import load_degradations
 
@@ -58,6 +61,11 @@ def values(field):
         return st.lists(st.sampled_from(m["options"]), min_size=1, max_size=3).map(tuple)
     if m["kind"] == "colour":
         return st.sampled_from(["random", "#000000", "#3060a0", "#ffffff"])
+    if m["kind"] == "chains":
+        steps = st.sampled_from([Downsample(4), GaussianBlur(), FaceMask(), JPEG()])
+        return st.tuples(*[st.lists(steps, max_size=2, unique_by=type)] * 2)
+    if m["kind"] == "weights":
+        return st.sampled_from([(), (0, 1), (2, 3.5)])
     assert m["kind"] == "switch"
     return st.booleans()
 

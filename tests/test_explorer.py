@@ -34,6 +34,7 @@ from facelab.apps.explorer import (
     nice_ceiling,
     open_face,
     preset_sheet,
+    presets,
     render,
     save,
     scalar_picture,
@@ -53,7 +54,7 @@ from facelab.training.loop import train
 from facelab.training.recipes import load_degradations
 
 torch.set_num_threads(1)
-PRESETS, CLASSES = load_degradations(ROOT), degradation_classes()
+PRESETS, CLASSES = presets(ROOT), degradation_classes()
 X4 = dict(use="degradations.resample.Downsample", scale=4)
 BLOCK = dict(use="degradations.occlusion.Block")
 MASK = dict(use="degradations.masks.FaceMask")

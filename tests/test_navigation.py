@@ -83,7 +83,10 @@ def test_following_next_reads_every_notebook_once():
 
 def test_modules_name_the_papers_that_use_them():
     used = users(ROOT)
-    assert used["facelab.networks.hrrm"] == {"heavy_rain"} and used["facelab.degradations.masks"] == {"jdsr_gan"}
+    assert used["facelab.networks.hrrm"] == {"heavy_rain"} and used["facelab.degradations.masks"] == {
+        "jdsr_gan",
+        "combined",
+    }
     assert used["facelab.networks.gfc"] == {"fcsr_gan"}  # its system imports it
     line = "".join(
         json.loads(with_navigation(ROOT)[CONTENTS.parent / "3_networks" / "52_hrrm.ipynb"])["cells"][-1]["source"]

@@ -1,6 +1,7 @@
 """The weighted sums that papers print, on the outputs of their systems: finite, for the right network, or refused."""
 
 import copy
+from functools import lru_cache
 
 import pytest
 import torch
@@ -96,13 +97,18 @@ def scene():
     return out
 
 
+@lru_cache
+def random_vgg(network, layers, normalise):
+    torch.manual_seed(1)
+    return Features(VGG(network, layers, normalise=normalise), "random", "unit")
+
+
 @pytest.fixture(autouse=True)
 def random_features(monkeypatch):
     "VGG with random weights: the papers' layers, and no file."
 
     def make_features(network="vgg16", layers=("pool2",), normalise="imagenet"):
-        torch.manual_seed(1)
-        return Features(VGG(network, layers, normalise=normalise), "random", "unit")
+        return random_vgg(network, tuple(layers), normalise)
 
     monkeypatch.setattr("facelab.losses.features.make_features", make_features)
 

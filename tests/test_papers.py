@@ -88,11 +88,9 @@ def test_the_paper_that_identifies_people_says_who_with_what():
 def table_cells(spec):
     "(system, on) of each row of a table."
     if spec.get("kind") == "matrix":
-        return [
-            (system, chains[f"x{scale_of(system, RECIPES)}"])
-            for system in spec["rows"].values()
-            for chains in spec["columns"].values()
-        ]
+        chain_of = lambda on, system: on.get(f"x{scale_of(system, RECIPES)}") if isinstance(on, dict) else on
+        cells = [(s, chain_of(on, s)) for s in spec["rows"].values() for on in spec["columns"].values()]
+        return [(system, on) for system, on in cells if on]
     return [(system, on) for _, system, on, _ in table_rows(spec, RECIPES)]
 
 

@@ -28,6 +28,8 @@ def finished(project):
         "faces.json": json.dumps(dict(name="celeba", sha256="0123", test=100)),
         "runs/srresnet.json": json.dumps(
             dict(
+                recipe={},
+                faces_sha256="0123",
                 revision="abc",
                 python="3.12",
                 torch="2.11",
@@ -43,6 +45,11 @@ def finished(project):
     }.items():
         (build / name).parent.mkdir(parents=True, exist_ok=True)
         (build / name).write_text(text)
+    for paper, items in inventory(project).items():
+        for file in (build / file for places in items.values() for file in paths(paper, places)):
+            if file.parts[-3] == "tables" and not file.exists():
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_text("| b |\n")
     return project
 
 
@@ -53,13 +60,9 @@ def publish_as(profile, project):
 
 def test_numbers_are_published_with_their_provenance(finished):
     out = publish(finished, "first")
-    assert sorted(str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()) == [
-        "claims.csv",
-        "claims.md",
-        "run.json",
-        "tables/jdsr_gan/table_3.csv",
-        "tables/jdsr_gan/table_3.md",
-    ]
+    there = {str(p.relative_to(out)) for p in out.rglob("*") if p.is_file()}
+    assert there > {"claims.csv", "claims.md", "run.json", "tables/jdsr_gan/table_3.csv", "tables/jdsr_gan/table_3.md"}
+    assert not [name for name in there if name.endswith((".tex", ".png"))]
     said = json.loads((out / "run.json").read_text())
     assert (
         said["profile"],
@@ -97,7 +100,25 @@ def test_half_a_run_is_not_published(finished):
     (finished / "build" / "claims" / "claims.csv").unlink()
     with pytest.raises(FacelabError, match="claims.csv is missing: finish the run"):
         publish(finished, "half")
+    (finished / "build" / "claims" / "claims.csv").write_text("paper,claim\n")
+    (finished / "build" / "tables" / "heavy_rain" / "table_1.md").unlink()
+    with pytest.raises(FacelabError, match="heavy_rain/table_1.md is missing: finish the run"):
+        publish(finished, "half")
     assert [p.name for p in (finished / "results").iterdir()] == ["README.md"]
+
+
+@pytest.mark.parametrize("what, other", [("revision", "def"), ("faces_sha256", "4567")])
+def test_a_mixed_run_is_not_published(finished, what, other):
+    runs = finished / "build" / "runs"
+    said = json.loads((runs / "srresnet.json").read_text())
+    (runs / "vdsr.json").write_text(json.dumps(said | {"recipe": {"size": 256}, "faces_sha256": "89ab"}))
+    publish(finished, "first")  # faces of another size are other faces
+    (runs / "drn.json").write_text(json.dumps(said | {what: other}))
+    with pytest.raises(
+        FacelabError, match=f"the run is mixed: drn was trained with .* {other}, srresnet with {said[what]}"
+    ):
+        publish(finished, "mixed")
+    assert not (finished / "results" / "mixed").exists()
 
 
 STAGES = {

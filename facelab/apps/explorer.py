@@ -6,7 +6,7 @@
 __all__ = ['ASTRONAUT_68', 'KINDS', 'astronaut_landmarks', 'Source', 'Face', 'open_face', 'State', 'View', 'Picture',
            'nice_ceiling', 'palette', 'scalar_picture', 'vector_picture', 'path_picture', 'to_pixels', 'map_picture',
            'map_pictures', 'as_recipe', 'render', 'degradation_classes', 'Model', 'Restored', 'models_for',
-           'with_restored', 'describe_view', 'save', 'preset_sheet']
+           'with_restored', 'describe_view', 'save', 'presets', 'preset_sheet']
 
 # %% ../../nbs/9_apps/01_explorer.ipynb #c002
 import importlib
@@ -606,6 +606,15 @@ def _move_to_next_number(half, folder):
             if not place.exists():
                 raise
 
+# %% ../../nbs/9_apps/01_explorer.ipynb #c060-1
+def presets(
+    root=None,  # the project; found by itself
+) -> dict:  # name -> chain, as `load_degradations` returns them
+    "The chains whose steps have controls; one that draws among other chains has none."
+    known = degradation_classes()
+    chains = load_degradations(root).items()
+    return {name: c for name, c in chains if all(step["use"] in known for step in c["steps"])}
+
 # %% ../../nbs/9_apps/01_explorer.ipynb #c061
 def preset_sheet(
     index=1,  # which drawn face
@@ -615,7 +624,7 @@ def preset_sheet(
 ):  # matplotlib Figure
     "A drawn face, and what each preset makes of it. `FacelabError` for a preset that fails."
     families = {}
-    for name, entry in load_degradations(root).items():
+    for name, entry in presets(root).items():
         if entry["steps"]:
             families.setdefault(
                 entry.get("one_of", name),

@@ -30,6 +30,7 @@ from facelab.apps.explorer import (
     nice_ceiling,
     open_face,
     palette,
+    presets,
     render,
     save,
     to_pixels,
@@ -39,7 +40,6 @@ from ..base.params import project_root
 from ..degradations.chain import as_step
 from ..evaluation.metrics import CONVENTIONS, as_convention
 from ..faces.layouts import SPLITS
-from ..training.recipes import load_degradations
 
 # %% ../../nbs/9_apps/02_widgets.ipynb #c006
 def slider_step(
@@ -567,7 +567,7 @@ class Explorer:
     ):
         self.root, self.view = Path(root or project_root()), None
         self.loading, self.chips = True, {}  # while a preset is loaded nothing is rendered
-        self.presets = load_degradations(self.root)
+        self.presets = presets(self.root)
         if preset and preset not in self.presets:
             raise FacelabError(
                 f"there is no preset {preset!r} in recipes/*.yaml: choose one of"

@@ -108,6 +108,17 @@ def named(
     out.thrown = 0
     return out
 
+# %% ../../nbs/0_base/02_dice.ipynb #c019-2
+@patch
+def __getitem__(
+    self: Dice,
+    rows,  # positions (M,), a tensor
+) -> Dice:
+    "The dice of some rows, which throw there what the whole would."
+    out = Dice.__new__(Dice)
+    out.key, out.thrown = self.key[rows.numpy()], self.thrown
+    return out
+
 # %% ../../nbs/0_base/02_dice.ipynb #c021
 PIECE = 1 << 16  # numbers at once on a CPU
 

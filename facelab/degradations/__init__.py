@@ -8,6 +8,7 @@ __getattr__, __dir__ = lazy_names(
         "chain": ["Chain", "draw_chain"],
         "camera": ["GaussianBlur", "GaussianNoise", "Greyscale", "JPEG"],
         "masks": ["FaceMask"],
+        "mixture": ["OneOf"],
         "motion": ["MotionBlur"],
         "occlusion": ["Block", "Part", "Worn"],
         "rain": ["HeavyRain"],

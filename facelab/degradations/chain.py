@@ -74,7 +74,11 @@ class Chain(Degradation):
             step.refuse(x, labels)
 
     def latex(self, maps, i=0):
-        return "\n".join(filter(None, (step.latex(maps, i) for step in self.steps)))
+        lines = []
+        for name, step in self.named():  # a map of its own where another step's has the name
+            own = {k.removeprefix(f"{name} "): v for k, v in maps.items() if k.startswith(name)}
+            lines.append(step.latex({**maps, **own}, i))
+        return "\n".join(filter(None, lines))
 
     def __str__(self):
         return ", then ".join(map(str, self.steps)) or "nothing"
