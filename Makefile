@@ -46,7 +46,7 @@ stages:  # of repro, which lets them begin warm
 
 test: $(READY)  ## all tests: the notebooks, and beside them tests/
 	@export OMP_NUM_THREADS=1; { python -m facelab.pipeline notebooks && echo "notebooks: passed"; } & notebooks=$$!; \
-	python -m pytest -n 3 --dist loadfile --no-loadscope-reorder; tests=$$?; wait $$notebooks && exit $$tests
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder; tests=$$?; wait $$notebooks && exit $$tests
 
 check: $(READY)  ## a minute: lint, format, types, notebooks clean and exported, and the quickest tests
 	@wrong=0; ruff check || wrong=1; ruff format --check || wrong=1; mypy || wrong=1; OMP_NUM_THREADS=1 python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=0 --durations-min=5 $(QUICK) || wrong=1; exit $$wrong

@@ -5,9 +5,10 @@ import importlib
 import inspect
 import json
 import re
+import shutil
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, copy_project, run
 
 NOTEBOOKS = sorted(p for p in (ROOT / "nbs").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 LONGEST_CELL, WIDEST_PROSE = 40, 120
@@ -112,3 +113,19 @@ def test_prose_of_guides_is_wrapped():
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("[gnot]*.md")):
         wide = [line for line in prose(path.read_text()) if len(line) > WIDEST_PROSE]
         assert wide == [], path
+
+
+def test_a_cell_that_fails_fails_the_command(tmp_path):
+    project = copy_project(tmp_path / "project")
+    shutil.rmtree(project / "nbs")
+    for name, code in {"a": "import matplotlib.pyplot as plt\nplt.plot([1, 2])", "b": "assert 1 == 2"}.items():
+        cell = dict(cell_type="code", id=name, metadata={}, execution_count=None, outputs=[], source=code)
+        (project / "nbs").mkdir(exist_ok=True)
+        kernel = dict(kernelspec=dict(display_name="python3", language="python", name="python3"))
+        book = dict(cells=[cell], metadata=kernel, nbformat=4, nbformat_minor=5)
+        (project / "nbs" / f"{name}.ipynb").write_text(json.dumps(book))
+    done = run("python -m facelab.pipeline notebooks", project)
+    assert done.returncode == 1 and "assert 1 == 2" in done.stdout
+    assert done.stdout.split("Following Notebooks")[1].split()[1:] == ["b.ipynb"]
+    (project / "nbs" / "b.ipynb").unlink()
+    assert run("python -m facelab.pipeline notebooks", project).returncode == 0
