@@ -73,13 +73,6 @@ class Chain(Degradation):
         for step in self.steps:
             step.refuse(x, labels)
 
-    def latex(self, maps, i=0):
-        lines = []
-        for name, step in self.named():  # a map of its own where another step's has the name
-            own = {k.removeprefix(f"{name} "): v for k, v in maps.items() if k.startswith(name)}
-            lines.append(step.latex({**maps, **own}, i))
-        return "\n".join(filter(None, lines))
-
     def __str__(self):
         return ", then ".join(map(str, self.steps)) or "nothing"
 
@@ -131,6 +124,17 @@ def _repr_markdown_(self: Chain):
         for p, _, _, unit, what in step.parameters()
     ]
     return markdown_table(rows, ("step", "parameter", "value", ""))
+
+
+@patch
+def latex(self: Chain, maps, i=0):
+    "The equations of the steps; a map that two of them have is each one's own."
+    lines = []
+    for name, step in self.named():
+        start = f"{name} "
+        own = {k.removeprefix(start): v for k, v in maps.items() if k.startswith(start)}
+        lines.append(step.latex({**maps, **own}, i))
+    return "\n".join(filter(None, lines))
 
 # %% ../../nbs/2_degradations/09_chain.ipynb #c010
 def as_step(

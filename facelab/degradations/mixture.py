@@ -27,9 +27,15 @@ class OneOf(Degradation):
     )
 
     def __post_init__(self):
+        for given in (self.of, self.weights):
+            if not isinstance(given, (list, tuple)):
+                raise FacelabError(
+                    f"OneOf: {given!r} is no list: give `of` a list of chains, `weights` of numbers"
+                )
         chains = tuple(c if isinstance(c, Chain) else Chain(c) for c in self.of)
         weights = tuple(self.weights) or (1.0,) * len(chains)
-        if len(weights) != len(chains) or not all(w >= 0 for w in weights) or not sum(weights):
+        right = all(isinstance(w, (int, float)) and w >= 0 for w in weights)
+        if len(weights) != len(chains) or not right or not sum(weights):
             raise FacelabError(
                 f"OneOf: {len(chains)} chains have the weights {list(weights)}: give each a number"
                 " from 0 up, and one of them more than 0"
