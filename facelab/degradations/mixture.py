@@ -48,7 +48,7 @@ class OneOf(Degradation):
 
     @property
     def spec(self):
-        weights = dict(weights=list(self.weights)) if len(set(self.weights)) > 1 else {}
+        weights = dict(weights=list(self.weights)) if set(self.weights) != {1} else {}
         of = [chain.spec for chain in self.of]
         return dict(use="degradations.mixture.OneOf", of=of, **weights)
 

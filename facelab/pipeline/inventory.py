@@ -24,6 +24,13 @@ def paths(paper, places):
         yield Path(kind, paper, name if "." in name else name + SUFFIXES[kind])
 
 
+def printed_files(root):
+    "All that the papers print, as files below `build`."
+    for paper, items in inventory(root).items():
+        for places in items.values():
+            yield from paths(paper, places)
+
+
 def state(file):
     "Why a file is not there: a figure that could not be made leaves a text with the reason."
     why = file.with_suffix(".txt")

@@ -11,7 +11,7 @@ from pathlib import Path
 from facelab import FacelabError
 from facelab.base.files import write_text
 from facelab.base.params import load_params
-from facelab.pipeline.inventory import inventory, paths
+from facelab.pipeline.inventory import printed_files
 
 COMMON = ("revision", "python", "torch", "device", "processes", "threads")
 
@@ -29,9 +29,7 @@ def refuse_unfinished(root):
     "`FacelabError` unless every table of every paper and the claims are there."
     build = root / "build"
     needed = [build / "faces.json", build / "claims" / "claims.csv", build / "claims" / "claims.md"]
-    for paper, items in inventory(root).items():
-        files = (file for places in items.values() for file in paths(paper, places))
-        needed += [build / file for file in files if file.parts[0] == "tables"]
+    needed += [build / file for file in printed_files(root) if file.parts[0] == "tables"]
     missing = [path for path in needed if not path.exists()]
     if missing:
         more = f", and {len(missing) - 1} more" if len(missing) > 1 else ""
@@ -52,10 +50,9 @@ def refuse_mixed(runs):
                 )
 
 
-def provenance(root):
+def provenance(root, runs):
     "Profile, parameters, faces, revision, versions, device and time of the run in `build`."
     params, faces = load_params(root), json.loads((root / "build" / "faces.json").read_text("utf-8"))
-    runs = reports(root)
     common = {key: " / ".join(sorted({str(run.get(key)) for run in runs.values()})) for key in COMMON}
     steps = {
         name: {k: run[k] for k in ("steps", "seconds", "images_per_second", "peak_memory_gib")}
@@ -83,7 +80,8 @@ def publish(root, name):
             " PROFILE=real`, and run it"
         )
     refuse_unfinished(root)
-    refuse_mixed(reports(root))
+    runs = reports(root)
+    refuse_mixed(runs)
     build, out = root / "build", root / "results" / name
     half = out.with_name(f".{name}.half")
     shutil.rmtree(half, ignore_errors=True)
@@ -91,7 +89,7 @@ def publish(root, name):
         shutil.copytree(build / "tables", half / "tables", ignore=shutil.ignore_patterns("*.tex", ".*"))
         for suffix in ("csv", "md"):
             shutil.copy(build / "claims" / f"claims.{suffix}", half)
-        write_text(half / "run.json", json.dumps(provenance(root), indent=1) + "\n")
+        write_text(half / "run.json", json.dumps(provenance(root, runs), indent=1) + "\n")
         shutil.rmtree(out, ignore_errors=True)
         half.rename(out)
     finally:

@@ -349,20 +349,20 @@ def matrix_table(
     if not isinstance(by_label, dict):
         by_label = {label_of(s, recipes): s for s in by_label}
     scales = {s: scale_of(s, recipes) for s in by_label.values()}
-    one_input = {label for label, on in spec["columns"].items() if not isinstance(on, dict)}
     rows, best, heads = [[label] for label in by_label], set(), ["Method"]
     for label, on in spec["columns"].items():
-        chain = {s: on.get(f"x{x}") if isinstance(on, dict) else on for s, x in scales.items()}
+        by_scale = isinstance(on, dict)
+        chain = {s: on.get(f"x{x}") if by_scale else on for s, x in scales.items()}
+        rivals = scales if by_scale else dict.fromkeys(scales)  # on one input all are
         for m, head in spec["measures"].items():
             values = {s: numbers(s, chain[s], m) if chain[s] else (None, None) for s in scales}
             for row, value in zip(rows, values.values()):
                 row.append(cell_texts(None, *value, measure_of(m).digits)[1])
             means = {s: mean for s, (mean, _) in values.items()}
-            rivals = dict.fromkeys(scales, 1) if label in one_input else scales
             best |= {(i, len(heads)) for i in best_in_scale(means, rivals, better_of(spec, m))}
             heads.append(f"{label}: {head}")
-    apart = len(set(scales.values())) > 1 and len(one_input) < len(spec["columns"])
-    notes = [SCALE_NOTE] if apart else []
+    apart = any(isinstance(on, dict) for on in spec["columns"].values())
+    notes = [SCALE_NOTE] if apart and len(set(scales.values())) > 1 else []
     return Table(spec["title"], heads, rows, best, notes)
 
 # %% ../../nbs/8_publication/01_tables.ipynb #c021
