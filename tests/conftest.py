@@ -1,11 +1,14 @@
 """What several test files need: a copy of the project to work on, and the smallest parameters that run everything."""
 
+import atexit
 import os
 import re
 import shutil
 import socket
 import subprocess
 import sys
+import tempfile
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -118,19 +121,28 @@ def run(command, cwd, **more):
     )
 
 
-def copy_project(to):
-    "The working tree (tracked files and new ones that git does not ignore) as a fresh repository."
+@cache
+def fresh_repository():
+    "The working tree (tracked files and new ones that git does not ignore) as a fresh repository, made once."
+    kept = tempfile.TemporaryDirectory()
+    atexit.register(kept.cleanup)
+    folder = Path(kept.name) / "project"
     listed = subprocess.run(
         ["git", "ls-files", "-co", "--exclude-standard"], cwd=ROOT, text=True, capture_output=True, check=True
     ).stdout.split("\n")
     for name in filter(None, listed):
         if (ROOT / name).is_file():
-            (to / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy2(ROOT / name, to / name)
-    (to / "dvc.lock").unlink(missing_ok=True)
-    done = run("git init -q && git add -A && git commit -qm start", to)
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, folder / name)
+    (folder / "dvc.lock").unlink(missing_ok=True)
+    done = run("git init -q && git add -A && git commit -qm start", folder)
     assert done.returncode == 0, done.stdout
-    return to
+    return folder
+
+
+def copy_project(to):
+    "The working tree as a fresh repository, in a folder that is empty or not there yet."
+    return Path(shutil.copytree(fresh_repository(), to, symlinks=True, dirs_exist_ok=True))
 
 
 def shrink(project):
