@@ -255,7 +255,7 @@ def project(tmp_path):
 
 
 # A minute or more each: they go first, so that two workers end together.
-LONG = """rehearsal robustness recipes pipeline cluster training docs runner sizes commands loss_ledger warm
+LONG = """cluster pipeline rehearsal runner recipes robustness training docs sizes commands loss_ledger warm
 restoration benchmarks browser engine""".split()
 
 
