@@ -94,18 +94,20 @@ def cut_outs(
     rng,  # a NumPy generator
     copies=8,  # how often
     size=128,  # side of the faces
+    apart=1.0,  # how far from the template: 0 only the light differs
 ):  # uint8 (copies, 3, size, size), and landmarks (copies, K, 2)
     "A face aligned as the template wants it, and again: turned, scaled, moved, in other light."
     points, template = torch.tensor(np.array(landmarks))[None], np.array(TEMPLATES["celeba_hq"])
     faces, marks = [], []
-    for some in [0.0] + (copies - 1) * [1.0]:
+    for lit in [0.0] + (copies - 1) * [1.0]:
+        some = apart * lit
         turn, larger = rng.normal(0, math.radians(4)) * some, math.exp(rng.normal(0, 0.06) * some)
         rotation = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
         place = 0.5 + larger * (template - 0.5) @ rotation.T + some * rng.normal(0, 0.02, 2)
         matrix = similarity(points, size, place)
         face = to_float(tensor_of(align_picture(picture, matrix[0].numpy(), size)))
-        light = math.exp(rng.normal(0, 0.15) * some)
-        gain = torch.tensor(np.exp(some * rng.normal(0, 0.05, (3, 1, 1))))
+        light = math.exp(rng.normal(0, 0.15) * lit)
+        gain = torch.tensor(np.exp(lit * rng.normal(0, 0.05, (3, 1, 1))))
         faces.append(to_uint8(face**light * gain))
         marks.append(transform_landmarks(points, matrix)[0])
     return torch.stack(faces), torch.stack(marks)
