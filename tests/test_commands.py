@@ -295,7 +295,7 @@ def test_a_model_that_ships_is_small_has_a_card_and_does_better_than_bicubic(nam
     assert all(f"**{heading}" in card for heading in ("Data", "Schedule", "Scores", "Intended use", "Limits"))
     assert run["scores"] and all(str(value) in card for row in run["scores"] for value in row.values())
     rows = measure_model(folder, draw_set(0, 0, 4, seed=70), "drawn")
-    if len(rows) == 2:
+    if "PSNR, dB" in rows[0]:
         assert float(rows[1]["PSNR, dB"]) > float(rows[0]["PSNR, dB"]) + 0.3, rows
     else:
         assert float(list(rows[0].values())[-1]) < 0.1, rows

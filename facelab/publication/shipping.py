@@ -6,7 +6,7 @@
 __all__ = ['NOWHERE', 'LIMIT', 'LIMITS', 'GUESS', 'USES', 'JUDGED', 'CARD', 'KEPT', 'join_labels', 'join_sets', 'cut_outs',
            'window_matrix', 'window', 'windows', 'hide', 'narrow', 'spoil', 'cut', 'shapes', 'square', 'no_face',
            'varied_windows', 'to_half', 'point_error', 'restoration_scores', 'typology_angle', 'by_tone',
-           'measure_model', 'card', 'read_reports', 'ship']
+           'measure_model', 'score_row', 'card', 'read_reports', 'ship']
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c002
 import io
@@ -46,7 +46,7 @@ from ..evaluation.labelling import predict_labels
 from ..evaluation.metrics import score
 from ..training.models import load_model, read_tensors, restore, write_model
 from ..training.zoo import SHIPPED
-from ..training.recipes import folder_of, load_recipes
+from ..training.recipes import folder_of, load_degradations, load_recipes
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c005
 def join_labels(
@@ -390,9 +390,11 @@ def restoration_scores(
     faces,  # a `FaceSet`
     name,  # of the set, for messages
     batch=16,
+    degradation=None,  # steps of a chain; None: the one that it has learned
 ) -> dict:  # label -> a table with the scores of each face
     "Scores of a system beside those of bicubic enlargement; identity only where it can be judged."
-    rows, chain, judges = torch.arange(len(faces)), Chain(recipe["degradation"]), Judges()
+    rows, judges = torch.arange(len(faces)), Judges()
+    chain = Chain(degradation or recipe["degradation"])
     labels = select_labels(chain.needs, faces.labels, name)
     out = degrade_faces(chain, faces, rows.tolist(), 0, "cpu", labels)
     restored = [
@@ -440,6 +442,7 @@ def measure_model(
     faces,  # a `FaceSet`
     name,  # what a row calls the set
     batch=16,
+    on: list = [],  # chains of recipes/degradations.yaml besides the one that it has learned
 ) -> list:  # rows, dicts
     "How good a model is on a face set: a system's scores, or how far a landmarker is off."
     net, recipe = load_model(folder)
@@ -447,20 +450,36 @@ def measure_model(
         error = point_error(net, faces, batch)
         column = "error of a point, share of the distance of the eyes"
         return [{"faces": name, "n": len(faces), column: f"{error:.3f}"}]
-    tables = restoration_scores(net, recipe, faces, name, batch)
-    means = lambda table, which: table.iloc[which].mean(numeric_only=True)
-    return [
-        {
-            "faces": part,
-            "n": len(which),
-            "restored by": label,
-            "PSNR, dB": f"{(mean := means(table, which))['psnr_rgb']:.2f}",
-            "SSIM": f"{mean['ssim_rgb']:.4f}",
-            "identity": f"{mean['identity']:.3f}" if "identity" in mean else "n/a",
-        }
-        for part, which in by_tone(faces, name).items()
-        for label, table in tables.items()
-    ]
+    chains, degradations, rows = {name: None}, load_degradations() if on else {}, []
+    for other in on:
+        entry = degradations[other]
+        chains[f"{name}: {entry['label']}"] = entry["steps"]
+    for title, steps in chains.items():
+        tables = restoration_scores(net, recipe, faces, name, batch, steps)
+        parts = {title: np.arange(len(faces))} if steps else by_tone(faces, title)
+        rows += [
+            score_row(part, label, table.iloc[which])
+            for part, which in parts.items()
+            for label, table in tables.items()
+        ]
+    return rows
+
+
+def score_row(
+    faces,  # which
+    label,  # what restored them
+    table,  # scores of each
+) -> dict:  # texts
+    "A row of a card: means over faces."
+    mean = table.mean(numeric_only=True)
+    return {
+        "faces": faces,
+        "n": len(table),
+        "restored by": label,
+        "PSNR, dB": f"{mean['psnr_rgb']:.2f}",
+        "SSIM": f"{mean['ssim_rgb']:.4f}",
+        "identity": f"{mean['identity']:.3f}" if "identity" in mean else "n/a",
+    }
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c019
 LIMITS = (
@@ -554,6 +573,7 @@ def ship(
     tests: list,  # face sets, as `open_faces` takes them, whose test splits it is measured on
     out=SHIPPED,  # where to
     size=128,  # side of the faces
+    on: list = [],  # chains of recipes/degradations.yaml that it is measured on besides its own
 ) -> Path:  # its folder
     "Put a trained model among those that come with the package: weights, recipe, run, card."
     run, folder = Path(run), Path(out) / name
@@ -576,7 +596,7 @@ def ship(
             for n, r in reports.items()
             if r["steps"]
         },
-        "scores": sum((measure_model(folder, faces, n) for n, faces in sets.items()), []),
+        "scores": sum((measure_model(folder, faces, n, on=on) for n, faces in sets.items()), []),
     }
     write_text(folder / "run.json", json.dumps(about, indent=1) + "\n")
     write_text(folder / "card.md", card(recipe, about, folder / "generator.safetensors"))
