@@ -464,7 +464,7 @@ def models_for(
     chain,  # a `Chain`
     root=None,  # the project; found by itself
 ) -> list:  # of `Model`, those that fit first
-    "Trained models for this chain, or for another one of the same scale."
+    "Trained models for this chain, for another one of the same scale, or for all."
     try:
         root = root or project_root()
     except FacelabError:
@@ -473,7 +473,7 @@ def models_for(
     for name, folder in zoo.find_models(root).items():
         path = folder / "recipe.json"
         recipe = _restorer_recipe(path, path.stat().st_mtime_ns)
-        if recipe is None or zoo.downscaling(recipe[1]) != zoo.downscaling(chain):
+        if recipe is None or not zoo.takes_scale(recipe[1], chain):
             continue
         label, learned, faces = recipe
         ships = folder.is_relative_to(zoo.SHIPPED)

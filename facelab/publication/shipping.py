@@ -574,11 +574,12 @@ def ship(
     out=SHIPPED,  # where to
     size=128,  # side of the faces
     on: list = [],  # chains of recipes/degradations.yaml that it is measured on besides its own
+    called=None,  # how it is called from now on; None: as its recipe
 ) -> Path:  # its folder
     "Put a trained model among those that come with the package: weights, recipe, run, card."
-    run, folder = Path(run), Path(out) / name
+    run, folder = Path(run), Path(out) / (called or name)
     trained = run / folder_of(name, load_recipes()[name])
-    _, recipe = load_model(trained)
+    recipe = {**load_model(trained)[1], "name": folder.name}
     tensors = to_half(read_tensors(trained / "generator.safetensors"))
     reports = read_reports(name, run)
     megabytes = sum(v.nbytes for v in tensors.values()) / 1e6

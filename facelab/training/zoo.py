@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'WEIGHTS', 'find_models', 'trained_steps', 'read_json', 'model_folder', 'fetch_model', 'cache_folder',
-           'downscaling', 'describe_models', 'reported_psnr', 'describe_weights']
+           'downscaling', 'takes_scale', 'describe_models', 'reported_psnr', 'describe_weights']
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c003
 import hashlib
@@ -22,6 +22,7 @@ from ..base.files import print_line, sha256
 from ..base.names import near
 from ..base.weights import PUBLISHED, find_weights, weights_folder
 from ..degradations.chain import Chain
+from ..degradations.mixture import OneOf
 from .models import read_recipe
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c006
@@ -133,6 +134,15 @@ def downscaling(
 ) -> int:
     "How many times smaller a chain makes a picture."
     return math.prod(step.multiple for step in chain.steps if hasattr(step, "shrink"))
+
+
+def takes_scale(
+    learned,  # the `Chain` that a system has learned
+    chain,  # another one
+) -> bool:
+    "Whether a system takes pictures of a chain's scale: its own, or any if it learned many."
+    any_scale = any(isinstance(step, OneOf) for step in learned.steps)
+    return any_scale or downscaling(learned) == downscaling(chain)
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c014
 def describe_models(
