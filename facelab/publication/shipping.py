@@ -574,12 +574,13 @@ def ship(
     out=SHIPPED,  # where to
     size=128,  # side of the faces
     on: list = [],  # chains of recipes/degradations.yaml that it is measured on besides its own
-    called=None,  # how it is called from now on; None: as its recipe
+    called=None,  # another recipe whose name and label it takes; None: its own
 ) -> Path:  # its folder
     "Put a trained model among those that come with the package: weights, recipe, run, card."
     run, folder = Path(run), Path(out) / (called or name)
     trained = run / folder_of(name, load_recipes()[name])
-    recipe = {**load_model(trained)[1], "name": folder.name}
+    label = load_recipes()[folder.name]["label"]
+    recipe = {**load_model(trained)[1], "name": folder.name, "label": label}
     tensors = to_half(read_tensors(trained / "generator.safetensors"))
     reports = read_reports(name, run)
     megabytes = sum(v.nbytes for v in tensors.values()) / 1e6
