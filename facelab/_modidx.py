@@ -3486,6 +3486,7 @@ d = { 'settings': { 'branch': 'main',
                                       'facelab.training.zoo.read_json': ('6_training/zoo.html#read_json', 'facelab/training/zoo.py'),
                                       'facelab.training.zoo.reported_psnr': ( '6_training/zoo.html#reported_psnr',
                                                                               'facelab/training/zoo.py'),
+                                      'facelab.training.zoo.restores': ('6_training/zoo.html#restores', 'facelab/training/zoo.py'),
                                       'facelab.training.zoo.takes_scale': ('6_training/zoo.html#takes_scale', 'facelab/training/zoo.py'),
                                       'facelab.training.zoo.trained_steps': ( '6_training/zoo.html#trained_steps',
                                                                               'facelab/training/zoo.py')}}}

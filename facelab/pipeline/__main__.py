@@ -201,7 +201,7 @@ def parser():
     added[ship].add_argument("--run", required=True, help="the folder of the run that trained it")
     added[ship].add_argument("--test", required=True, nargs="+", help="face sets on whose test splits it is measured")
     added[ship].add_argument("--called", help="another recipe, whose name and label it takes")
-    added[ship].add_argument("--on", nargs="+", default=[], help="degradations that it is measured on besides its own")
+    added[ship].add_argument("--on", nargs="+", default=[], help="degradations that it is measured on (its own)")
     added[run].add_argument("stage", help="of dvc.yaml")
     added[run].add_argument("item", nargs="?", help="the recipe or paper, for stages that have one")
     added[warm].add_argument("words", nargs=argparse.REMAINDER, metavar="COMMAND", help="such as: dvc repro")

@@ -45,7 +45,7 @@ from ..evaluation.judges import Judges
 from ..evaluation.labelling import predict_labels
 from ..evaluation.metrics import score
 from ..training.models import load_model, read_tensors, restore, write_model
-from ..training.zoo import SHIPPED
+from ..training.zoo import SHIPPED, restores
 from ..training.recipes import folder_of, load_degradations, load_recipes
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c005
@@ -394,7 +394,7 @@ def restoration_scores(
 ) -> dict:  # label -> a table with the scores of each face
     "Scores of a system beside those of bicubic enlargement; identity only where it can be judged."
     rows, judges = torch.arange(len(faces)), Judges()
-    chain = Chain(degradation or recipe["degradation"])
+    chain = Chain(recipe["degradation"] if degradation is None else degradation)
     labels = select_labels(chain.needs, faces.labels, name)
     out = degrade_faces(chain, faces, rows.tolist(), 0, "cpu", labels)
     restored = [
@@ -442,7 +442,7 @@ def measure_model(
     faces,  # a `FaceSet`
     name,  # what a row calls the set
     batch=16,
-    on: list = [],  # chains of recipes/degradations.yaml besides the one that it has learned
+    on: list = [],  # chains of recipes/degradations.yaml; none: the one that it has learned
 ) -> list:  # rows, dicts
     "How good a model is on a face set: a system's scores, or how far a landmarker is off."
     net, recipe = load_model(folder)
@@ -450,18 +450,22 @@ def measure_model(
         error = point_error(net, faces, batch)
         column = "error of a point, share of the distance of the eyes"
         return [{"faces": name, "n": len(faces), column: f"{error:.3f}"}]
-    chains, degradations, rows = {name: None}, load_degradations() if on else {}, []
-    for other in on:
-        entry = degradations[other]
-        chains[f"{name}: {entry['label']}"] = entry["steps"]
-    for title, steps in chains.items():
-        tables = restoration_scores(net, recipe, faces, name, batch, steps)
-        parts = {title: np.arange(len(faces))} if steps else by_tone(faces, title)
-        rows += [
-            score_row(part, label, table.iloc[which])
-            for part, which in parts.items()
-            for label, table in tables.items()
-        ]
+    chains, degradations = {name: None}, load_degradations() if on else {}
+    if on:
+        chains = {f"{name}: {degradations[k]['label']}": degradations[k]["steps"] for k in on}
+    tables = {
+        title: restoration_scores(net, recipe, faces, name, batch, steps)
+        for title, steps in chains.items()
+    }
+    rows = [
+        score_row(title, label, table)
+        for title, by_label in tables.items()
+        for label, table in by_label.items()
+    ]
+    for third, which in list(by_tone(faces, name).items())[1:]:
+        for label in ("bicubic", recipe["label"]):
+            some = (by_label[label].iloc[which] for by_label in tables.values())
+            rows.append(score_row(third, label, pd.concat(some)))
     return rows
 
 
@@ -471,12 +475,12 @@ def score_row(
     table,  # scores of each
 ) -> dict:  # texts
     "A row of a card: means over faces."
-    mean = table.mean(numeric_only=True)
+    mean = table.replace(math.inf, math.nan).mean(numeric_only=True)  # of a face that is the truth
     return {
         "faces": faces,
-        "n": len(table),
+        "n": table["image"].nunique(),
         "restored by": label,
-        "PSNR, dB": f"{mean['psnr_rgb']:.2f}",
+        "PSNR, dB": f"{mean['psnr_rgb']:.2f}".replace("nan", "the truth"),
         "SSIM": f"{mean['ssim_rgb']:.4f}",
         "identity": f"{mean['identity']:.3f}" if "identity" in mean else "n/a",
     }
@@ -531,7 +535,7 @@ def card(
     system, rows = recipe["kind"] == "recipes", run["scores"]
     about = "Finds the points of a face in a picture"
     if system:
-        about = f"Restores faces; the degradation: {Chain(recipe['degradation'])}"
+        about = f"Restores faces; the degradation: {restores(Chain(recipe['degradation']))}"
     schedule = [
         f"{name}: {r['steps']} steps of {r['batch']} faces in {r['seconds'] / 60:.0f} minutes"
         for name, r in run["learned"].items()
@@ -573,7 +577,7 @@ def ship(
     tests: list,  # face sets, as `open_faces` takes them, whose test splits it is measured on
     out=SHIPPED,  # where to
     size=128,  # side of the faces
-    on: list = [],  # chains of recipes/degradations.yaml that it is measured on besides its own
+    on: list = [],  # chains of recipes/degradations.yaml that it is measured on; none: its own
     called=None,  # another recipe whose name and label it takes; None: its own
 ) -> Path:  # its folder
     "Put a trained model among those that come with the package: weights, recipe, run, card."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'WEIGHTS', 'find_models', 'trained_steps', 'read_json', 'model_folder', 'fetch_model', 'cache_folder',
-           'downscaling', 'takes_scale', 'describe_models', 'reported_psnr', 'describe_weights']
+           'downscaling', 'takes_scale', 'restores', 'describe_models', 'reported_psnr', 'describe_weights']
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c003
 import hashlib
@@ -144,6 +144,23 @@ def takes_scale(
     any_scale = any(isinstance(step, OneOf) for step in learned.steps)
     return any_scale or downscaling(learned) == downscaling(chain)
 
+
+def restores(
+    chain,  # the `Chain` that a system has learned
+) -> str:
+    "The degradations that a system undoes, in words; of a chain that draws among many their names."
+
+    def names(chain):
+        for step in chain.steps:
+            inner = step.of if isinstance(step, OneOf) else ()
+            yield from (
+                (name for c in inner for name in names(c)) if inner else [type(step).__name__]
+            )
+
+    if any(isinstance(step, OneOf) for step in chain.steps):
+        return f"any of {', '.join(dict.fromkeys(names(chain)))}"
+    return str(chain)
+
 # %% ../../nbs/6_training/08_zoo.ipynb #c014
 def describe_models(
     found,  # as `find_models` returns them
@@ -152,7 +169,7 @@ def describe_models(
     rows = []
     for name, folder in found.items():
         try:
-            chain = str(Chain((recipe := read_recipe(folder))["degradation"]))
+            chain = restores(Chain((recipe := read_recipe(folder))["degradation"]))
         except Exception:
             continue  # no model of ours
         run = read_json(folder / "run.json") or read_json(folder / "../../../runs" / f"{name}.json")
