@@ -28,16 +28,11 @@ from ..degradations.occlusion import Worn
 from ..degradations.resample import resize
 from ..base.dice import Dice
 from ..base.files import markdown_table, sha256, write_text
+from ..base.names import near
 from ..base.images import tensor_of, to_float, to_uint8
 from ..faces.sets import FaceSet, LABELS, open_faces
-from facelab.faces.parts import (
-    CLASSES_19,
-    TEMPLATES,
-    five_points,
-    parsing_from_landmarks,
-    similarity,
-    transform_landmarks,
-)
+from ..faces.parts import CLASSES_19, TEMPLATES, five_points, parsing_from_landmarks
+from ..faces.parts import similarity, transform_landmarks
 from ..faces.layouts import align_picture
 from ..evaluation.finder import turn_back
 from ..evaluation.inputs import degrade_faces
@@ -393,7 +388,7 @@ def restoration_scores(
     degradation=None,  # steps of a chain; None: the one that it has learned
 ) -> dict:  # label -> a table with the scores of each face
     "Scores of a system beside those of bicubic enlargement; identity only where it can be judged."
-    rows, judges = torch.arange(len(faces)), Judges()
+    rows, judges = torch.arange(len(faces)), Judges(helpers=SHIPPED)
     chain = Chain(recipe["degradation"] if degradation is None else degradation)
     labels = select_labels(chain.needs, faces.labels, name)
     out = degrade_faces(chain, faces, rows.tolist(), 0, "cpu", labels)
@@ -451,6 +446,8 @@ def measure_model(
         column = "error of a point, share of the distance of the eyes"
         return [{"faces": name, "n": len(faces), column: f"{error:.3f}"}]
     chains, degradations = {name: None}, load_degradations() if on else {}
+    if bad := [k for k in on if k not in degradations]:
+        raise FacelabError(f"unknown degradation {bad[0]!r}: {near(bad[0], degradations)}")
     if on:
         chains = {f"{name}: {degradations[k]['label']}": degradations[k]["steps"] for k in on}
     tables = {
@@ -581,10 +578,12 @@ def ship(
     called=None,  # another recipe whose name and label it takes; None: its own
 ) -> Path:  # its folder
     "Put a trained model among those that come with the package: weights, recipe, run, card."
-    run, folder = Path(run), Path(out) / (called or name)
-    trained = run / folder_of(name, load_recipes()[name])
-    label = load_recipes()[folder.name]["label"]
-    recipe = {**load_model(trained)[1], "name": folder.name, "label": label}
+    recipes, run, folder = load_recipes(), Path(run), Path(out) / (called or name)
+    if bad := [k for k in (name, folder.name) if k not in recipes]:
+        raise FacelabError(f"unknown recipe {bad[0]!r}: {near(bad[0], recipes)}")
+    trained = run / folder_of(name, recipes[name])
+    recipe = load_model(trained)[1]
+    recipe |= {"name": folder.name, "label": recipes[folder.name]["label"]}
     tensors = to_half(read_tensors(trained / "generator.safetensors"))
     reports = read_reports(name, run)
     megabytes = sum(v.nbytes for v in tensors.values()) / 1e6
