@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOWHERE', 'LIMIT', 'LIMITS', 'GUESS', 'USES', 'JUDGED', 'CARD', 'KEPT', 'join_labels', 'join_sets', 'cut_outs',
            'window_matrix', 'window', 'windows', 'hide', 'narrow', 'spoil', 'cut', 'shapes', 'square', 'no_face',
-           'varied_windows', 'to_half', 'point_error', 'restoration_scores', 'typology_angle', 'by_tone',
-           'measure_model', 'score_row', 'card', 'read_reports', 'ship']
+           'varied_windows', 'to_half', 'point_error', 'restoration_scores', 'typology_angle', 'by_tone', 'score_row',
+           'measure_model', 'card', 'read_reports', 'ship']
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c002
 import io
@@ -431,6 +431,23 @@ def by_tone(
         parts |= {f"{name}, {tone} third": third for tone, third in zip(tones, thirds)}
     return parts
 
+# %% ../../nbs/8_publication/07_shipping.ipynb #c018-7
+def score_row(
+    faces,  # which
+    label,  # what restored them
+    table,  # scores of each
+) -> dict:  # texts
+    "A row of a card: means over faces."
+    mean = table.replace(math.inf, math.nan).mean(numeric_only=True)  # of a face that is the truth
+    return {
+        "faces": faces,
+        "n": table["image"].nunique(),
+        "restored by": label,
+        "PSNR, dB": f"{mean['psnr_rgb']:.2f}".replace("nan", "the truth"),
+        "SSIM": f"{mean['ssim_rgb']:.4f}",
+        "identity": f"{mean['identity']:.3f}" if "identity" in mean else "n/a",
+    }
+
 # %% ../../nbs/8_publication/07_shipping.ipynb #c018-6
 def measure_model(
     folder,  # as `write_model` leaves it
@@ -464,23 +481,6 @@ def measure_model(
             some = (by_label[label].iloc[which] for by_label in tables.values())
             rows.append(score_row(third, label, pd.concat(some)))
     return rows
-
-
-def score_row(
-    faces,  # which
-    label,  # what restored them
-    table,  # scores of each
-) -> dict:  # texts
-    "A row of a card: means over faces."
-    mean = table.replace(math.inf, math.nan).mean(numeric_only=True)  # of a face that is the truth
-    return {
-        "faces": faces,
-        "n": table["image"].nunique(),
-        "restored by": label,
-        "PSNR, dB": f"{mean['psnr_rgb']:.2f}".replace("nan", "the truth"),
-        "SSIM": f"{mean['ssim_rgb']:.4f}",
-        "identity": f"{mean['identity']:.3f}" if "identity" in mean else "n/a",
-    }
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c019
 LIMITS = (
