@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['NOWHERE', 'LIMIT', 'LIMITS', 'GUESS', 'USES', 'JUDGED', 'CARD', 'KEPT', 'join_labels', 'join_sets', 'cut_outs',
            'window_matrix', 'window', 'windows', 'hide', 'narrow', 'spoil', 'cut', 'shapes', 'square', 'no_face',
-           'varied_windows', 'to_half', 'point_error', 'restoration_scores', 'typology_angle', 'by_tone', 'score_row',
-           'measure_model', 'card', 'read_reports', 'ship']
+           'varied_windows', 'to_half', 'point_error', 'restoration_scores', 'typology_angle', 'thirds_by_tone',
+           'score_row', 'measure_model', 'card', 'read_reports', 'ship']
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c002
 import io
@@ -419,17 +419,16 @@ def typology_angle(
     return np.degrees(np.arctan2(L - 50, b))
 
 
-def by_tone(
+def thirds_by_tone(
     faces,  # a `FaceSet`
     name,  # what a row calls the set
 ) -> dict:  # name -> which faces, numbers
-    "All faces of a set and, if landmarks show where skin is, three thirds by its tone."
-    parts = {name: np.arange(len(faces))}
-    if faces.landmarks is not None and faces.landmarks.shape[1] in (68, 81) and len(faces) >= 3:
-        thirds = np.array_split(np.argsort(typology_angle(faces), kind="stable"), 3)
-        tones = ("darkest", "middle", "lightest")
-        parts |= {f"{name}, {tone} third": third for tone, third in zip(tones, thirds)}
-    return parts
+    "Three thirds of a set by the tone of the skin; none if landmarks do not show where skin is."
+    if faces.landmarks is None or faces.landmarks.shape[1] not in (68, 81) or len(faces) < 3:
+        return {}
+    thirds = np.array_split(np.argsort(typology_angle(faces), kind="stable"), 3)
+    tones = ("darkest", "middle", "lightest")
+    return {f"{name}, {tone} third": third for tone, third in zip(tones, thirds)}
 
 # %% ../../nbs/8_publication/07_shipping.ipynb #c018-7
 def score_row(
@@ -462,21 +461,20 @@ def measure_model(
         error = point_error(net, faces, batch)
         column = "error of a point, share of the distance of the eyes"
         return [{"faces": name, "n": len(faces), column: f"{error:.3f}"}]
-    chains, degradations = {name: None}, load_degradations() if on else {}
+    degradations = load_degradations() if on else {}
     if bad := [k for k in on if k not in degradations]:
         raise FacelabError(f"unknown degradation {bad[0]!r}: {near(bad[0], degradations)}")
-    if on:
-        chains = {f"{name}: {degradations[k]['label']}": degradations[k]["steps"] for k in on}
+    chains = {f"{name}: {degradations[k]['label']}": degradations[k]["steps"] for k in on}
     tables = {
         title: restoration_scores(net, recipe, faces, name, batch, steps)
-        for title, steps in chains.items()
+        for title, steps in (chains or {name: None}).items()
     }
     rows = [
         score_row(title, label, table)
         for title, by_label in tables.items()
         for label, table in by_label.items()
     ]
-    for third, which in list(by_tone(faces, name).items())[1:]:
+    for third, which in thirds_by_tone(faces, name).items():
         for label in ("bicubic", recipe["label"]):
             some = (by_label[label].iloc[which] for by_label in tables.values())
             rows.append(score_row(third, label, pd.concat(some)))

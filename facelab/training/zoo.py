@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SHIPPED', 'WEIGHTS', 'find_models', 'trained_steps', 'read_json', 'model_folder', 'fetch_model', 'cache_folder',
-           'downscaling', 'takes_scale', 'restores', 'describe_models', 'reported_psnr', 'describe_weights']
+           'downscaling', 'draws', 'takes_scale', 'restores', 'describe_models', 'reported_psnr', 'describe_weights']
 
 # %% ../../nbs/6_training/08_zoo.ipynb #c003
 import hashlib
@@ -136,13 +136,19 @@ def downscaling(
     return math.prod(step.multiple for step in chain.steps if hasattr(step, "shrink"))
 
 
+def draws(
+    chain,  # a `Chain`
+) -> bool:
+    "Whether a chain draws among several."
+    return any(isinstance(step, OneOf) for step in chain.steps)
+
+
 def takes_scale(
     learned,  # the `Chain` that a system has learned
     chain,  # another one
 ) -> bool:
     "Whether a system takes pictures of a chain's scale: its own, or any if it learned many."
-    any_scale = any(isinstance(step, OneOf) for step in learned.steps)
-    return any_scale or downscaling(learned) == downscaling(chain)
+    return draws(learned) or downscaling(learned) == downscaling(chain)
 
 
 def restores(
@@ -157,7 +163,7 @@ def restores(
                 (name for c in inner for name in names(c)) if inner else [type(step).__name__]
             )
 
-    if any(isinstance(step, OneOf) for step in chain.steps):
+    if draws(chain):
         return f"any of {', '.join(dict.fromkeys(names(chain)))}"
     return str(chain)
 
